@@ -1,0 +1,34 @@
+"""Published facts of every data set, known without touching a file: shapes, classes, official counts, sources.
+
+Nothing here imports torch or numpy, so configuration checks and `--help` may use it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Facts:
+    """`shape` is [C, H, W] of one sample at one time step before crop and down-sampling; `kind` is image or events."""
+
+    kind: str
+    shape: tuple[int, int, int]
+    num_classes: int
+    train: int  # samples of the official training part (0: generated, depends on the configuration)
+    test: int
+
+
+FACTS: dict[str, Facts] = {
+    "digits": Facts("image", (1, 8, 8), 10, 1437, 360),
+    "mnist": Facts("image", (1, 28, 28), 10, 60_000, 10_000),
+    "fashion_mnist": Facts("image", (1, 28, 28), 10, 60_000, 10_000),
+    "cifar10": Facts("image", (3, 32, 32), 10, 50_000, 10_000),
+    "nmnist": Facts("events", (2, 34, 34), 10, 60_000, 10_000),
+    "dvs128": Facts("events", (2, 128, 128), 11, 1176, 288),  # variants: registry of data/dvs128.py
+    "shd": Facts("events", (1, 1, 700), 20, 8156, 2264),
+    "ssc": Facts("events", (1, 1, 700), 35, 75_466, 20_382),
+    "cifar10dvs": Facts("events", (2, 128, 128), 10, 9000, 1000),
+    "randman": Facts("events", (1, 1, 0), 0, 0, 0),  # units and classes come from the configuration
+    "motion": Facts("events", (2, 0, 0), 11, 0, 0),
+}
