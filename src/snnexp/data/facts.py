@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from snnexp.config import DatasetConf, EventDatasetConf, MotionDatasetConf, RandmanDatasetConf
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -32,3 +34,25 @@ FACTS: dict[str, Facts] = {
     "randman": Facts("events", (1, 1, 0), 0, 0, 0),  # units and classes come from the configuration
     "motion": Facts("events", (2, 0, 0), 11, 0, 0),
 }
+
+
+def num_classes(conf: DatasetConf) -> int:
+    """Number of classes that the data set of this configuration has."""
+    return conf.num_classes if isinstance(conf, RandmanDatasetConf) else FACTS[conf.name].num_classes
+
+
+def frame_shape(conf: DatasetConf) -> tuple[int, int, int]:
+    """[C, H, W] of one time step as the network sees it: after polarity merging, crop and down-sampling."""
+    channels, height, width = FACTS[conf.name].shape
+    if isinstance(conf, RandmanDatasetConf):
+        width = conf.num_units
+    elif isinstance(conf, MotionDatasetConf):
+        height = width = conf.size
+    if isinstance(conf, EventDatasetConf):
+        if conf.polarity != "both":
+            channels = 1
+        if conf.crop is not None:
+            height, width = min(height, conf.crop), min(width, conf.crop)
+        # ceil: the last, incomplete cell keeps its events
+        height, width = -(-height // conf.downsample), -(-width // conf.downsample)
+    return channels, height, width
