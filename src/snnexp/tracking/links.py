@@ -1,0 +1,53 @@
+"""Addresses into MLflow's pages. Imports nothing: a link must not cost two seconds.
+
+Without `workflowType=machine_learning` a fresh browser lands in the GenAI view, whose charts know nothing of metrics.
+"""
+
+from __future__ import annotations
+
+import json
+from urllib.parse import quote, urlsplit, urlunsplit
+
+LOCAL_UI = "http://127.0.0.1:5000"  # where `mlflow ui` serves a local store
+
+
+def without_password(uri: str) -> str:
+    """`uri` as it may be shown and kept: the password in it replaced by ***."""
+    parts = urlsplit(uri)
+    if parts.password is None:
+        return uri
+    return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))
+
+
+def ui_address(uri: str) -> str | None:
+    """Where the store's pages are served: the server itself, or this machine for a database; None if unknown."""
+    if uri.startswith(("http://", "https://")):
+        parts = urlsplit(uri)
+        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).rstrip("/")
+    return LOCAL_UI if "://" in uri and not uri.startswith("databricks") else None
+
+
+def run_link(uri: str, experiment_id: str, run_id: str) -> str | None:
+    """The page of one run."""
+    base = ui_address(uri)
+    return base and f"{base}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+
+
+def experiment_link(uri: str, experiment_id: str) -> str | None:
+    """The chart page of an experiment."""
+    base = ui_address(uri)
+    return base and f"{base}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+
+
+def compare_link(uri: str, experiment_id: str, run_ids: list[str]) -> str | None:
+    """The page that compares runs: parallel coordinates, scatter, contour."""
+    base = ui_address(uri)
+    runs, experiments = quote(json.dumps(run_ids)), quote(json.dumps([experiment_id]))
+    return base and f"{base}/#/compare-runs?runs={runs}&experiments={experiments}&workflowType=machine_learning"
+
+
+def ui_command(uri: str) -> str | None:
+    """The command that serves a local store, or None where a server runs already."""
+    if uri.startswith(("http://", "https://", "databricks")):
+        return None
+    return f"mlflow ui --backend-store-uri {without_password(uri)} --workers 1"

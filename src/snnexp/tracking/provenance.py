@@ -1,0 +1,35 @@
+"""Which code made a run. MLflow sets git.commit only if the main script lies in a git tree: an installed command's does
+not, so we look at where the package's own source lies."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+from pathlib import Path
+
+import snnexp
+
+
+@functools.cache
+def code_tags() -> dict[str, str]:
+    """Version, and git commit, branch and dirty flag if the package runs from a git checkout of its own."""
+    tags = {"snnexp.version": snnexp.__version__}
+    source = Path(snnexp.__file__).resolve().parent
+    # tracked? an environment inside somebody else's repository must not lend us that one's commit
+    if _git(source, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return tags
+    commit = _git(source, "rev-parse", "HEAD")
+    if commit:
+        tags["git.commit"] = commit
+        tags["git.branch"] = _git(source, "rev-parse", "--abbrev-ref", "HEAD") or ""
+        changed = _git(source, "status", "--porcelain", "--untracked-files=no")
+        tags["git.dirty"] = "unknown" if changed is None else ("true" if changed else "false")
+    return tags
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None  # no git, or no repository
+    return done.stdout.strip()

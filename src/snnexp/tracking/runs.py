@@ -1,0 +1,254 @@
+"""One stable folder per run: what is finished, what was cut off, what another process is working on.
+
+    <state_dir>/<dataset>-<neuron>-<identity>/<attempt 001, 002, ...>/
+        run.json            status, MLflow run id, store, process; written to a temporary name and renamed
+        lock                held for as long as the process lives, so a free lock behind RUNNING means it was killed
+        state.pt            training state of the last complete epoch
+        best.safetensors    weights of the best epoch on validation;  last.safetensors: of the last one
+        metrics.jsonl       every metric, one line per epoch, whatever happens to the store
+        artifacts/          what is drawn or written beside the metrics
+
+The lock is `flock`: it is released by the kernel with the process, `kill -9` included, and it works across machines on
+file systems that carry flock (local disks, NFSv4, Lustre with -o flock).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import socket
+import uuid
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from snnexp import __version__
+from snnexp.errors import ConfigError
+from snnexp.tracking.identity import run_identity
+
+log = logging.getLogger(__name__)
+
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+Action = Literal["new", "resume", "skip"]
+
+ATTEMPT = re.compile(r"\d{3,}")
+CLAIM_TIMEOUT_S = 60.0  # a claim reads a few small files; longer means that the file system hangs
+
+
+@dataclass
+class RunRecord:
+    """What run.json holds."""
+
+    identity: str
+    status: Status = "RUNNING"
+    tracking_uri: str | None = None  # null: tracking=off
+    mlflow_run_id: str | None = None
+    unsent: bool = False  # the store could not be reached; the next run against it sends what is missing
+    created: str = ""
+    updated: str = ""
+    version: str = __version__
+    pid: int = 0
+    host: str = ""
+    uid: str = (
+        ""  # random; also a tag of the MLflow run, which can so be found if a kill came before its id was written
+    )
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` so that a reader, or a kill at any moment, sees the old file or the new one and nothing between."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_record(folder: Path) -> RunRecord | None:
+    """The record in `folder`, or None (and a warning that names the file) if it is missing or damaged."""
+    path = folder / "run.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        known = {item.name for item in fields(RunRecord)}
+        record = RunRecord(**{key: value for key, value in values.items() if key in known})
+        if record.status not in ("RUNNING", "FINISHED", "FAILED", "KILLED"):
+            raise ValueError(f"status is {record.status!r}")
+    except FileNotFoundError:
+        return None  # killed between making the folder and writing the record: nothing was lost
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        log.warning("%s is damaged (%s); this attempt is left as it is and neither continued nor counted", path, error)
+        return None
+    return record
+
+
+@dataclass
+class RunFolder:
+    """A run's folder with the lock held: `action` says whether to start, to continue, or (in a sweep) to do nothing."""
+
+    path: Path
+    record: RunRecord
+    action: Action
+    _lock: FileLock | None = field(default=None, repr=False)
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first run of this identity."""
+        return int(self.path.name)
+
+    @property
+    def state(self) -> Path:
+        """Training state of the last complete epoch."""
+        return self.path / "state.pt"
+
+    @property
+    def best(self) -> Path:
+        """Weights of the best epoch on validation."""
+        return self.path / "best.safetensors"
+
+    @property
+    def last(self) -> Path:
+        """Weights of the last epoch."""
+        return self.path / "last.safetensors"
+
+    @property
+    def metrics_path(self) -> Path:
+        """Every metric, one JSON line per epoch."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def artifacts(self) -> Path:
+        """Plots, tables and texts; also what could not be sent yet."""
+        return self.path / "artifacts"
+
+    @property
+    def skip_reason(self) -> str:
+        """One line for a sweep's log when there is nothing to do."""
+        where = f"MLflow run {self.record.mlflow_run_id} in {self.record.tracking_uri}"
+        if self.record.mlflow_run_id is None:
+            where = "it has no MLflow run (tracking=off)"
+        return f"already finished: {self.path}; {where}. trainer.resume=never runs it again."
+
+    def update(self, **values: Any) -> None:
+        """Change fields of run.json, atomically."""
+        for key, value in values.items():
+            if not hasattr(self.record, key):
+                raise AttributeError(f"run.json has no field {key}")
+            setattr(self.record, key, value)
+        self.record.updated = _now()
+        write_atomically(self.path / "run.json", json.dumps(asdict(self.record), indent=1) + "\n")
+
+    def finish(self, status: Status) -> None:
+        """Write the final status and let go of the lock; a second call changes nothing.
+
+        Call it after the tracker's `finish`: a kill between the two leaves a run that is finished once more, never a
+        finished folder whose MLflow run says RUNNING for ever.
+        """
+        if self._lock is None:
+            return
+        self.update(status=status)
+        self._lock.release()
+        self._lock = None
+
+
+def claim(
+    cfg: dict[str, Any], state_dir: str | Path, resume: Literal["auto", "never"] = "auto", in_sweep: bool = False
+) -> RunFolder:
+    """Decide what the command does with its identity, and hold the folder for it.
+
+    resume=auto: continue the newest unfinished attempt (KILLED, FAILED, or RUNNING with nobody behind it); if there is
+    none, start a new one, or skip inside a sweep whose identity has a finished attempt. resume=never: always a new one.
+
+    Args:
+        cfg: the resolved config in plain containers.
+        state_dir: parent of all runs' folders; made if missing.
+    Raises: ConfigError if another live process runs this identity (resume=auto), or the folder cannot be written.
+    """
+    identity = run_identity(cfg)
+    home = Path(state_dir).absolute() / f"{cfg['dataset']['name']}-{cfg['neuron']['name']}-{identity}"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with FileLock(home / "claim.lock", timeout=CLAIM_TIMEOUT_S):
+            return _decide(home, identity, resume, in_sweep)
+    except Timeout:
+        raise ConfigError(
+            f"state_dir: {home}/claim.lock was held for {CLAIM_TIMEOUT_S:.0f} s by a process that hangs."
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"state_dir={state_dir}: cannot write there ({error.strerror or error}). "
+            "Set state_dir to a folder that you may write to."
+        ) from error
+
+
+def _decide(home: Path, identity: str, resume: str, in_sweep: bool) -> RunFolder:
+    attempts = sorted(
+        (p for p in home.iterdir() if p.is_dir() and ATTEMPT.fullmatch(p.name)), key=lambda p: int(p.name)
+    )
+    if resume == "never":
+        return _start(home, identity, attempts)
+
+    finished: RunFolder | None = None
+    unfinished: RunFolder | None = None
+    for path in attempts:  # oldest first: the newest of each kind stays
+        record = read_record(path)
+        lock = _try_lock(path)
+        if lock is None:
+            _release(unfinished)
+            who = f"process {record.pid} on {record.host}" if record else "another process"
+            raise ConfigError(
+                f"This very run is being done by {who}: {path}. Wait for it, stop it, or add trainer.resume=never "
+                "to run it a second time beside it."
+            )
+        if record is None:
+            lock.release()
+        elif record.status == "FINISHED":
+            lock.release()
+            finished = RunFolder(path, record, "skip")
+        else:
+            _release(unfinished)
+            unfinished = RunFolder(path, record, "resume", lock)
+
+    if in_sweep and finished is not None:
+        _release(unfinished)
+        return finished
+    if unfinished is None:
+        return _start(home, identity, attempts)
+    unfinished.update(status="RUNNING", pid=os.getpid(), host=socket.gethostname(), version=__version__)
+    return unfinished
+
+
+def _start(home: Path, identity: str, attempts: list[Path]) -> RunFolder:
+    path = home / f"{int(attempts[-1].name) + 1 if attempts else 1:03d}"
+    path.mkdir()
+    lock = _try_lock(path)
+    if lock is None:  # we hold claim.lock and have just made the folder
+        raise ConfigError(f"{path}/lock: another process took the lock of a new run; try again.")
+    record = RunRecord(identity, created=_now(), pid=os.getpid(), host=socket.gethostname(), uid=uuid.uuid4().hex)
+    folder = RunFolder(path, record, "new", lock)
+    folder.update(status="RUNNING")
+    return folder
+
+
+def _try_lock(path: Path) -> FileLock | None:
+    # thread_local=False: the run may be finished by another thread than the one that claimed it
+    lock = FileLock(path / "lock", timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        return None
+    return lock
+
+
+def _release(folder: RunFolder | None) -> None:
+    if folder is not None and folder._lock is not None:
+        folder._lock.release()
+        folder._lock = None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
