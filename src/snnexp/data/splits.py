@@ -82,12 +82,10 @@ def _split_by_subject(
     np.add.at(counts, (who, what), 1)
 
     choices = _subject_choices(counts.sum(axis=1), val_fraction, rng)
-    in_val = (
-        choices.astype(np.float64) @ counts
-    )  # [choices, classes]; float64 takes the fast matrix product, exact here
+    held_out = choices.astype(np.float64) @ counts  # [choices, classes]; float64: the fast, exact matrix product
     totals = counts.sum(axis=0)
-    usable = ((in_val > 0) & (in_val < totals)).all(axis=1)
-    share = in_val.sum(axis=1) / len(labels)
+    usable = ((held_out > 0) & (held_out < totals)).all(axis=1)
+    share = held_out.sum(axis=1) / len(labels)
     # A choice further from the wanted share than no choice at all (or than everybody) is not what the user asked for.
     near = usable & (np.abs(share - val_fraction) <= min(val_fraction, 1 - val_fraction))
     if not near.any():
@@ -102,10 +100,11 @@ def _split_by_subject(
         else:
             message += " No choice of whole subjects has every class in both parts: use dataset.val_fraction=0."
         raise ConfigError(message)
-    error = np.abs(share - val_fraction) + np.abs(in_val / totals - val_fraction).mean(axis=1)
+    error = np.abs(share - val_fraction) + np.abs(held_out / totals - val_fraction).mean(axis=1)
     error[~near] = np.inf
-    chosen = choices[rng.choice(np.flatnonzero(error <= error.min() + NEAR_BEST))]
-    return np.asarray(chosen[who], dtype=np.bool_)
+    chosen: NDArray[np.bool_] = choices[rng.choice(np.flatnonzero(error <= error.min() + NEAR_BEST))]
+    in_val: NDArray[np.bool_] = chosen[who]
+    return in_val
 
 
 def _subject_choices(sizes: NDArray[np.int64], val_fraction: float, rng: np.random.Generator) -> NDArray[np.bool_]:
@@ -134,8 +133,8 @@ def _round_up(share: float) -> float:
 def limit(labels: NDArray[np.integer], indices: Indices, n: int | None, seed: int) -> Indices:
     """Keep at most `n` of `indices`, with the classes in proportion; null or more than there are keeps all.
 
-    Each class's samples are put in random order, sample k of n_c gets the key (k + 1/2)/n_c, and the n smallest keys win:
-    so a smaller part is a subset of a larger one of the same seed.
+    Each class's samples are put in random order, sample k of n_c gets the key (k + 1/2)/n_c, and the n smallest keys
+    win: so a smaller part is a subset of a larger one of the same seed.
 
     Args:
         labels: class of each sample of the whole set, [N]; `indices` points into it.
@@ -143,13 +142,13 @@ def limit(labels: NDArray[np.integer], indices: Indices, n: int | None, seed: in
     """
     if n is None or n >= len(indices):
         return indices
-    rng = np.random.default_rng(seed)
-    shuffled = rng.permutation(indices)
+    shuffled: Indices = np.random.default_rng(seed).permutation(indices)
     key = np.empty(len(shuffled))
     for label in np.unique(labels[shuffled]):
         members = np.flatnonzero(labels[shuffled] == label)
         key[members] = (np.arange(len(members)) + 0.5) / len(members)
-    return np.sort(shuffled[np.argsort(key, kind="stable")[:n]])
+    kept: Indices = np.sort(shuffled[np.argsort(key, kind="stable")[:n]])
+    return kept
 
 
 def split_hash(**splits: Iterable[str | int]) -> str:

@@ -1,0 +1,168 @@
+"""From output spikes and membranes over time to class scores, and the loss that trains them.
+
+All losses are batch means in float32, whatever the precision of the network, and none waits for the device. They equal
+snnTorch's where the two define the same thing (the tests compare them); snnTorch's own loop over steps in Python, and
+its temporal losses' gradient over single elements, which on CUDA would wait for the device B*C times per batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from snnexp.coding_rules import check_decoder
+from snnexp.config import DecoderConf, NeuronConf
+from snnexp.errors import ConfigError
+
+
+def build_decoder(conf: DecoderConf, num_classes: int, num_steps: int) -> Decoder:
+    """Return the decoder of the configuration. Raises: ConfigError if its loss or targets do not fit."""
+    # What joins decoder and neuron is checked with the configuration; here a neuron that fits every decoder stands in.
+    errors = check_decoder(conf, NeuronConf(name="any"), num_steps)
+    if errors:
+        raise ConfigError("\n".join(errors))
+    return Decoder(conf, num_classes)
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Scores [B, C] from output spikes and membranes [T, B, C], and the loss.
+
+        rate, vote       score = (1/T) sum_t S[t]                     (vote: the model has averaged the votes already)
+        membrane         score = U[T-1], mean_t U[t] or max_t U[t]
+        first_spike      score = -(first spike time), silent: -T; equal times: larger membrane first, see `scores`
+        temporal_weight  score = sum_t w[t] S[t],  w[t] = gamma (T - t)/T or gamma^-t   (ETTFS, arXiv:2410.23619)
+
+    The predicted class has the largest score; equal scores go to the lowest class.
+    """
+
+    conf: DecoderConf
+    num_classes: int
+
+    @property
+    def needs_membrane(self) -> bool:
+        """Whether `mem` is read; the other decoders take None."""
+        return self.conf.name in ("membrane", "first_spike")
+
+    def scores(self, spk: Tensor, mem: Tensor | None) -> Tensor:
+        """Class scores, float32 [B, C]; larger is likelier.
+
+        first_spike: -t + sigmoid(U[t]) - 1/2 at the first spike time t, so that the order is by time and then by
+        membrane; a silent neuron has t = T and its last membrane, so it comes after those that fire at T - 1.
+        """
+        self._check(spk, mem)
+        name = self.conf.name
+        if name in ("rate", "vote"):
+            return spk.float().mean(0)
+        if name == "membrane":
+            return self._reduced(mem)
+        if name == "temporal_weight":
+            return self._weighted(spk)
+        first = first_spike_time(spk)
+        at_spike = _given(mem).gather(0, first.clamp(max=spk.shape[0] - 1).unsqueeze(0)).squeeze(0)
+        return at_spike.float().sigmoid() - 0.5 - first
+
+    def predict(self, scores: Tensor) -> Tensor:
+        """Predicted classes, int64 [B]."""
+        return scores.argmax(-1)
+
+    def loss(self, spk: Tensor, mem: Tensor | None, labels: Tensor) -> Tensor:
+        """The loss, a scalar. y is 1 for the right class and 0 else; target = correct_rate y + incorrect_rate (1 - y).
+
+            cross_entropy  of scale * score; rate and vote: of scale * spike count      snnTorch's ce_count_loss
+            mse            mean over B, C of (score - target)^2                         PLIF's and Rouser's rate MSE
+            mse_step       mean over T, B, C of (S[t] - target)^2; membrane: U[t]       mse_membrane_loss
+            ce_step        cross-entropy of scale * S[t] (membrane: U[t]), mean over T  ce_rate_loss
+            ce_temporal    cross-entropy of -scale * t_first                            ce_temporal_loss
+            mse_temporal   mean over B, C of ((t_first - target step)/T)^2              mse_temporal_loss
+
+        In the temporal losses silent neurons count as firing at T - 1, and dt_first/dS is -1 at that step, as there.
+        """
+        self._check(spk, mem)
+        kind = self.conf.loss
+        if kind == "cross_entropy":
+            rates = self.conf.name in ("rate", "vote")
+            logits = spk.float().sum(0) if rates else self.scores(spk, mem)
+            return F.cross_entropy(self.conf.scale * logits, labels)
+        if kind == "mse":
+            return F.mse_loss(self.scores(spk, mem), self._target_rates(labels))
+        if kind == "mse_step":
+            out = self._over_time(spk, mem)
+            return F.mse_loss(out, self._target_rates(labels).expand_as(out))
+        if kind == "ce_step":
+            out = self.conf.scale * self._over_time(spk, mem)
+            return F.cross_entropy(out.flatten(0, 1), labels.repeat(out.shape[0]))
+        time = _FirstSpike.apply(spk)  # type: ignore[no-untyped-call]
+        if kind == "ce_temporal":
+            return F.cross_entropy(-self.conf.scale * time, labels)
+        return F.mse_loss(time / spk.shape[0], self._target_times(labels, spk.shape[0]) / spk.shape[0])
+
+    def _reduced(self, mem: Tensor | None) -> Tensor:
+        mem = _given(mem)
+        if self.conf.reduce == "last":
+            return mem[-1].float()
+        return mem.float().mean(0) if self.conf.reduce == "mean" else mem.float().amax(0)
+
+    def _weighted(self, spk: Tensor) -> Tensor:
+        steps = spk.shape[0]
+        time = torch.arange(steps, device=spk.device, dtype=torch.float32)
+        linear = self.conf.weights == "linear"
+        weights = self.conf.gamma * (steps - time) / steps if linear else self.conf.gamma**-time
+        return (weights.view(-1, 1, 1) * spk.float()).sum(0)
+
+    def _over_time(self, spk: Tensor, mem: Tensor | None) -> Tensor:
+        return (_given(mem) if self.conf.name == "membrane" else spk).float()
+
+    def _is_label(self, labels: Tensor) -> Tensor:
+        return labels.unsqueeze(1) == torch.arange(self.num_classes, device=labels.device)
+
+    def _target_rates(self, labels: Tensor) -> Tensor:
+        right = self._is_label(labels).float()
+        return self.conf.incorrect_rate + (self.conf.correct_rate - self.conf.incorrect_rate) * right
+
+    def _target_times(self, labels: Tensor, steps: int) -> Tensor:
+        off = steps - 1 if self.conf.off_target is None else self.conf.off_target
+        return off + (self.conf.on_target - off) * self._is_label(labels).float()
+
+    def _check(self, spk: Tensor, mem: Tensor | None) -> None:
+        out = mem if self.conf.name == "membrane" and mem is not None else spk
+        if out.dim() != 3 or out.shape[2] != self.num_classes:
+            raise ConfigError(
+                f"decoder={self.conf.name}: the network's output is {list(out.shape)}, not [T, B, {self.num_classes}]."
+                f" model.spec must end in one neuron per class (FC{self.num_classes}-SN), or use decoder=vote."
+            )
+
+
+def first_spike_time(spk: Tensor) -> Tensor:
+    """Step of the first spike, int64 [B, C] from spikes [T, B, C]; T where there is none."""
+    steps = spk.shape[0]
+    time = torch.arange(steps, device=spk.device).view(-1, *[1] * (spk.dim() - 1))
+    return torch.where(spk > 0, time, steps).amin(0)
+
+
+class _FirstSpike(torch.autograd.Function):
+    """First spike time as a float, T - 1 if silent; its derivative by the spike at that step is taken as -1."""
+
+    @staticmethod
+    def forward(ctx: Any, spk: Tensor) -> Tensor:
+        time = first_spike_time(spk).clamp(max=spk.shape[0] - 1)
+        ctx.save_for_backward(time)
+        ctx.spikes = spk.shape, spk.dtype
+        return time.float()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (time,) = ctx.saved_tensors
+        shape, dtype = ctx.spikes
+        grad_spk = torch.zeros(shape, device=time.device, dtype=dtype)
+        return grad_spk.scatter_(0, time.unsqueeze(0), -grads[0].unsqueeze(0).to(dtype))
+
+
+def _given(mem: Tensor | None) -> Tensor:
+    if mem is None:
+        raise TypeError("this decoder reads the membranes of the output layer, but got none")
+    return mem
