@@ -1,0 +1,112 @@
+"""Engines run the neuron equation over all T steps at once; all agree with `reference` in forward and backward."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from snnexp.errors import ConfigError, unknown_choice
+from snnexp.neurons.engines import reference
+from snnexp.neurons.equation import Dynamics, State, initial_state
+from snnexp.neurons.names import ENGINES, FUSED_SURROGATES
+
+FUSED_DEVICE = {"numba": "cpu", "triton": "cuda"}
+
+
+def run_neurons(
+    x: Tensor,
+    alpha: Tensor | None,
+    beta: Tensor,
+    threshold: Tensor,
+    dynamics: Dynamics,
+    state: State | None = None,
+    engine: str = "reference",
+    overwrite_input: bool = False,
+) -> tuple[Tensor, Tensor, State]:
+    """Run spiking neurons over all time steps (equation and options: `snnexp.neurons.equation`).
+
+    Args:
+        x: input current [T, B, *shape], T >= 1. Half precision is computed in float32.
+        alpha, beta, threshold: each broadcasts to [*shape] (one per layer, channel or neuron); alpha None: no current.
+        state: where to start; None: at rest.
+        engine: reference, numba (CPU) or triton (CUDA); see `choose_engine`.
+        overwrite_input: the engine may put the membranes into x's memory. Safe if nothing else reads x later: its
+            producer must not need its own output in backward (linear, convolution and batch norm do not), else
+            backward raises torch's error about a tensor modified in place. The reference engine never does it.
+    Returns: spikes in x's dtype, membranes before the reset in the dtype computed in, both like x, and the last state.
+        All of them, state included, carry gradients to x, alpha, beta, threshold and the given state.
+    Raises: ConfigError if a value does not broadcast to [*shape]; the message has both shapes.
+    """
+    if x.dim() < 2 or x.shape[0] == 0:
+        raise ValueError(f"neurons take [T, B, ...] with T >= 1, got {list(x.shape)}")
+    for name, value in (("alpha", alpha), ("beta", beta), ("threshold", threshold)):
+        if value is not None:
+            _check_broadcast(name, value, x.shape[2:])
+    compute = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    if state is None:
+        state = initial_state(compute[0], dynamics, alpha is not None)
+    elif state.mem.shape != x.shape[1:]:
+        raise ConfigError(f"the state has shape {list(state.mem.shape)}, but the input needs {list(x.shape[1:])}.")
+    spk, mem, state = reference.run(compute, alpha, beta, threshold, dynamics, state)
+    return spk.to(x.dtype), mem, state
+
+
+def _check_broadcast(name: str, value: Tensor, shape: torch.Size) -> None:
+    try:
+        fits = torch.broadcast_shapes(value.shape, shape) == shape  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ConfigError(
+            f"neuron.{name} has shape {list(value.shape)}, which does not broadcast to the neurons' shape "
+            f"{list(shape)}. Give one value, one per channel, or one per neuron."
+        )
+
+
+def choose_engine(
+    requested: str, device: torch.device | str, dynamics: Dynamics, dtype: torch.dtype
+) -> tuple[str, str]:
+    """Choose the engine for a layer; returns its name and the reason in words.
+
+    An engine asked for by name is used or refused; `auto` takes the fused engine of the device if it can do the job.
+
+    Raises: ConfigError if `requested` is unknown, or cannot run here; the message names the choices.
+    """
+    if requested not in ("auto", *ENGINES):
+        raise ConfigError(unknown_choice("neuron.engine", requested, ("auto", *ENGINES)))
+    kind = torch.device(device).type
+    if requested == "reference":
+        return "reference", "asked for"
+    if requested == "auto":
+        name = next((engine for engine, where in FUSED_DEVICE.items() if where == kind), None)
+        if name is None:
+            return "reference", f"no fused engine runs on {kind}"
+        problem = why_not(name, kind, dynamics, dtype)
+        return (name, f"fastest on {kind}") if problem is None else ("reference", f"{name} cannot: {problem}")
+    problem = why_not(requested, kind, dynamics, dtype)
+    if problem is not None:
+        able = [engine for engine in ENGINES if engine == "reference" or why_not(engine, kind, dynamics, dtype) is None]
+        raise ConfigError(f"neuron.engine={requested}: {problem}. Here these can: auto, {', '.join(able)}.")
+    return requested, "asked for"
+
+
+def why_not(engine: str, device_type: str, dynamics: Dynamics, dtype: torch.dtype) -> str | None:
+    """Say why a fused engine cannot run these neurons, or return None if it can."""
+    if device_type != FUSED_DEVICE[engine]:
+        return f"it runs on {FUSED_DEVICE[engine]}, and the device is {device_type}"
+    if not _available(engine):
+        return f"the package {engine} is not installed"
+    if dynamics.spiking and not dynamics.surrogate.fused:
+        return f"surrogate {dynamics.surrogate.name} is not one of {', '.join(FUSED_SURROGATES)}"
+    if dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        return f"it has no kernel for {dtype}"
+    return None
+
+
+@cache
+def _available(engine: str) -> bool:
+    modules = (engine, f"{__name__}.{engine}_engine")
+    return all(importlib.util.find_spec(module) is not None for module in modules)

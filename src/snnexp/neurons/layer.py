@@ -1,0 +1,246 @@
+"""The spiking layer: owns thresholds and decays, hands the time loop to an engine, never keeps state."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from snntorch import SpikingNeuron
+from torch import Tensor, nn
+from torch.nn import functional
+
+from snnexp.config import NeuronConf
+from snnexp.errors import ConfigError, unknown_choice
+from snnexp.neurons.engines import choose_engine, run_neurons
+from snnexp.neurons.equation import Dynamics, State, initial_state, step
+from snnexp.neurons.names import RESETS
+from snnexp.neurons.surrogates import build_surrogate, with_value
+
+
+class NeuronOutput(NamedTuple):
+    """Spikes and membranes before the reset, both [T, B, *shape], and the state after the last step."""
+
+    spk: Tensor
+    mem: Tensor
+    state: State
+
+
+def build_dynamics(conf: NeuronConf, spiking: bool = True) -> Dynamics:
+    """Build the options of the equation from the configuration.
+
+    Raises: ConfigError for an unknown reset or surrogate.
+    """
+    if conf.reset not in RESETS:
+        raise ConfigError(unknown_choice("neuron.reset", conf.reset, RESETS))
+    return Dynamics(
+        surrogate=build_surrogate(conf.surrogate),
+        reset=str(conf.reset),
+        strict=bool(conf.strict),
+        tau_form=bool(conf.tau_form),
+        detach_reset=bool(conf.detach_reset),
+        ignore_reset_in_backward=bool(conf.ignore_reset_in_backward),
+        fire_once=bool(conf.fire_once),
+        force_last_spike=bool(conf.force_last_spike),
+        relative_surrogate=bool(conf.relative_surrogate),
+        spiking=spiking,
+    )
+
+
+class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
+    """A layer of neurons of shape [C, H, W] or [N], built from `NeuronConf`; the first axis is the channel.
+
+    What is stored and learned is `raw_threshold`, `raw_beta` and `raw_alpha` (parameters where learned, else buffers);
+    `threshold`, `beta` and `alpha` are the values in effect:
+
+        threshold_param  direct: raw;  softplus: ln(1 + e^raw), always > 0;  tanh: tanh(raw) (LTMD)
+        decay_param      sigmoid: 1 - sigmoid(raw), raw = -ln(tau - 1) at the start (PLIF);
+                         clamp: raw clamped to [0, 1], where its gradient passes through, so that it can come back
+
+    A value that is not learned is stored as it is.
+
+    Args:
+        conf: the group `neuron`. Numbers may be YAML integers.
+        shape: shape of one sample's neurons.
+        name: the layer's name in messages and metrics (sn1, sn2, ...).
+        spiking: false makes a leaky integrator for readouts: spikes are zero, mem is the integral, no threshold learns.
+    Attributes:
+        engine, engine_reason: what ran the last forward pass, and why; None before.
+        overwrite_input: let the engine reuse the input's memory (see `run_neurons`); models set it where safe.
+    Raises: ConfigError if a value is out of the range that its parametrisation can express.
+    """
+
+    raw_threshold: Tensor
+    raw_beta: Tensor
+    raw_alpha: Tensor
+    engine: str | None = None
+    engine_reason: str | None = None
+    overwrite_input: bool = False
+
+    def __init__(self, conf: NeuronConf, shape: tuple[int, ...], name: str, spiking: bool = True) -> None:
+        # Not SpikingNeuron.__init__: it would keep every layer alive in a class-level list (snntorch#328) and claim the
+        # name `threshold`. What snnTorch's and NeuroBench's tools read of a neuron is set here instead.
+        nn.Module.__init__(self)
+        self.init_hidden = self.inhibition = self.output = self.surrogate_disable = self.state_quant = False
+        self.graded_spikes_factor = 1.0
+        self._reset_mechanism = "subtract" if str(conf.reset).startswith("subtract") else str(conf.reset)
+
+        self.name = name
+        self.shape = tuple(shape)
+        self.requested_engine = str(conf.engine)
+        self.dynamics = build_dynamics(conf, spiking)
+        self.spike_grad = _SpikeGrad(self.dynamics)
+        self.threshold_param = str(conf.threshold_param) if conf.learn_threshold and spiking else "direct"
+        self.beta_param = str(conf.decay_param) if conf.learn_beta else "direct"
+        self.alpha_param = str(conf.decay_param) if conf.learn_alpha else "direct"
+        self._store(
+            "threshold", conf.threshold, conf.threshold_per, self.threshold_param, conf.learn_threshold and spiking
+        )
+        self._store("beta", conf.beta, conf.beta_per, self.beta_param, conf.learn_beta)
+        self.has_current = conf.alpha is not None
+        if conf.alpha is not None:
+            self._store("alpha", conf.alpha, conf.alpha_per, self.alpha_param, conf.learn_alpha)
+
+    def _store(self, name: str, value: float, per: str, parametrisation: str, learn: bool) -> None:
+        """Keep a value of the given granularity as the parameter or buffer raw_<name>."""
+        sizes: dict[str, tuple[int, ...]] = {
+            "layer": (),
+            "channel": (self.shape[0], *(1 for _ in self.shape[1:])),
+            "neuron": self.shape,
+        }
+        if per not in sizes:
+            raise ConfigError(unknown_choice(f"neuron.{name}_per", per, sizes))
+        raw = torch.full(sizes[per], _invert(name, float(value), parametrisation), dtype=torch.float32)
+        if learn:
+            self.register_parameter(f"raw_{name}", nn.Parameter(raw))
+        else:
+            self.register_buffer(f"raw_{name}", raw)
+
+    @property
+    def threshold(self) -> Tensor:
+        """Firing level theta in effect; broadcasts to `shape`."""
+        match self.threshold_param:
+            case "softplus":
+                return functional.softplus(self.raw_threshold)
+            case "tanh":
+                return torch.tanh(self.raw_threshold)
+        return self.raw_threshold
+
+    @property
+    def beta(self) -> Tensor:
+        """Share of the membrane kept per step; broadcasts to `shape`."""
+        return _decay(self.raw_beta, self.beta_param)
+
+    @property
+    def alpha(self) -> Tensor | None:
+        """Share of the current kept per step; None if the neuron has no current."""
+        return _decay(self.raw_alpha, self.alpha_param) if self.has_current else None
+
+    def learned(self) -> dict[str, Tensor]:
+        """Return the values in effect of what is learned: any of threshold, beta, alpha."""
+        return {
+            name: getattr(self, name) for name in ("threshold", "beta", "alpha") if self._parameter(name) is not None
+        }
+
+    def threshold_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters behind learned thresholds (optimizer.lr_threshold)."""
+        return [p for p in (self._parameter("threshold"),) if p is not None]
+
+    def decay_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters behind learned beta and alpha (optimizer.lr_decay)."""
+        return [p for p in (self._parameter("beta"), self._parameter("alpha")) if p is not None]
+
+    def _parameter(self, name: str) -> nn.Parameter | None:
+        parameters: dict[str, nn.Parameter | None] = self._parameters
+        return parameters.get(f"raw_{name}")
+
+    def init_state(
+        self, batch_size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> State:
+        """Return the state at rest for a batch; device and dtype default to the layer's own."""
+        like = self.raw_beta.new_empty((batch_size, *self.shape), device=device, dtype=dtype, requires_grad=False)
+        return initial_state(like, self.dynamics, self.has_current)
+
+    def forward(self, x: Tensor, state: State | None = None) -> NeuronOutput:
+        """Run all time steps of x [T, B, *shape] from `state` (None: at rest).
+
+        Half-precision input is computed in float32; spikes come back in the input's dtype, membranes in float32.
+        Raises: ConfigError if x is not [T, B, *shape], or the engine asked for cannot run here.
+        """
+        if tuple(x.shape[2:]) != self.shape:
+            raise ConfigError(
+                f"{self.name}: the input is {list(x.shape)}, but the layer has neurons of shape {list(self.shape)}; "
+                f"expected [T, B, {', '.join(map(str, self.shape))}]."
+            )
+        dynamics = self.active_dynamics()
+        self.engine, self.engine_reason = choose_engine(self.requested_engine, x.device, dynamics, x.dtype)
+        return NeuronOutput(
+            *run_neurons(x, self.alpha, self.beta, self.threshold, dynamics, state, self.engine, self.overwrite_input)
+        )
+
+    def single_step(self, x_t: Tensor, state: State, last: bool = False) -> tuple[Tensor, Tensor, State]:
+        """Run one step of x_t [B, *shape], for loops that need the spikes before the next input; any device.
+
+        `last` marks the last step of the sample, which only force_last_spike asks about.
+        Returns: spikes in x_t's dtype, membrane before the reset, new state.
+        """
+        x = x_t if x_t.dtype == state.mem.dtype else x_t.to(state.mem.dtype)
+        spk, mem, state = step(x, state, self.alpha, self.beta, self.threshold, self.active_dynamics(), last)
+        return spk.to(x_t.dtype), mem, state
+
+    def active_dynamics(self) -> Dynamics:
+        """Return the options in force: silent neurons are forced to fire in training only."""
+        if self.dynamics.force_last_spike and not self.training:
+            return replace(self.dynamics, force_last_spike=False)
+        return self.dynamics
+
+    def extra_repr(self) -> str:
+        kind = "" if self.dynamics.spiking else ", spiking=False"
+        return f"{self.name}, {list(self.shape)}, reset={self.dynamics.reset}, engine={self.requested_engine}{kind}"
+
+
+class _SpikeGrad:
+    """snnTorch's view of the surrogate: a callable on U - theta. A class, since lambdas cannot be pickled."""
+
+    def __init__(self, dynamics: Dynamics) -> None:
+        self.dynamics = dynamics
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.dynamics.surrogate.spike(x, self.dynamics.strict)
+
+
+def _decay(raw: Tensor, parametrisation: str) -> Tensor:
+    match parametrisation:
+        case "sigmoid":
+            return 1 - torch.sigmoid(raw)
+        case "clamp":
+            return with_value(raw.clamp(0, 1), gradient_of=raw)
+    return raw
+
+
+def _invert(name: str, value: float, parametrisation: str) -> float:
+    """Return the raw number that the parametrisation maps to `value`."""
+    match parametrisation:
+        case "direct":
+            return value
+        case "softplus":
+            if value > 0:
+                return value + math.log(-math.expm1(-value))
+            legal = "above 0"
+        case "tanh":
+            if -1 < value < 1:
+                return math.atanh(value)
+            legal = "between -1 and 1, both excluded"
+        case "sigmoid":
+            if 0 < value < 1:
+                return math.log1p(-value) - math.log(value)
+            legal = "between 0 and 1, both excluded (tau = 1/(1 - beta) above 1)"
+        case "clamp":
+            if 0 <= value <= 1:
+                return value
+            legal = "from 0 to 1"
+        case _:
+            raise ConfigError(f"neuron.{name}: unknown parametrisation {parametrisation}.")
+    key = "threshold_param" if name == "threshold" else "decay_param"
+    raise ConfigError(f"neuron.{name}={value}: neuron.{key}={parametrisation} can only learn values {legal}.")

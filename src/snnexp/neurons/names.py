@@ -1,0 +1,31 @@
+"""The words a configuration may use for surrogates and engines. Imports nothing: configuration checks read it."""
+
+from __future__ import annotations
+
+FUSED_SURROGATES = ("atan", "fast_sigmoid", "sigmoid", "triangular", "rectangular", "exponential")
+"""Surrogates of our own: every engine runs them. The position in this tuple is the code that the kernels switch on."""
+
+SNNTORCH_PREFIX = "snntorch:"
+
+SNNTORCH_SURROGATES = (
+    "LSO",
+    "SFS",
+    "SSO",
+    "atan",
+    "fast_sigmoid",
+    "heaviside",
+    "sigmoid",
+    "spike_rate_escape",
+    "straight_through_estimator",
+    "triangular",
+)
+"""Functions of `snntorch.surrogate` that need no argument (1.0.0; a test compares); only for the reference engine."""
+
+SURROGATES = (*FUSED_SURROGATES, *(SNNTORCH_PREFIX + name for name in SNNTORCH_SURROGATES))
+"""Every legal value of `neuron.surrogate.name`."""
+
+ENGINES = ("reference", "numba", "triton")
+"""Every engine; `neuron.engine` also takes `auto`."""
+
+RESETS = ("none", "zero", "subtract", "subtract_first")
+"""Every legal value of `neuron.reset`. The position in this tuple is the code that the kernels switch on."""
