@@ -196,7 +196,7 @@ def _decide(home: Path, identity: str, resume: str, in_sweep: bool) -> RunFolder
     unfinished: RunFolder | None = None
     for path in attempts:  # oldest first: the newest of each kind stays
         record = read_record(path)
-        lock = _try_lock(path)
+        lock = lock_folder(path)
         if lock is None:
             _release(unfinished)
             who = f"process {record.pid} on {record.host}" if record else "another process"
@@ -225,7 +225,7 @@ def _decide(home: Path, identity: str, resume: str, in_sweep: bool) -> RunFolder
 def _start(home: Path, identity: str, attempts: list[Path]) -> RunFolder:
     path = home / f"{int(attempts[-1].name) + 1 if attempts else 1:03d}"
     path.mkdir()
-    lock = _try_lock(path)
+    lock = lock_folder(path)
     if lock is None:  # we hold claim.lock and have just made the folder
         raise ConfigError(f"{path}/lock: another process took the lock of a new run; try again.")
     record = RunRecord(identity, created=_now(), pid=os.getpid(), host=socket.gethostname(), uid=uuid.uuid4().hex)
@@ -234,7 +234,8 @@ def _start(home: Path, identity: str, attempts: list[Path]) -> RunFolder:
     return folder
 
 
-def _try_lock(path: Path) -> FileLock | None:
+def lock_folder(path: Path) -> FileLock | None:
+    """Take the lock of a run's folder, or return None at once if a live process has it."""
     # thread_local=False: the run may be finished by another thread than the one that claimed it
     lock = FileLock(path / "lock", timeout=0, thread_local=False)
     try:

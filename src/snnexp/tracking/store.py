@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from snnexp.tracking.links import without_password
 from snnexp.tracking.local import LocalRecord, config_params
 from snnexp.tracking.metrics_log import History
 from snnexp.tracking.provenance import code_tags
@@ -152,6 +153,8 @@ def open_tracker(
     """
     from omegaconf import OmegaConf
 
+    if conf.uri:  # it may hold a password, and the record is for everybody
+        cfg = {**cfg, "tracking": {**cfg["tracking"], "uri": without_password(conf.uri)}}
     tags = {**code_tags(), "identity": folder.record.identity, "run_folder": str(folder.path), "status": "RUNNING"}
     if source_overrides:
         tags["overrides"] = " ".join(source_overrides)

@@ -1,0 +1,382 @@
+"""The MLflow tracker: the local record first, then the store; a store that goes away never stops or slows training.
+
+While the store answers, each call is sent at once (one request per epoch). When a call fails, the tracker says so once
+and is *behind*: later calls only write the local record, and now and then (30 s, doubling to 10 min) it tries to catch
+up. Catching up compares with what the store holds, so that no (key, step) is ever sent twice, and is the same code that
+continues an interrupted run, fills a store from a run that began with tracking=off, and sends what a finished run could
+not (`send_unsent`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from snnexp.errors import ConfigError, TrackingError
+from snnexp.tracking import links
+from snnexp.tracking.identity import is_bookkeeping, run_name
+from snnexp.tracking.metrics_log import Entry
+from snnexp.tracking.mlflow_store import Store, connect
+from snnexp.tracking.runs import RunFolder, Status, lock_folder, read_record
+from snnexp.tracking.store import OffTracker
+
+if TYPE_CHECKING:
+    from snnexp.config import TrackingConf
+    from snnexp.data.base import DataInfo
+
+log = logging.getLogger(__name__)
+
+RETRY_FIRST_S = 30.0
+RETRY_LONGEST_S = 600.0
+BATCH = 1000  # MLflow's limit of metrics per request; 100 for parameters and tags
+UID_TAG = "run_uid"
+PARENT_TAG = "mlflow.parentRunId"
+
+
+class MlflowTracker(OffTracker):
+    """See the module; `OffTracker` is the half that writes the local record."""
+
+    def __init__(self, folder: RunFolder, store: Store, run_id: str) -> None:
+        super().__init__(folder)
+        self.folder = folder
+        self.store = store
+        self.run_id: str = run_id
+        self._behind = False
+        self._wait_s = RETRY_FIRST_S
+        self._next_try = 0.0
+        self._monitor: Any = None  # MLflow's sampler of system metrics
+        self._inf_named: set[str] = set()
+
+    # --- what the training loop calls ---
+
+    def log_params(self, params: dict[str, Any]) -> None:
+        """See `Tracker`."""
+        new = self.local.add_params(params)
+        self._deliver(lambda: self._send_params(new))
+
+    def log_tags(self, tags: dict[str, Any]) -> None:
+        """See `Tracker`."""
+        new = self.local.add_tags(tags)
+        self._deliver(lambda: self._send_tags(new))
+
+    def log_dataset(self, info: DataInfo) -> None:
+        """See `Tracker`."""
+        tags = self.local.add_dataset(info)
+
+        def send() -> None:
+            self._send_dataset()
+            self._send_tags(tags)
+
+        self._deliver(send)
+
+    def log_epoch(self, step: int, metrics: dict[str, float]) -> None:
+        """See `Tracker`."""
+        entry = self.local.add_metrics(step, metrics)
+        self._deliver(lambda: self._send_metrics([entry]))
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """See `Tracker`."""
+        self._deliver_file(self.local.add_file(path, folder))
+
+    def log_text(self, text: str, name: str) -> None:
+        """See `Tracker`."""
+        self._deliver_file(self.local.add_text(text, name))
+
+    def finish(self, status: Status) -> None:
+        """See `Tracker`. If the store is still away, what is missing stays in the run's folder, and we say where."""
+        if self._monitor is not None:
+            self._monitor.finish()
+            self._monitor = None
+        tags = self.local.add_tags({"status": status, "mlflow.note.content": self._note()})
+        self._next_try = 0.0  # once more, whatever the back-off says
+
+        def send() -> None:
+            self._send_tags(tags)
+            self.store.client.set_terminated(self.run_id, status)
+
+        self._deliver(send)
+        if self._behind:
+            log.warning(
+                "The tracking store %s is still away. Everything is kept in %s; the next snnexp run that uses this "
+                "store sends it.",
+                links.without_password(self.store.uri),
+                self.folder.path,
+            )
+
+    def link(self) -> str | None:
+        """See `Tracker`."""
+        return links.run_link(self.store.uri, self.store.experiment_id, self.run_id)
+
+    # --- keeping up with the store ---
+
+    def _deliver(self, send: Callable[[], None]) -> None:
+        if self._behind and time.monotonic() < self._next_try:
+            return
+        try:
+            if self._behind:
+                self.catch_up()
+            send()
+        except Exception as error:  # whatever a network, a server or a database can raise
+            self._fell_behind(error)
+        else:
+            self._is_up_to_date()
+
+    def _deliver_file(self, name: str) -> None:
+        self.local.unsent_files.add(name)
+        self.local.save()
+        self._deliver(self._send_files)
+
+    def _fell_behind(self, error: Exception) -> None:
+        if not self._behind:
+            log.warning(
+                "The tracking store %s does not answer (%s). Training goes on; metrics are kept in %s and sent later.",
+                links.without_password(self.store.uri),
+                (str(error).splitlines() or [type(error).__name__])[0][:200],
+                self.folder.metrics_path,
+            )
+            self._behind, self._wait_s = True, RETRY_FIRST_S
+            self.folder.update(unsent=True)
+        else:
+            self._wait_s = min(2 * self._wait_s, RETRY_LONGEST_S)
+        self._next_try = time.monotonic() + self._wait_s
+
+    def _is_up_to_date(self) -> None:
+        if self._behind:
+            log.info("The tracking store answers again; nothing is missing there.")
+        self._behind = False
+        if self.folder.record.unsent:
+            self.folder.update(unsent=False)
+
+    def catch_up(self) -> None:
+        """Bring the store up to date with the local record; raises what the store raises."""
+        run = self.store.client.get_run(self.run_id)
+        self._send_params(self.local.params, known=run.data.params)
+        self._send_tags(self.local.tags)
+        self._send_dataset()
+        there = {
+            (key, point.step)
+            for key in run.data.metrics
+            for point in self.store.client.get_metric_history(self.run_id, key)
+        }
+        missing = []
+        for entry in self.local.metrics.entries:
+            new = {key: value for key, value in entry.metrics.items() if (key, entry.step) not in there}
+            missing.append(Entry(entry.step, entry.time_ms, new))
+        self._send_metrics(missing)
+        self._send_files()
+
+    # --- one kind each ---
+
+    def _send_params(self, params: dict[str, str], known: dict[str, str] | None = None) -> None:
+        from mlflow.entities import Param
+
+        if known is None:
+            known = self.store.client.get_run(self.run_id).data.params
+        for key in sorted(set(params) & set(known)):
+            if params[key] != known[key] and not is_bookkeeping(key):
+                log.warning("%s is %s, but its MLflow run says %s", key, params[key], known[key])
+        new = [Param(key, value) for key, value in params.items() if key not in known]
+        for batch in _batches(new, 100):
+            self.store.client.log_batch(self.run_id, params=batch)
+
+    def _send_tags(self, tags: dict[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        for batch in _batches([RunTag(key, value) for key, value in tags.items()], 100):
+            self.store.client.log_batch(self.run_id, tags=batch)
+
+    def _send_dataset(self) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        data = self.local.dataset
+        if data is None:
+            return
+        is_address = data["source"].startswith(("http://", "https://"))
+        source = {"url": data["source"]} if is_address else {"description": data["source"]}
+        entity = Dataset(
+            name=data["name"],
+            digest=data["digest"],
+            source_type="http" if is_address else "local",
+            source=json.dumps(source),
+            profile=json.dumps(data["profile"]),
+        )
+        context = [InputTag("mlflow.data.context", "train")]
+        self.store.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset=entity, tags=context)])
+
+    def _send_metrics(self, entries: list[Entry]) -> None:
+        from mlflow.entities import Metric
+
+        points = []
+        for entry in entries:
+            for key, value in entry.metrics.items():
+                if math.isinf(value):  # the store would keep 1.797e308
+                    if key not in self._inf_named:
+                        log.warning("%s is infinite at step %d; MLflow gets nan", key, entry.step)
+                    self._inf_named.add(key)
+                    value = math.nan
+                points.append(Metric(key, value, entry.time_ms, entry.step))
+        for batch in _batches(points, BATCH):
+            self.store.client.log_batch(self.run_id, metrics=batch, synchronous=True)
+
+    def _send_files(self) -> None:
+        for name in sorted(self.local.unsent_files):
+            folder, _, _ = name.rpartition("/")
+            self.store.client.log_artifact(self.run_id, str(self.local.file(name)), folder or None)
+            self.local.unsent_files.discard(name)
+            self.local.save()
+
+    def _note(self) -> str:
+        """The run's page in a few lines of Markdown."""
+        tags, params = self.local.tags, self.local.params
+        lines = [f"**{params.get('dataset', '?')}, {params.get('neuron', '?')}, seed {params.get('seed', '?')}**"]
+        if "overrides" in tags:
+            lines.append(f"`snnexp {tags['overrides']}`")
+        history = self.local.history()
+        results = [
+            f"{key} {history[key][-1][1]:.4f}"
+            for key in ("test/accuracy", "val/accuracy", "train/accuracy")
+            if key in history
+        ]
+        if results:
+            lines.append(", ".join(results))
+        if "split_hash" in tags:
+            counts = ", ".join(
+                f"{tags[f'samples.{s}']} {s}" for s in ("train", "val", "test") if f"samples.{s}" in tags
+            )
+            partial = "" if tags.get("complete") == "true" else " (not the complete data set)"
+            lines.append(f"Samples: {counts}{partial}. Split `{tags['split_hash'][:12]}`.")
+        lines.append(f"Folder: `{self.folder.path}`")
+        return "\n\n".join(lines)
+
+    def start_system_metrics(self) -> None:
+        """Sample CPU, memory, disk, network and GPU every 10 s until `finish`."""
+        try:
+            import psutil  # type: ignore[import-untyped]  # noqa: F401
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+        except ImportError as error:
+            raise ConfigError(
+                "tracking.system_metrics=true needs psutil: pip install 'snnexp[system]', or leave it false."
+            ) from error
+        self._monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self.store.uri)
+        self._monitor.start()
+
+
+def open_mlflow(
+    conf: TrackingConf, folder: RunFolder, cfg: dict[str, Any], uri: str, tags: dict[str, str], parent: str | None
+) -> MlflowTracker:
+    """Start, or continue, the MLflow run of a claimed folder. Raises: TrackingError if the store cannot be used."""
+    store = connect(uri, conf.experiment)
+    assert store is not None  # create=True
+    shown = links.without_password(uri)
+    try:
+        run_id = _find_run(store, folder, shown) if folder.action == "resume" else None
+        resumed = run_id is not None
+        if run_id is None:
+            first = {UID_TAG: folder.record.uid, "mlflow.source.type": "LOCAL", "mlflow.source.name": "snnexp"}
+            if parent is not None:
+                first[PARENT_TAG] = parent  # at creation: the pages nest a run by it
+            first.update(_optional_tags(tags))
+            run_id = store.client.create_run(store.experiment_id, tags=first, run_name=run_name(cfg)).info.run_id
+        folder.update(mlflow_run_id=run_id, tracking_uri=shown)
+        tracker = MlflowTracker(folder, store, run_id)
+        tags = {**tags, PARENT_TAG: parent} if parent is not None else tags
+        tracker.local.add_tags(tags)
+        tracker.local.add_tags({"mlflow.note.content": tracker._note()})
+        if resumed:
+            store.client.update_run(run_id, status="RUNNING")
+        tracker.catch_up()  # also fills a fresh run with what an earlier part of it did with tracking=off
+        tracker._is_up_to_date()
+    except TrackingError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise TrackingError(
+            f"tracking.uri={shown}: the store fails: {reason}. Or train without it: tracking=off."
+        ) from error
+    if conf.system_metrics:
+        tracker.start_system_metrics()
+    send_unsent(folder.path.parents[1], store)
+    return tracker
+
+
+def _find_run(store: Store, folder: RunFolder, shown_uri: str) -> str | None:
+    """The MLflow run that an interrupted attempt began in this store, if it is still there."""
+    from mlflow.exceptions import MlflowException
+
+    run_id = folder.record.mlflow_run_id
+    if run_id is not None and folder.record.tracking_uri == shown_uri:
+        try:
+            run = store.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+        else:
+            if run.info.lifecycle_stage == "active":
+                return run_id
+        log.warning("MLflow run %s is no longer in %s; its record is sent there anew", run_id, shown_uri)
+        folder_files_to_send_again(folder)
+        return None
+    found = store.client.search_runs([store.experiment_id], f"tags.{UID_TAG} = '{folder.record.uid}'", max_results=1)
+    if found:
+        return str(found[0].info.run_id)
+    folder_files_to_send_again(folder)
+    return None
+
+
+def folder_files_to_send_again(folder: RunFolder) -> None:
+    """Mark every file of the local record as unsent: the store has none of them."""
+    from snnexp.tracking.local import LocalRecord
+
+    local = LocalRecord(folder)
+    local.unsent_files.update(local.files)
+    if local.files:
+        local.save()
+
+
+def send_unsent(state_dir: Path, store: Store) -> int:
+    """Send what earlier runs in `state_dir` could not, if nobody is working on them; returns how many were sent."""
+    sent = 0
+    shown = links.without_password(store.uri)
+    for path in sorted(state_dir.glob("*/*/run.json")):
+        record = read_record(path.parent)
+        if record is None or not record.unsent or record.tracking_uri != shown or record.mlflow_run_id is None:
+            continue
+        lock = lock_folder(path.parent)
+        if lock is None:
+            continue
+        try:
+            tracker = MlflowTracker(RunFolder(path.parent, record, "resume"), store, record.mlflow_run_id)
+            tracker.catch_up()
+            status = "KILLED" if record.status == "RUNNING" else record.status  # its lock is free: nobody runs it
+            store.client.set_terminated(record.mlflow_run_id, status)
+            tracker.folder.update(unsent=False)
+            log.info("Sent what %s had kept for the store.", path.parent)
+            sent += 1
+        except Exception as error:  # an old run's trouble must not stop the new one
+            log.warning("%s could not be sent: %s", path.parent, (str(error).splitlines() or [""])[0][:200])
+        finally:
+            lock.release()
+    return sent
+
+
+def _optional_tags(tags: dict[str, str]) -> dict[str, str]:
+    """What MLflow's own columns show: user, version, command line."""
+    extra = {"mlflow.source.name": os.path.basename(sys.argv[0]) or "snnexp"}
+    if "git.commit" in tags:
+        extra["mlflow.source.git.commit"] = tags["git.commit"]
+    with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
+        extra["mlflow.user"] = getpass.getuser()
+    return extra
+
+
+def _batches(items: list[Any], size: int) -> Iterable[list[Any]]:
+    return (items[i : i + size] for i in range(0, len(items), size))
