@@ -1,0 +1,292 @@
+"""Time bins: the events of a whole batch counted into [T, B, C, H, W], or listed as `EventFrames`, in one call.
+
+Because a sample's events are in order of time, its bins are T consecutive pieces of its event list. `bin_edges` finds
+the T + 1 cuts (a binary search, no pass over the events), and counting then reads positions only. A look-up table from
+stored position to network input does crop, down-sampling and polarity at no further cost per event.
+
+With t_0 and t_N-1 the sample's first and last time, D = t_N-1 - t_0, event k of N falls into bin
+    time    min(floor((t - t_0) T / D), T - 1)        equal durations; bin 0 if D = 0
+    count   min(floor(k / floor(N / T)), T - 1)       SpikingJelly's split_by="number"; T - 1 if N < T
+    width   floor(t / bin)                            from the sample's start; later than T bins: cut
+so that with `time` and `count` no event is lost. Bins are set by all events of the sample, before the crop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from snnexp.data.base import EventFrames
+
+BIN_BY = {"time": 0, "count": 1, "width": 2}
+
+
+@dataclass(frozen=True)
+class Binning:
+    """How stored events become the network's input; the fields are the keys of the data set's configuration.
+
+    `sensor` is [C, H, W] as stored, `shape` what the network sees. `table[address]` is the flat position in `shape`,
+    or -1 outside the crop; `signs[address]` is -1 for an off event if polarity=difference, else 1.
+    """
+
+    num_steps: int
+    bin_by: str
+    bin_us: float  # used by bin_by=width
+    binary: bool
+    signed: bool  # polarity=difference
+    sensor: tuple[int, int, int]
+    shape: tuple[int, int, int]
+    table: NDArray[np.int32]
+    signs: NDArray[np.int8]
+
+    @property
+    def features(self) -> int:
+        """Inputs per time step, C * H * W."""
+        return self.shape[0] * self.shape[1] * self.shape[2]
+
+
+def build_binning(
+    sensor: tuple[int, int, int],
+    num_steps: int,
+    bin_by: str,
+    bin_ms: float | None = None,
+    value: str = "count",
+    polarity: str = "both",
+    crop: int | None = None,
+    downsample: int = 1,
+) -> Binning:
+    """Work out the look-up table: centre crop first, then coordinates divided by `downsample` (rounded down).
+
+    The crop's first row is (H - crop) // 2, its first column likewise; a last, incomplete cell keeps its events.
+    `polarity`: both keeps the sensor's channels, merge adds them up, difference is on minus off. A sensor with one
+    polarity has on events only. `value=binary` gives the sign of the sum: 1 if any event, -1, 0, 1 for a difference.
+    """
+    channels, height, width = sensor
+    rows = min(height, crop or height)
+    columns = min(width, crop or width)
+    p, y, x = np.meshgrid(np.arange(channels), np.arange(height), np.arange(width), indexing="ij")
+    y, x = y - (height - rows) // 2, x - (width - columns) // 2
+    inside = (y >= 0) & (y < rows) & (x >= 0) & (x < columns)
+    shape = (channels if polarity == "both" else 1, -(-rows // downsample), -(-columns // downsample))
+    channel = p if polarity == "both" else np.zeros_like(p)
+    position = (channel * shape[1] + y // downsample) * shape[2] + x // downsample
+    table = np.where(inside, position, -1).astype(np.int32).ravel()
+    signed = polarity == "difference"
+    signs = np.where((p == 0) & (channels > 1) & signed, -1, 1).astype(np.int8).ravel()
+    bin_us = 1000.0 * bin_ms if bin_ms is not None else 0.0
+    return Binning(num_steps, bin_by, bin_us, value == "binary", signed, sensor, shape, table, signs)
+
+
+@numba.njit(nogil=True, cache=True)
+def _first_at_least(time, low, high, wanted):  # type: ignore[no-untyped-def]
+    while low < high:
+        middle = (low + high) // 2
+        if time[middle] < wanted:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@numba.njit(nogil=True, cache=True)
+def _bin_edges(time, starts, stops, num_steps, bin_by, bin_us, edges):  # type: ignore[no-untyped-def]
+    for b in range(len(starts)):
+        start, stop = starts[b], stops[b]
+        edges[b, 0] = start
+        edges[b, num_steps] = stop
+        if stop == start:
+            edges[b, 1:num_steps] = start
+            continue
+        if bin_by == 0:
+            first = np.int64(time[start])
+            duration = np.int64(time[stop - 1]) - first
+            low = start
+            for k in range(1, num_steps):
+                if duration == 0:
+                    low = stop
+                else:  # (t - t_0) T / D >= k  <=>  t >= t_0 + ceil(k D / T)
+                    low = _first_at_least(time, low, stop, first + (k * duration + num_steps - 1) // num_steps)
+                edges[b, k] = low
+        elif bin_by == 1:
+            per_bin = (stop - start) // num_steps
+            for k in range(1, num_steps):
+                edges[b, k] = start + k * per_bin
+        else:
+            low = start
+            for k in range(1, num_steps + 1):
+                low = _first_at_least(time, low, stop, np.int64(np.ceil(k * bin_us)))
+                edges[b, k] = low
+
+
+def bin_edges(
+    time: NDArray[np.int32], starts: NDArray[np.int64], stops: NDArray[np.int64], binning: Binning
+) -> NDArray[np.int64]:
+    """Where each sample's bins begin and end, [B, T + 1]: bin t of sample b is events edges[b, t] to edges[b, t + 1].
+
+    Args: times of all events, rising within each sample; sample b is `time[starts[b]:stops[b]]`.
+    """
+    edges = np.empty((len(starts), binning.num_steps + 1), dtype=np.int64)
+    _bin_edges(time, starts, stops, binning.num_steps, BIN_BY[binning.bin_by], binning.bin_us, edges)
+    return edges
+
+
+@numba.njit(nogil=True, cache=True)
+def _fill_dense(address, edges, table, signs, binary, signed, frames):  # type: ignore[no-untyped-def]
+    samples, num_steps = edges.shape[0], edges.shape[1] - 1
+    for b in range(samples):
+        for t in range(num_steps):
+            row = frames[t * samples + b]
+            for i in range(edges[b, t], edges[b, t + 1]):
+                position = table[address[i]]
+                if position < 0:
+                    continue
+                if signed:
+                    row[position] += signs[address[i]]
+                elif binary:
+                    row[position] = 1
+                else:
+                    row[position] += 1
+            if signed and binary:
+                for position in range(len(row)):
+                    row[position] = np.sign(row[position])
+
+
+def bin_dense(
+    address: NDArray[np.unsignedinteger], edges: NDArray[np.int64], binning: Binning, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Count a batch's events into [T, B, C, H, W]; `edges` from `bin_edges`. Exact in float32 up to 2^24 events a cell.
+
+    Other types are counted in float32 and rounded once (bf16 is exact up to 256 events a cell).
+    """
+    rows = binning.num_steps * len(edges)
+    frames = torch.zeros((rows, binning.features), dtype=torch.float32)
+    _fill_dense(address, edges, binning.table, binning.signs, binning.binary, binning.signed, frames.numpy())
+    return frames.to(dtype).view(binning.num_steps, len(edges), *binning.shape)
+
+
+@numba.njit(nogil=True, cache=True)
+def _fill_lists(address, edges, table, signs, indices, values, offsets, features):  # type: ignore[no-untyped-def]
+    samples, num_steps = edges.shape[0], edges.shape[1] - 1
+    total = np.zeros(features, dtype=np.int32)
+    seen = np.zeros(features, dtype=np.bool_)
+    used = 0
+    offsets[0] = 0
+    for t in range(num_steps):
+        for b in range(samples):
+            begin = used
+            for i in range(edges[b, t], edges[b, t + 1]):
+                position = table[address[i]]
+                if position >= 0:
+                    if not seen[position]:
+                        seen[position] = True
+                        indices[used] = position
+                        used += 1
+                    total[position] += signs[address[i]]
+            if (used - begin) * 16 < features:
+                indices[begin:used].sort()
+            else:  # so many that going through all positions is cheaper than sorting
+                used = begin
+                for position in range(features):
+                    if seen[position]:
+                        indices[used] = position
+                        used += 1
+            end, used = used, begin
+            for j in range(begin, end):
+                position = indices[j]
+                if total[position] != 0:  # on and off events may cancel
+                    indices[used] = position
+                    values[used] = total[position]
+                    used += 1
+                total[position] = 0
+                seen[position] = False
+            offsets[t * samples + b + 1] = used
+    return used
+
+
+def bin_lists(address: NDArray[np.unsignedinteger], edges: NDArray[np.int64], binning: Binning) -> EventFrames:
+    """The same counts as `bin_dense`, as sorted lists of the non-zero positions; needs no dense tensor."""
+    upper = int((edges[:, -1] - edges[:, 0]).sum())
+    indices = np.empty(upper, dtype=np.int32)
+    values = np.empty(upper, dtype=np.float32)
+    offsets = np.empty(binning.num_steps * len(edges) + 1, dtype=np.int64)
+    used = _fill_lists(address, edges, binning.table, binning.signs, indices, values, offsets, binning.features)
+    # .copy(): the part that merging left unused goes back to the system
+    kept = torch.from_numpy(values[:used].copy())
+    listed: Tensor | None = kept.sign() if binning.signed else None
+    return EventFrames(
+        torch.from_numpy(indices[:used].copy()),
+        torch.from_numpy(offsets),
+        listed if binning.binary else kept,
+        binning.num_steps,
+        len(edges),
+        binning.shape,
+    )
+
+
+class DeviceBinning:
+    """The same on an accelerator: the stored positions stay there, only the bin edges go over for each batch.
+
+    `address` is int16 or int32 holding the unsigned positions (torch has few operations on unsigned types).
+    """
+
+    def __init__(self, address: NDArray[np.unsignedinteger], binning: Binning, device: torch.device) -> None:
+        self.binning = binning
+        self.device = device
+        self.address = self.upload(address)
+        self.table = torch.from_numpy(binning.table.astype(np.int64)).to(device)
+        self.signs = torch.from_numpy(binning.signs.astype(np.float32)).to(device)
+
+    def upload(self, address: NDArray[np.unsignedinteger]) -> Tensor:
+        """Copy positions to the device, bit for bit, as the signed type of the same size."""
+        signed = np.ascontiguousarray(address).view(np.int16 if address.dtype == np.uint16 else np.int32)
+        return torch.from_numpy(signed.copy()).to(self.device)
+
+    def _flat(self, edges: NDArray[np.int64], address: Tensor) -> tuple[Tensor, Tensor]:
+        begin = torch.from_numpy(edges[:, :-1].T.ravel().copy()).to(self.device)  # rows t-major
+        counts = torch.from_numpy((edges[:, 1:] - edges[:, :-1]).T.ravel().copy()).to(self.device)
+        total = int((edges[:, -1] - edges[:, 0]).sum())  # known on the host: nothing waits for the device
+        first = counts.cumsum(0) - counts
+        row = torch.repeat_interleave(torch.arange(len(counts), device=self.device), counts, output_size=total)
+        which = torch.arange(total, device=self.device) - first[row] + begin[row]
+        mask = 0xFFFF if address.dtype == torch.int16 else 0xFFFFFFFF
+        stored = address[which].long() & mask
+        position = self.table[stored]
+        # events outside the crop go to one cell past the end, which is cut off: no data-dependent shape
+        outside = len(counts) * self.binning.features
+        return torch.where(position < 0, outside, row * self.binning.features + position), self.signs[stored]
+
+    def dense(
+        self, edges: NDArray[np.int64], dtype: torch.dtype = torch.float32, address: Tensor | None = None
+    ) -> Tensor:
+        """As `bin_dense`; `address` replaces the stored positions (augmented batches)."""
+        flat, signs = self._flat(edges, self.address if address is None else address)
+        size = self.binning.num_steps * len(edges) * self.binning.features
+        # small whole numbers: the order in which the device adds does not change the sums
+        frames = torch.zeros(size + 1, dtype=torch.float32, device=self.device).scatter_add_(0, flat, signs)[:size]
+        if self.binning.binary:
+            frames = frames.sign()
+        return frames.to(dtype).view(self.binning.num_steps, len(edges), *self.binning.shape)
+
+    def lists(self, edges: NDArray[np.int64], address: Tensor | None = None) -> EventFrames:
+        """As `bin_lists`; waits for the device once, because the number of non-zero positions is not known before."""
+        flat, signs = self._flat(edges, self.address if address is None else address)
+        rows = self.binning.num_steps * len(edges)
+        cells, inverse = torch.unique(flat, return_inverse=True)
+        values = torch.zeros(len(cells), device=self.device).scatter_add_(0, inverse, signs)
+        keep = (values != 0) & (cells < rows * self.binning.features)
+        cells, values = cells[keep], values[keep]
+        bounds = torch.arange(rows + 1, device=self.device) * self.binning.features
+        kept = None if self.binning.binary and not self.binning.signed else values
+        return EventFrames(
+            (cells % self.binning.features).int(),
+            torch.searchsorted(cells, bounds),
+            kept.sign() if kept is not None and self.binning.binary else kept,
+            self.binning.num_steps,
+            len(edges),
+            self.binning.shape,
+        )

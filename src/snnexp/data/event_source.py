@@ -1,0 +1,316 @@
+"""Event data sets as the training loop sees them: splits, seeded order, binned batches on the device.
+
+`open_events` finds the raw files, opens (or packs) the event store and returns an `EventSource`. A batch is binned from
+the store in one call, so num_steps, bin_by, crop, down-sampling and augmentation never need a new store.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from snnexp.config import EventDatasetConf
+from snnexp.data.augment import augment, gather, is_active
+from snnexp.data.base import Batch, DataInfo, EventFrames
+from snnexp.data.binning import Binning, DeviceBinning, bin_dense, bin_edges, bin_lists, build_binning
+from snnexp.data.packing import open_store, pack_in_memory
+from snnexp.data.prefetch import Prefetch
+from snnexp.data.recordings import EventReader
+from snnexp.data.splits import limit, split_hash, stratified_split
+from snnexp.data.store import EventStore
+from snnexp.errors import ConfigError, DataError, unknown_choice
+
+log = logging.getLogger(__name__)
+
+READERS = {
+    "nmnist": "snnexp.data.nmnist",
+    "dvs128": "snnexp.data.dvs128",
+    "shd": "snnexp.data.heidelberg",
+    "ssc": "snnexp.data.heidelberg",
+    "cifar10dvs": "snnexp.data.cifar10dvs",
+    "randman": "snnexp.data.randman",
+    "motion": "snnexp.data.motion",
+}
+IN_MEMORY = ("randman",)  # generated in a blink and small: no files
+SPARSE_BELOW = 0.05  # dataset.sparse=auto: event lists if fewer of the inputs than this are non-zero
+DENSITY_SAMPLES = 64  # training samples that the density is measured on
+DEVICE_SHARE = 0.25  # of the free accelerator memory that the events may take to be kept there
+
+SplitIndices = dict[str, NDArray[np.int64]]
+
+
+def open_events(conf: EventDatasetConf, device: torch.device) -> EventSource:
+    """Open an event data set: raw files found, packed once, split.
+
+    Raises: DataError if raw files are missing or damaged; ConfigError if the split or the binning cannot be made.
+    """
+    if conf.name not in READERS:
+        raise ConfigError(unknown_choice("dataset", conf.name, READERS))
+    check_events(conf)
+    reader: EventReader = importlib.import_module(READERS[conf.name]).open_reader(conf)
+    if conf.name in IN_MEMORY:
+        store = pack_in_memory(reader)
+    else:
+        store = open_store(reader, Path(conf.root), conf.store)
+    return EventSource(conf, reader, store, device)
+
+
+def check_events(conf: EventDatasetConf) -> None:
+    """What the schema cannot say about one key at a time. Raises: ConfigError."""
+    if conf.bin_by == "width" and conf.bin_ms is None:
+        raise ConfigError("dataset.bin_by=width needs the width of a bin: set dataset.bin_ms=1, say.")
+    if conf.augment.crop_padding:
+        raise ConfigError("dataset.augment.crop_padding is for images. For events use dataset.augment.shift.")
+
+
+class EventSource:
+    """A `DataSource` over an event store.
+
+    `sparse` says how batches come: `EventFrames` or dense [T, B, C, H, W]. dataset.sparse=auto decides by the measured
+    density; whoever knows that the first layer cannot use lists (a convolution) may set it to False.
+    """
+
+    def __init__(self, conf: EventDatasetConf, reader: EventReader, store: EventStore, device: torch.device) -> None:
+        self.conf = conf
+        self.store = store
+        self.device = device
+        self.binning: Binning = build_binning(
+            reader.shape,
+            conf.num_steps,
+            conf.bin_by,
+            conf.bin_ms,
+            conf.value,
+            conf.polarity,
+            conf.crop,
+            conf.downsample,
+        )
+        notes: list[str] = []
+        self.splits = make_splits(conf, reader, store, notes)
+        self.density = self._measure_density()
+        self.sparse = self._choose_sparse(notes)
+        self._on_device = self._upload(notes)
+        self.info = self._describe(reader, notes)
+
+    # --- the interface --------------------------------------------------------------------------------------------
+
+    def num_batches(self, split: str) -> int:
+        """Number of batches that `batches(split)` yields."""
+        return -(-len(self._indices(split)) // self._batch_size(split))
+
+    def batches(self, split: str, epoch: int = 0, seed: int = 0) -> Iterator[Batch]:
+        """Yield the batches of `split`; see `DataSource.batches`. On the CPU the next one is made in the background."""
+        batches = self._batches(split, epoch, seed)
+        return iter(Prefetch(batches)) if self.device.type == "cpu" else batches
+
+    # --- batches --------------------------------------------------------------------------------------------------
+
+    def _indices(self, split: str) -> NDArray[np.int64]:
+        if split not in self.splits:
+            raise KeyError(f"no split {split}: {', '.join(self.splits)}")
+        return self.splits[split]
+
+    def _batch_size(self, split: str) -> int:
+        if split == "train" or self.conf.eval_batch_size is None:
+            return self.conf.batch_size
+        return self.conf.eval_batch_size
+
+    def _batches(self, split: str, epoch: int, seed: int) -> Iterator[Batch]:
+        order = self._indices(split)
+        if split == "train":
+            order = order[np.random.default_rng([seed, epoch]).permutation(len(order))]
+        augmented = split == "train" and is_active(self.conf.augment)
+        size = self._batch_size(split)
+        for number, first in enumerate(range(0, len(order), size)):
+            chosen = order[first : first + size]
+            rng = np.random.default_rng([seed, epoch, number]) if augmented else None
+            labels = torch.from_numpy(self.store.labels[chosen]).to(self.device, non_blocking=True)
+            yield Batch(self._frames(chosen, rng), labels)
+
+    def _frames(self, chosen: NDArray[np.int64], rng: np.random.Generator | None) -> torch.Tensor | EventFrames:
+        """Bin the chosen samples, augmented if there is a generator."""
+        store = self.store
+        time, address = store.time, store.address
+        starts, stops = store.starts[chosen], store.starts[chosen + 1]
+        if rng is not None:
+            events = augment(gather(time, address, starts, stops), self.binning.sensor, self.conf.augment, rng)
+            time, address, offsets = events
+            starts, stops = offsets[:-1], offsets[1:]
+        edges = bin_edges(time, starts, stops, self.binning)
+        store.touched(int((store.starts[chosen + 1] - store.starts[chosen]).sum()))
+        if self._on_device is not None:
+            replaced = None if rng is None else self._on_device.upload(address)
+            if self.sparse:
+                return self._on_device.lists(edges, replaced)
+            return self._on_device.dense(edges, address=replaced)
+        if self.sparse:
+            return bin_lists(address, edges, self.binning).to(self.device)
+        return bin_dense(address, edges, self.binning).to(self.device, non_blocking=True)
+
+    # --- what is decided once -------------------------------------------------------------------------------------
+
+    def _measure_density(self) -> float:
+        """Share of non-zero inputs in evenly spaced training samples; exact for sets of at most that many."""
+        train = self.splits["train"]
+        some = train[np.unique(np.linspace(0, len(train) - 1, min(len(train), DENSITY_SAMPLES)).astype(np.int64))]
+        used = 0
+        for index in some:  # one at a time: memory for one sample
+            edges = bin_edges(
+                self.store.time,
+                self.store.starts[index : index + 1],
+                self.store.starts[index + 1 : index + 2],
+                self.binning,
+            )
+            used += bin_lists(self.store.address, edges, self.binning).indices.numel()
+            self.store.touched(int(self.store.starts[index + 1] - self.store.starts[index]))
+        return used / (len(some) * self.binning.num_steps * self.binning.features)
+
+    def _choose_sparse(self, notes: list[str]) -> bool:
+        by_rule = self.density < SPARSE_BELOW
+        sparse = by_rule if self.conf.sparse == "auto" else self.conf.sparse == "always"
+        form = "event lists" if sparse else "dense frames"
+        why = (
+            f"auto: lists below {SPARSE_BELOW:.0%}"
+            if self.conf.sparse == "auto"
+            else f"dataset.sparse={self.conf.sparse}"
+        )
+        notes.append(f"density {self.density:.3%}, batches as {form} ({why})")
+        log.info("%s: %.3f %% of the inputs are non-zero: %s (%s)", self.conf.name, 100 * self.density, form, why)
+        return sparse
+
+    def _upload(self, notes: list[str]) -> DeviceBinning | None:
+        """Keep all positions on an accelerator if they fit well; else batches are binned on the CPU and copied."""
+        if self.device.type != "cuda":
+            return None
+        free, _ = torch.cuda.mem_get_info(self.device)
+        if self.store.address.nbytes > DEVICE_SHARE * free:
+            notes.append("events binned on the CPU: too many to keep on the device")
+            return None
+        notes.append(f"events kept on the device: {self.store.address.nbytes / 2**20:.0f} MiB")
+        return DeviceBinning(self.store.address, self.binning, self.device)
+
+    def _describe(self, reader: EventReader, notes: list[str]) -> DataInfo:
+        store, conf = self.store, self.conf
+        complete = is_complete(reader, store)
+        if not complete:
+            has = ", ".join(f"{len(store.indices(part)):,} {part}" for part in official_parts(reader))
+            whole = ", ".join(f"{count:,} {part}" for part, count in official_parts(reader).items())
+            log.warning("%s is incomplete: %s of %s recordings", conf.name, has, whole)
+            notes.append(f"incomplete: {has} of {whole} recordings")
+        notes += [f"{count:,} events {reason} dropped" for reason, count in store.dropped.items()]
+        notes += self._count_cut()
+        classes = len(reader.class_names)
+        return DataInfo(
+            name=conf.name,
+            kind="events",
+            shape=self.binning.shape,
+            num_steps=conf.num_steps,
+            class_names=reader.class_names,
+            counts={split: len(indices) for split, indices in self.splits.items()},
+            class_counts={
+                split: np.bincount(store.labels[indices], minlength=classes).tolist()
+                for split, indices in self.splits.items()
+            },
+            complete=complete,
+            split_hash=split_hash(
+                **{split: [store.names[i] for i in indices] for split, indices in self.splits.items()}
+            ),
+            variant=reader.variant,
+            source=reader.origin,
+            max_batch_bytes=self._batch_bytes(),
+            notes=tuple(notes),
+        )
+
+    def _count_cut(self) -> list[str]:
+        """bin_by=width: how many samples and events lie beyond the last bin."""
+        if self.conf.bin_by != "width":
+            return []
+        lines = []
+        for split, indices in self.splits.items():
+            starts, stops = self.store.starts[indices], self.store.starts[indices + 1]
+            ends = np.empty(len(indices), np.int64)
+            for first in range(0, len(indices), 1024):
+                part = slice(first, first + 1024)
+                ends[part] = bin_edges(self.store.time, starts[part], stops[part], self.binning)[:, -1]
+            cut = stops - ends
+            if cut.any():
+                span = self.conf.num_steps * self.binning.bin_us / 1000
+                lines.append(
+                    f"{split}: {np.count_nonzero(cut):,} of {len(indices):,} samples are longer than {span:g} ms,"
+                    f" {int(cut.sum()):,} of {int((stops - starts).sum()):,} events cut"
+                )
+                log.info("%s", lines[-1])
+        return lines
+
+    def _batch_bytes(self) -> int:
+        """Most host memory that batches need at a time: the one in use, the next, and the one being made."""
+        size = max(self._batch_size(split) for split in self.splits)
+        lengths = np.sort(np.diff(self.store.starts))[::-1][:size]
+        events = int(lengths.sum())
+        dense = 4 * size * self.binning.num_steps * self.binning.features
+        lists = 16 * events + 8 * (size * self.binning.num_steps + 1)  # indices and values, with their spare copies
+        copies = 30 * events if is_active(self.conf.augment) else 0
+        return 3 * (lists if self.sparse else dense) + copies
+
+
+def official_parts(reader: EventReader) -> dict[str, int]:
+    """Samples per part of the whole data set; nothing for generated sets."""
+    return reader.official or {}
+
+
+def is_complete(reader: EventReader, store: EventStore) -> bool:
+    """Whether every official part has all of its samples."""
+    return all(len(store.indices(part)) == count for part, count in official_parts(reader).items())
+
+
+def workable_share(
+    conf: EventDatasetConf, reader: EventReader, store: EventStore, train: NDArray[np.int64], notes: list[str]
+) -> float:
+    """dataset.val_fraction, but on a partial set enough for one validation sample of the rarest class.
+
+    A tenth of four samples would be none, and a partial set, which is for trials, should start with no further word.
+    On a complete set a share that is too small stays an error (`stratified_split` says so).
+    """
+    smallest = int(np.unique(store.labels[train], return_counts=True)[1].min())
+    if conf.val_fraction == 0 or smallest < 2 or conf.val_fraction * smallest >= 0.5 or is_complete(reader, store):
+        return conf.val_fraction
+    share = 0.5 / smallest
+    notes.append(
+        f"validation share {share:g} instead of {conf.val_fraction:g}: partial set, {smallest} samples a class"
+    )
+    log.warning("%s: %s", conf.name, notes[-1])
+    return share
+
+
+def make_splits(conf: EventDatasetConf, reader: EventReader, store: EventStore, notes: list[str]) -> SplitIndices:
+    """Train, validation and test as indices into the store, limited as the configuration says.
+
+    Validation is the data set's own if it has one, else a stratified share of the training part (whole subjects where
+    the data set has subjects).
+    """
+    divide = getattr(reader, "divide", None)
+    if divide is not None:
+        train, test = divide(store.labels)
+    else:
+        train, test = store.indices("train"), store.indices("test")
+    val = store.indices("val")
+    for part, indices in (("training", train), ("test", test)):
+        if len(indices) == 0:
+            raise DataError(f"{conf.name}: there is no {part} recording in {reader.folder or 'the generated set'}.")
+    if len(val):
+        notes.append("validation: the data set's own part")
+    else:
+        subjects = None if store.subjects is None else store.subjects[train]
+        share = workable_share(conf, reader, store, train, notes)
+        kept, held_out = stratified_split(store.labels[train], share, conf.split_seed, subjects)
+        train, val = train[kept], train[held_out]
+    return {
+        "train": limit(store.labels, train, conf.limit_train, conf.split_seed),
+        "val": limit(store.labels, val, conf.limit_val, conf.split_seed),
+        "test": limit(store.labels, test, conf.limit_test, conf.split_seed),
+    }
