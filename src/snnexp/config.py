@@ -83,7 +83,7 @@ class EventDatasetConf(DatasetConf):
     downsample: int = number(1, low=1)  # space: divide coordinates by this
     crop: int | None = number(None, low=1)  # centre crop to crop x crop pixels, before down-sampling
     sparse: str = choice("auto", "auto", "always", "never")  # hand event lists to an event-driven first layer
-    store: str | None = None  # folder of the packed event store; null: <root>/event-store, or a cache folder if read-only
+    store: str | None = None  # folder of the packed event store; null: <root>/event-store
     variant: str | None = None  # which public variant of the data set; null: whichever is found
     split: str | None = None  # which published split, for sets without an official one (cifar10dvs)
     keep_archives: bool = True  # false: delete downloaded archives once they are extracted

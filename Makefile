@@ -1,0 +1,61 @@
+# `make` prints the targets. Everything happens in .venv; `make run` and `make test` set it up on a fresh machine.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN = $(VENV)/bin
+PORT ?= 5000
+.DEFAULT_GOAL := help
+.PHONY: help setup test test-all lint format typecheck run sweep ui bench lock build clean
+
+help:  ## print the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev,sweep]"
+	@touch $@
+
+setup: $(VENV)/.installed  ## create .venv and install everything that is pinned
+
+run: setup  ## train the default network and leave its record in mlflow.db
+	$(BIN)/snnexp
+
+sweep: setup  ## four neurons, three seeds, one parent run
+	$(BIN)/snnexp -m neuron=fixed,rouser,plif,ttfs seed=0,1,2
+
+ui: setup  ## serve the record at http://127.0.0.1:$(PORT)
+	@echo "http://127.0.0.1:$(PORT)/#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=CHART"
+	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
+	  $(BIN)/mlflow server --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --workers 1 --port $(PORT)
+
+test: setup  ## lint, type check and the fast tests (CPU, no network)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+test-all: setup  ## all tests, the slow ones too
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: setup  ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup  ## let ruff rewrite the files
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typecheck: setup  ## mypy, strict
+	$(BIN)/mypy
+
+bench: setup  ## the benchmarks of docs/benchmarks.md; peers: pip install -r benchmarks/peers.txt
+	$(BIN)/python -m benchmarks
+
+# The local label of a CPU build is cut off, so that plain pip takes the right build of the same version anywhere.
+lock: setup  ## write constraints.txt from what is installed in .venv
+	$(BIN)/pip freeze --exclude-editable | grep -v '^snnexp' | sed -E 's/^(torch==[^+]*)\+.*/\1/' > constraints.txt
+
+build: setup  ## wheel and source archive in dist/
+	$(BIN)/python -m build
+
+clean:  ## remove build products and caches, never data or records
+	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache src/*.egg-info

@@ -1,0 +1,145 @@
+"""The command: finds conf/, lets Hydra compose, validates, runs the task, turns every error into one clear message.
+
+Exit codes (DESIGN section 6): 0 done; 2 wrong configuration or data; 130 interrupted; 1 anything else. Heavy imports
+(torch, mlflow, ...) happen inside the task, so that help, completion and a misspelt key answer at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from snnexp import __version__
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+log = logging.getLogger(__name__)
+
+
+def conf_dir() -> Path:
+    """The folder of configuration files: inside an installed package, or at the top of a checkout."""
+    here = Path(__file__).resolve().parent
+    # the checkout first: an editable install leaves a stale copy of conf/ beside the package (PITFALLS 3.1)
+    for folder in (here.parents[1] / "conf", here / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise SystemExit("snnexp: the configuration folder conf/ was not found beside the package. Reinstall snnexp.")
+
+
+def main() -> NoReturn:
+    """Entry point of the console script; always ends the process with one of the exit codes above."""
+    arguments = sys.argv[1:]
+    if "--help" in arguments or "-h" in arguments:
+        from snnexp.helptext import help_text
+
+        _print(help_text(conf_dir()))
+        sys.exit(0)
+    if "--version" in arguments:
+        _print(f"snnexp {__version__}")
+        sys.exit(0)
+    signal.signal(signal.SIGTERM, _terminate)  # a cluster's stop goes down the same path as Ctrl-C
+    sys.exit(_run(arguments))
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `snnexp --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _run(arguments: list[str]) -> int:
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let exceptions reach us instead of Hydra's own exit
+    os.environ.setdefault("SNNEXP_START_DIR", os.getcwd())
+    from snnexp.errors import ConfigError, SnnexpError
+
+    try:
+        sys.argv[1:] = _arguments(arguments)
+        _hydra_main()
+    except KeyboardInterrupt:
+        return _fail(130, "interrupted. The same command continues from the last finished epoch.")
+    except SnnexpError as error:
+        return _fail(error.exit_code, str(error))
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    except Exception as error:
+        from snnexp.composition import explain
+
+        message = explain(error)
+        if message is not None:
+            return _fail(ConfigError.exit_code, message)
+        log.exception("unexpected error")
+        return _fail(1, _unexpected(error))
+    return 0
+
+
+def _fail(code: int, message: str) -> int:
+    print(f"snnexp: {'' if code == 130 else 'error: '}{message}", file=sys.stderr, flush=True)
+    return code
+
+
+def _unexpected(error: BaseException) -> str:
+    """One line for an error that nobody foresaw, with the place of the traceback."""
+    files = [h.baseFilename for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
+    if files:
+        where = f"The traceback is in {files[0]}"
+    else:
+        import traceback
+
+        traceback.print_exception(error)
+        where = "The traceback is above"
+    return f"{type(error).__name__}: {error}\n{where}. Please report it if you think that snnexp is wrong."
+
+
+def _arguments(arguments: list[str]) -> list[str]:
+    """Accept `experiment=x` for `+experiment=x`, and refuse what Hydra would silently merge."""
+    from snnexp.errors import ConfigError
+    from snnexp.helptext import GROUPS
+
+    result = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key in GROUPS and value.startswith("["):
+            options = ",".join(word.strip() for word in value.strip("[]").split(","))
+            raise ConfigError(f"{argument}: a list would merge these options into one. To sweep: -m {key}={options}")
+        result.append(f"+{argument}" if key == "experiment" else argument)
+    return result
+
+
+def _hydra_main() -> None:
+    import hydra
+
+    from snnexp.config import register_schemas
+
+    register_schemas()
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_job)()
+
+
+def _job(cfg: DictConfig) -> float | None:
+    """One run (one job of a sweep): validate, then hand over to the task."""
+    from snnexp.errors import SnnexpError
+    from snnexp.tasks import run_task
+    from snnexp.validation import validate
+
+    try:
+        conf = validate(cfg)
+        return run_task(conf, cfg)
+    except SnnexpError as error:
+        log.error("%s", error, exc_info=True)  # the whole story goes to the job's log, the message to the terminal
+        raise
+    except KeyboardInterrupt:
+        log.warning("interrupted")
+        raise
+    except Exception:
+        log.exception("the run failed")
+        raise

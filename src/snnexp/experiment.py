@@ -1,0 +1,102 @@
+"""Assembly: from a validated configuration to data, network and decoder on one device, ready to run batches."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snnexp.config import Config, ImageDatasetConf
+from snnexp.data import open_data
+from snnexp.data.base import Batch, DataSource
+from snnexp.decoders import Decoder, build_decoder
+from snnexp.encoders import encode
+from snnexp.errors import ConfigError
+from snnexp.models.network import Network, Observer, Output, build_network
+from snnexp.training.seeding import derive_seed, seed_everything
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The parts of one run, and the one way in which a batch goes through them."""
+
+    conf: Config
+    device: torch.device
+    source: DataSource
+    network: Network
+    decoder: Decoder
+
+    def forward(self, batch: Batch, observer: Observer | None = None) -> Output:
+        """Encode a batch and run the network on it; spikes and membranes of the output layer, [T, B, K]."""
+        normalize = isinstance(self.conf.dataset, ImageDatasetConf) and self.conf.dataset.normalize
+        with self.precision():
+            x = encode(batch.frames, self.conf.encoder, self.source.info, normalize)
+            output: Output = self.network(x, observer)
+        return output
+
+    def precision(self) -> Any:
+        """The autocast context of trainer.precision; membranes stay in float32 inside the engines."""
+        if self.conf.trainer.precision == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def loss(self, output: Output, labels: Tensor) -> Tensor:
+        """Loss of one batch, a scalar."""
+        return self.decoder.loss(output.spk, output.mem, labels)
+
+    def predict(self, output: Output) -> Tensor:
+        """Predicted classes, [B]."""
+        with torch.no_grad():
+            return self.decoder.predict(self.decoder.scores(output.spk, output.mem))
+
+
+def choose_device(requested: str) -> torch.device:
+    """The device for `device=auto|cpu|cuda`.
+
+    Raises:
+        ConfigError: cuda was asked for and there is none.
+    """
+    if requested == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda: torch sees no CUDA device. Use device=cpu or auto, or install a CUDA build.")
+    if requested == "auto":
+        requested = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(requested)
+
+
+def prepare_torch(conf: Config, device: torch.device) -> None:
+    """Process-wide settings of a run. A sweep runs its jobs in one process, so every job sets all of them."""
+    if "SNNEXP_THREADS" in os.environ:
+        torch.set_num_threads(int(os.environ["SNNEXP_THREADS"]))
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = not conf.trainer.deterministic
+        torch.use_deterministic_algorithms(conf.trainer.deterministic, warn_only=True)
+
+
+def assemble(conf: Config) -> Experiment:
+    """Open the data and build the network: everything that can still be wrong is found here, before any record is made.
+
+    Initial weights depend on the seed and the model alone, so runs that differ in the neuron start from the same weights
+    where the layers agree.
+    """
+    device = choose_device(conf.device)
+    prepare_torch(conf, device)
+    source = open_data(conf.dataset, device)
+    seed_everything(derive_seed(conf.seed, "weights"))
+    network = build_network(
+        conf.model,
+        conf.neuron,
+        conf.decoder,
+        source.info,
+        channels_last=conf.trainer.channels_last,
+        single_spike_input=conf.encoder.name == "latency",
+    ).to(device)
+    decoder = build_decoder(conf.decoder, source.info.num_classes, source.info.num_steps)
+    return Experiment(conf, device, source, network, decoder)

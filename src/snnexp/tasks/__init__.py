@@ -1,0 +1,21 @@
+"""What one command can do; each task is a module of this package with a function of its own name."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from snnexp.config import Config
+
+
+def run_task(conf: Config, cfg: DictConfig) -> float | None:
+    """Run the task that `task=` names; the value returned is what a sweeper would maximise (validation accuracy)."""
+    from snnexp.tasks.environment import absolute_paths
+
+    absolute_paths(conf, cfg)
+    module = import_module(f"snnexp.tasks.{conf.task}")
+    result = getattr(module, conf.task)(conf, cfg)
+    return result if isinstance(result, float) else None

@@ -1,0 +1,25 @@
+"""task=export run_id=...: copy the weights of a finished run, with the configuration inside, to the current folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from snnexp.config import Config
+
+
+def export(conf: Config, cfg: DictConfig) -> None:
+    """Write `<run_id>-<checkpoint>.safetensors` into the folder that the command was started in."""
+    from snnexp.tasks.environment import environment
+    from snnexp.tasks.evaluate import find_checkpoint
+    from snnexp.training.checkpoint import load_weights
+
+    env = environment(cfg)
+    source = find_checkpoint(conf, env.start_dir)
+    weights, config, facts = load_weights(source)  # a damaged file must not be handed on
+    target = Path(env.start_dir) / f"{conf.run_id}-{conf.checkpoint}.safetensors"
+    shutil.copyfile(source, target)
+    count = sum(tensor.numel() for tensor in weights.values())
+    print(f"{target}: {count:,} numbers, {config['dataset']['name']}, {config['neuron']['name']}, {facts}")

@@ -1,0 +1,57 @@
+"""task=inspect: what would run, without running it: configuration, layers, learning rates, samples, memory."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig, OmegaConf
+
+from snnexp.config import Config
+
+
+def inspect(conf: Config, cfg: DictConfig) -> None:
+    """Print everything that `task=train` would start from. Nothing is recorded."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from snnexp.experiment import assemble
+    from snnexp.tasks.prepare import describe_data
+    from snnexp.tracking.identity import run_identity
+    from snnexp.training.optimisation import learning_rates
+
+    experiment = assemble(conf)
+    network, info = experiment.network, experiment.source.info
+    console = Console(highlight=False)
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    console.print(OmegaConf.to_yaml(OmegaConf.create(config)), markup=False, end="")
+    console.print(f"\nidentity: {run_identity(config)}   device: {experiment.device}", markup=False)  # type: ignore[arg-type]
+
+    table = Table("layer", "token", "input", "output", "parameters", "neurons", title=conf.model.spec)
+    for column in table.columns[-2:]:
+        column.justify = "right"
+    for row in network.layer_table():
+        neurons = f"{row.neurons:,}" if row.neurons else ""
+        shapes = ["x".join(map(str, shape)) for shape in (row.in_shape, row.out_shape)]
+        table.add_row(row.name, row.token, *shapes, f"{row.parameters:,}" if row.parameters else "", neurons)
+    console.print(table)
+
+    rates = learning_rates(conf.optimizer)
+    for kind, parameters in network.parameter_groups().items():
+        if parameters:
+            numbers = sum(p.numel() for p in parameters)
+            console.print(f"{kind}: {numbers:,} parameters in {len(parameters)} tensors, lr {rates[kind]:g}")
+    for line in describe_data(info):
+        console.print(line, markup=False, soft_wrap=True)
+    step = network.step_memory_bytes(conf.dataset.batch_size)
+    console.print(
+        f"memory: about {_size(step)} for a training step of {conf.dataset.batch_size} samples x {info.num_steps} steps "
+        f"(estimate), {_size(info.max_batch_bytes)} for a batch in the loader",
+        soft_wrap=True,
+    )
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"

@@ -1,0 +1,32 @@
+"""task=prepare: fetch, check and pack the data set, and say what is there."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from snnexp.config import Config
+
+
+def prepare(conf: Config, cfg: DictConfig) -> None:
+    """Download what is missing, build the packed event store, and print the sample counts."""
+    import torch
+
+    from snnexp.data import open_data
+    from snnexp.data.downloads import prepare as fetch
+
+    print(fetch(conf.dataset))
+    source = open_data(conf.dataset, torch.device("cpu"))
+    for line in describe_data(source.info):
+        print(line)
+
+
+def describe_data(info) -> list[str]:  # type: ignore[no-untyped-def]
+    """Lines about a data set: what it is, how many samples each split has, and whether it is whole."""
+    from snnexp.data.base import DataInfo
+
+    assert isinstance(info, DataInfo)
+    counts = ", ".join(f"{split} {n:,}" for split, n in info.counts.items())
+    variant = f", variant {info.variant}" if info.variant else ""
+    whole = "complete" if info.complete else "NOT complete: a part of the official data set"
+    lines = [f"data: {info.name}{variant}, {info.num_classes} classes, {counts} samples ({whole}), split {info.split_hash}"]
+    return [*lines, *(f"      {note}" for note in info.notes)]

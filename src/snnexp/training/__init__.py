@@ -1,0 +1,1 @@
+"""One training loop, one checkpoint format, optimizer and scheduler building."""

@@ -1,0 +1,97 @@
+"""What a user sees while a network trains: a live bar on a terminal, plain lines elsewhere, and a closing table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from snnexp.training.passes import Progress as Report
+
+
+class Display:
+    """Prints the progress of one run. `quiet` prints nothing."""
+
+    def __init__(self, max_epochs: int, console: Console | None = None, quiet: bool = False) -> None:
+        # highlight off: rich would colour every number in a plain log line
+        self.console = console or Console(highlight=False, quiet=quiet)
+        self.max_epochs = max_epochs
+        self.started = time.perf_counter()
+        self._epochs_here = 0
+        self._advised: set[str] = set()
+
+    def say(self, text: str) -> None:
+        """Print one message."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def epoch(self, epoch: int, batches: int) -> Iterator[Report]:
+        """A progress bar over the training batches of an epoch, if this is a terminal."""
+        with self._bar(f"epoch {epoch}/{self.max_epochs}", batches) as report:
+            yield report
+
+    @contextmanager
+    def validation(self, epoch: int, batches: int) -> Iterator[Report]:
+        """The same for an evaluation pass."""
+        with self._bar(f"epoch {epoch}/{self.max_epochs} evaluating", batches) as report:
+            yield report
+
+    @contextmanager
+    def _bar(self, title: str, batches: int) -> Iterator[Report]:
+        if not self.console.is_terminal:
+            yield lambda *_: None
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+        )
+        start = time.perf_counter()
+        with Progress(*columns, console=self.console, transient=True) as bar:
+            task = bar.add_task(title, total=batches, numbers="")
+
+            def report(done: int, samples: int, loss: float, accuracy: float) -> None:
+                rate = samples / max(time.perf_counter() - start, 1e-9)
+                numbers = f"loss {loss:.4f}  accuracy {accuracy:.3f}  {rate:,.0f} samples/s"
+                bar.update(task, completed=done, numbers=numbers)
+
+            yield report
+
+    def finish_epoch(self, epoch: int, metrics: dict[str, float], improved: bool) -> None:
+        """One line per finished epoch."""
+        parts = [f"epoch {epoch:>{len(str(self.max_epochs))}}/{self.max_epochs}"]
+        for split in ("train", "val"):
+            if f"{split}/loss" in metrics:
+                parts.append(f"{split} loss {metrics[f'{split}/loss']:.4f} acc {metrics[f'{split}/accuracy']:.3f}")
+        split = "val" if "val/dead_neurons" in metrics else "train"
+        if f"{split}/dead_neurons" in metrics:
+            parts.append(f"dead {metrics[f'{split}/dead_neurons']:.0f}")
+        if "time/samples_per_s" in metrics:
+            self._epochs_here += 1
+            parts.append(f"{metrics['time/samples_per_s']:,.0f} samples/s")
+            mean = (time.perf_counter() - self.started) / self._epochs_here
+            left = (self.max_epochs - epoch) * mean
+            parts.append(f"{metrics['time/epoch_s']:.1f} s" + (f", {duration(left)} left" if left > 0 else ""))
+        self.say("  ".join(parts) + ("  *" if improved else ""))
+
+    def advise(self, findings: Sequence[tuple[str, str]]) -> None:
+        """Print each finding (a key such as "sn1 dead", and its text) once per run, not once per epoch."""
+        for key, text in findings:
+            if key not in self._advised:
+                self._advised.add(key)
+                self.say(f"  ! {text}")
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 42 s, 3 min 5 s, 2 h 10 min."""
+    total = round(seconds)
+    if total < 60:
+        return f"{total} s"
+    if total < 3600:
+        return f"{total // 60} min {total % 60} s"
+    return f"{total // 3600} h {total % 3600 // 60} min"

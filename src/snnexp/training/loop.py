@@ -1,0 +1,211 @@
+"""The one training loop. Papers differ by configuration, never by a copy of this file.
+
+Order within an epoch, and why: train; validate; select; write the training state (so that a kill from here on loses
+nothing); then log. A state therefore never misses an epoch that the record has, and the tracker is given whatever the
+record misses when the run continues.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snnexp.analysis.activity import ActivityMeter
+from snnexp.analysis.diagnosis import diagnose
+from snnexp.experiment import Experiment
+from snnexp.tracking.runs import RunFolder
+from snnexp.tracking.store import Tracker
+from snnexp.training.checkpoint import apply_weights, load_state, load_weights, save_state, save_weights
+from snnexp.training.display import Display
+from snnexp.training.optimisation import build_optimizer, build_scheduler
+from snnexp.training.passes import PassResult, evaluation_pass, planned_batches, train_pass
+
+log = logging.getLogger(__name__)
+
+History = dict[str, list[tuple[int, float]]]
+
+
+@dataclass
+class Best:
+    """The epoch that validation selects; 0 is the untrained network."""
+
+    epoch: int = 0
+    accuracy: float = -1.0
+    loss: float = math.inf
+
+    def beaten_by(self, result: PassResult, monitor: str) -> bool:
+        """Whether `result` is better: by the monitored quantity, ties by the other one."""
+        if monitor == "loss":
+            return (-result.loss, result.accuracy) > (-self.loss, self.accuracy)
+        return (result.accuracy, -result.loss) > (self.accuracy, -self.loss)
+
+
+@dataclass
+class Fit:
+    """The state of training that is not in the network or optimizer; all of it is in the checkpoint."""
+
+    epoch: int = 0
+    stopped_early: bool = False
+    best: Best = field(default_factory=Best)
+    seconds: float = 0.0  # spent in finished epochs, over all attempts
+    history: History = field(default_factory=dict)
+    # quantity -> layer -> (epoch, values): for the histograms of learned thresholds and decays over training
+    distributions: dict[str, dict[str, list[tuple[int, Tensor]]]] = field(default_factory=dict)
+
+    def record(self, epoch: int, metrics: dict[str, float]) -> None:
+        """Add the metrics of an epoch to the history."""
+        for name, value in metrics.items():
+            self.history.setdefault(name, []).append((epoch, value))
+
+
+def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Display, config: dict[str, Any]) -> Fit:
+    """Train until trainer.max_epochs or early stopping; the best and the last weights are in `folder` afterwards.
+
+    Continues from `folder.state` if there is one, and then ends with the same bits as an uninterrupted run.
+    """
+    conf, network = experiment.conf, experiment.network
+    optimizer = build_optimizer(conf.optimizer, network.parameter_groups())
+    scheduler = build_scheduler(conf.scheduler, optimizer, conf.trainer.max_epochs)
+    meters = {split: ActivityMeter(network) for split in ("train", "val")}
+    validates = experiment.source.num_batches("val") > 0
+
+    # --- where training starts: the first of these that applies, so the order matters ---
+    # 1. the unfinished run of this identity   2. trainer.init_from   3. fresh weights
+    state = Fit()
+    if folder.state.is_file():
+        state = _restore(folder, experiment, optimizer, scheduler, meters)
+        for epoch in range(state.epoch + 1):  # what the record may have missed when the run was cut off
+            tracker.log_epoch(epoch, {k: v for k, points in state.history.items() for e, v in points if e == epoch})
+        display.say(f"Continuing after epoch {state.epoch} of {conf.trainer.max_epochs}.")
+    else:
+        if conf.trainer.init_from is not None:
+            from pathlib import Path
+
+            path = Path(conf.trainer.init_from)
+            apply_weights(network, load_weights(path)[0], path)
+        _before_training(experiment, state, meters, tracker, display, validates)
+        _save(folder, state, experiment, optimizer, scheduler, meters, config)
+
+    # --- epochs ---
+    while state.epoch < conf.trainer.max_epochs and not state.stopped_early:
+        epoch, started = state.epoch + 1, time.perf_counter()
+        with display.epoch(epoch, planned_batches(experiment, "train")) as progress:
+            trained = train_pass(experiment, optimizer, epoch, meters["train"], progress)
+        if scheduler is not None:
+            scheduler.step()
+        metrics = trained.metrics("train") | meters["train"].metrics("train")
+        if validates:
+            with display.validation(epoch, planned_batches(experiment, "val")) as progress:
+                validated = evaluation_pass(experiment, "val", meters["val"], epoch, progress)
+            metrics |= validated.metrics("val") | meters["val"].metrics("val")
+        metrics |= _learned(experiment, state, epoch)
+
+        # without a validation split the last epoch counts: nothing may be selected on training or test data
+        improved = not validates or state.best.beaten_by(validated, conf.trainer.monitor)
+        if improved:
+            judged = validated if validates else trained
+            state.best = Best(epoch, judged.accuracy, judged.loss)
+        state.epoch = epoch
+        patience = conf.trainer.patience
+        state.stopped_early = patience is not None and epoch - state.best.epoch >= patience
+
+        seconds = time.perf_counter() - started
+        state.seconds += seconds
+        metrics["time/epoch_s"] = seconds
+        metrics["time/samples_per_s"] = trained.samples / max(trained.seconds, 1e-9)
+        metrics["time/data_wait_fraction"] = trained.wait_seconds / max(trained.seconds, 1e-9)
+        state.record(epoch, metrics)
+
+        if improved:  # before the state: a state that names an epoch as the best has its weights on the disk
+            facts = {"epoch": epoch, "val_accuracy": state.best.accuracy}
+            save_weights(folder.best, network.state_dict(), config, facts)
+        _save(folder, state, experiment, optimizer, scheduler, meters, config)
+        tracker.log_epoch(epoch, metrics)
+        display.finish_epoch(epoch, metrics, improved)
+        if conf.trainer.diagnose:
+            display.advise(diagnose(network, meters["val" if validates else "train"]))
+    save_weights(folder.last, network.state_dict(), config, {"epoch": state.epoch})
+    return state
+
+
+def _before_training(
+    experiment: Experiment,
+    state: Fit,
+    meters: dict[str, ActivityMeter],
+    tracker: Tracker,
+    display: Display,
+    validates: bool,
+) -> None:
+    """Epoch 0: what the untrained network does; its dead neurons are what a rescue is measured against."""
+    split = "val" if validates else "train"
+    with display.validation(0, planned_batches(experiment, split)) as progress:
+        result = evaluation_pass(experiment, split, meters[split], 0, progress)
+    metrics = result.metrics(split) | meters[split].metrics(split) | _learned(experiment, state, 0)
+    state.record(0, metrics)
+    tracker.log_epoch(0, metrics)
+    display.finish_epoch(0, metrics, improved=False)
+
+
+def _learned(experiment: Experiment, state: Fit, epoch: int) -> dict[str, float]:
+    """min, mean and max of learned thresholds and decays per layer; their values go into the distributions."""
+    metrics = {}
+    for name, layer in experiment.network.spiking_layers.items():
+        for quantity, values in layer.learned().items():
+            values = values.detach().float().cpu().flatten()
+            for statistic, value in (("min", values.min()), ("mean", values.mean()), ("max", values.max())):
+                metrics[f"{quantity}/{statistic}/{name}"] = float(value)
+            state.distributions.setdefault(quantity, {}).setdefault(name, []).append((epoch, values.clone()))
+    return metrics
+
+
+def _save(
+    folder: RunFolder,
+    state: Fit,
+    experiment: Experiment,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    meters: dict[str, ActivityMeter],
+    config: dict[str, Any],
+) -> None:
+    save_state(
+        folder.state,
+        {
+            "network": experiment.network.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scheduler": scheduler.state_dict() if scheduler is not None else None,
+            "meters": {split: meter.state_dict() for split, meter in meters.items()},
+            "fit": {
+                "epoch": state.epoch,
+                "stopped_early": state.stopped_early,
+                "best": asdict(state.best),
+                "seconds": state.seconds,
+                "history": state.history,
+                "distributions": state.distributions,
+            },
+        },
+    )
+
+
+def _restore(
+    folder: RunFolder,
+    experiment: Experiment,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    meters: dict[str, ActivityMeter],
+) -> Fit:
+    saved = load_state(folder.state)
+    apply_weights(experiment.network, saved["network"], folder.state)
+    optimizer.load_state_dict(saved["optimizer"])
+    if scheduler is not None:
+        scheduler.load_state_dict(saved["scheduler"])
+    for split, meter in meters.items():
+        meter.load_state_dict(saved["meters"][split])
+    values = dict(saved["fit"])
+    history = {name: [(int(e), float(v)) for e, v in points] for name, points in values.pop("history").items()}
+    return Fit(**{**values, "best": Best(**values["best"]), "history": history})

@@ -1,0 +1,189 @@
+"""One pass over a split: training or evaluation. Nothing here waits for the device more than a few times a second."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from snnexp.analysis.activity import ActivityMeter
+from snnexp.data.base import Batch
+from snnexp.errors import TrainingError
+from snnexp.experiment import Experiment
+from snnexp.models.network import Output
+from snnexp.training.seeding import derive_seed, seed_everything
+
+REFRESH_S = 0.25  # how often the display may ask the device for numbers
+
+Progress = Callable[[int, int, float, float], None]  # batches done, samples done, mean loss, accuracy
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass gives: means over its samples, and where its time went."""
+
+    loss: float
+    accuracy: float
+    samples: int
+    seconds: float
+    wait_seconds: float  # waiting for the next batch
+
+    def metrics(self, split: str) -> dict[str, float]:
+        """Loss and accuracy under the contract's names."""
+        return {f"{split}/loss": self.loss, f"{split}/accuracy": self.accuracy}
+
+
+class _Tally:
+    """Sums of loss and hits kept on the device, so that a batch costs no synchronisation."""
+
+    def __init__(self, device: torch.device) -> None:
+        # float64 where there is one: sums over many batches must not depend on their order of magnitude
+        self.loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.hits = torch.zeros((), dtype=torch.int64, device=device)
+        self.samples = 0
+        self.batches = 0
+
+    def add(self, loss: Tensor, predicted: Tensor, labels: Tensor) -> None:
+        self.loss += loss.detach().to(torch.float64) * labels.numel()
+        self.hits += (predicted == labels).sum()
+        self.samples += labels.numel()
+        self.batches += 1
+
+    def means(self) -> tuple[float, float]:
+        count = max(self.samples, 1)
+        return float(self.loss) / count, float(self.hits) / count
+
+
+class _Clock:
+    """Times how long an iterator makes its consumer wait."""
+
+    def __init__(self, batches: Iterator[Batch], limit: int | None) -> None:
+        self.batches, self.limit, self.wait = batches, limit, 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        done = 0
+        while self.limit is None or done < self.limit:
+            start = time.perf_counter()
+            batch = next(self.batches, None)
+            self.wait += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+            done += 1
+
+
+def planned_batches(experiment: Experiment, split: str) -> int:
+    """Batches of a pass, after trainer.smoke_steps."""
+    total = experiment.source.num_batches(split)
+    limit = experiment.conf.trainer.smoke_steps
+    return total if limit is None else min(total, limit)
+
+
+def train_pass(
+    experiment: Experiment,
+    optimizer: torch.optim.Optimizer,
+    epoch: int,
+    meter: ActivityMeter,
+    progress: Progress | None = None,
+) -> PassResult:
+    """Train for one epoch.
+
+    Raises:
+        TrainingError: the loss is not finite; names the epoch, the batch and the first layer that is not finite.
+    """
+    conf, network = experiment.conf, experiment.network
+    seed_everything(derive_seed(conf.seed, "train", epoch))
+    network.train()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    tally, start, shown = _Tally(experiment.device), time.perf_counter(), 0.0
+    clock = _Clock(experiment.source.batches("train", epoch, conf.seed), conf.trainer.smoke_steps)
+    on_cpu = experiment.device.type == "cpu"
+    for batch in clock:
+        output = experiment.forward(batch, meter)
+        loss = experiment.loss(output, batch.labels)
+        if on_cpu and not math.isfinite(loss.item()):  # on the CPU this look costs nothing, and names the batch
+            raise _non_finite(experiment, batch, epoch, tally.batches + 1)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if conf.trainer.grad_clip is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, conf.trainer.grad_clip)
+        optimizer.step()
+        tally.add(loss, experiment.predict(output), batch.labels)
+        if (now := time.perf_counter()) - shown > REFRESH_S:
+            shown = now
+            if not math.isfinite(_report(progress, tally)):
+                raise _non_finite(experiment, batch, epoch, tally.batches)
+    mean_loss, accuracy = tally.means()  # waits for the device: the clock below is honest
+    if not math.isfinite(mean_loss):
+        raise _non_finite(experiment, batch, epoch, tally.batches)
+    return PassResult(mean_loss, accuracy, tally.samples, time.perf_counter() - start, clock.wait)
+
+
+@torch.no_grad()
+def evaluation_pass(
+    experiment: Experiment,
+    split: str,
+    meter: ActivityMeter,
+    epoch: int,
+    progress: Progress | None = None,
+    keep: Callable[[Batch, Output, Tensor], None] | None = None,
+) -> PassResult:
+    """Evaluate on one split; `keep` sees every batch with its output and predictions."""
+    seed_everything(derive_seed(experiment.conf.seed, split, epoch))  # a random encoder draws the same test set each time
+    experiment.network.eval()
+    tally, start, shown = _Tally(experiment.device), time.perf_counter(), 0.0
+    clock = _Clock(experiment.source.batches(split), experiment.conf.trainer.smoke_steps)
+    for batch in clock:
+        output = experiment.forward(batch, meter)
+        predicted = experiment.predict(output)
+        tally.add(experiment.loss(output, batch.labels), predicted, batch.labels)
+        if keep is not None:
+            keep(batch, output, predicted)
+        if (now := time.perf_counter()) - shown > REFRESH_S:
+            shown = now
+            _report(progress, tally)
+    mean_loss, accuracy = tally.means()
+    return PassResult(mean_loss, accuracy, tally.samples, time.perf_counter() - start, clock.wait)
+
+
+def _report(progress: Progress | None, tally: _Tally) -> float:
+    """Fetch the sums from the device, show them, and return the mean loss."""
+    mean_loss, accuracy = tally.means()
+    if progress is not None:
+        progress(tally.batches, tally.samples, mean_loss, accuracy)
+    return mean_loss
+
+
+def _non_finite(experiment: Experiment, batch: Batch, epoch: int, number: int) -> TrainingError:
+    """Find the first layer that is not finite, in the parameters or else in the activity of this batch."""
+    culprit = next(
+        (f"parameter {name}" for name, p in experiment.network.named_parameters() if not torch.isfinite(p).all()), None
+    )
+    if culprit is None:
+        finder = _NonFiniteFinder()
+        with torch.no_grad():
+            experiment.forward(batch, finder)
+        culprit = finder.found or "the loss itself"
+    return TrainingError(
+        f"epoch {epoch}, batch {number}: the loss is not finite; first seen in {culprit}. "
+        "The last finished epoch is kept. Try a lower optimizer.lr or optimizer.lr_threshold, or trainer.grad_clip=1."
+    )
+
+
+class _NonFiniteFinder:
+    """Observer that remembers the first layer whose membrane or input is not finite."""
+
+    def __init__(self) -> None:
+        self.found: str | None = None
+
+    def spiking(self, name: str, layer: object, spk: Tensor, mem: Tensor) -> None:
+        if self.found is None and not torch.isfinite(mem).all():
+            self.found = f"layer {name} (its membrane)"
+
+    def connection(self, name: str, module: object, x: object, repeat: int) -> None:
+        if self.found is None and isinstance(x, Tensor) and not torch.isfinite(x).all():
+            self.found = f"the input of layer {name}"

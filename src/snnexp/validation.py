@@ -1,0 +1,172 @@
+"""Every check that needs no data: unknown keys, choices, ranges, and what joins two groups. All errors at once.
+
+Hydra and the schemas catch wrong types and misspelt keys while composing. What they let pass is caught here: keys that
+came in with `+`, words out of range, and combinations that cannot work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
+
+from snnexp.coding_rules import DECODER_LOSSES, ENCODERS, check_decoder, check_encoder
+from snnexp.config import Config, EventDatasetConf, ImageDatasetConf
+from snnexp.data.facts import FACTS, frame_shape, num_classes
+from snnexp.errors import ConfigError, did_you_mean, unknown_choice
+from snnexp.models.spec import plan
+from snnexp.neurons.names import FUSED_SURROGATES, SURROGATES
+
+
+def validate(cfg: DictConfig) -> Config:
+    """Return the configuration as typed objects, or raise one ConfigError that lists everything that is wrong."""
+    errors = list(_unknown_keys(cfg, ""))
+    if errors:
+        raise ConfigError(_listed(errors))
+    try:
+        conf = OmegaConf.to_object(cfg)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key}: a value is needed. Give one with {error.full_key}=...") from error
+    except InterpolationResolutionError as error:
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    assert isinstance(conf, Config)
+    errors += _values(conf, "")
+    if not errors:
+        errors += _names(conf)
+    if not errors:
+        errors += [*_neuron(conf), *_input(conf), *_training(conf), *_decoder(conf)]
+    if not errors:
+        errors += _network(conf)
+    if errors:
+        raise ConfigError(_listed(errors))
+    return conf
+
+
+def _listed(errors: list[str]) -> str:
+    return errors[0] if len(errors) == 1 else "\n".join(f"- {error}" for error in errors)
+
+
+def _unknown_keys(node: DictConfig, prefix: str) -> Iterator[str]:
+    """Keys that no schema has; `+neuron.treshold=1` puts them past Hydra and OmegaConf (hydra#981)."""
+    schema = OmegaConf.get_type(node)
+    known = {f.name for f in dataclasses.fields(schema)} if dataclasses.is_dataclass(schema) else None
+    for key in node:
+        name = f"{prefix}{key}"
+        if known is not None and key not in known:
+            yield f"{name}: no such key.{did_you_mean(str(key), known)} Valid keys: {', '.join(sorted(known))}."
+        elif isinstance(node._get_node(key), DictConfig) and not OmegaConf.is_missing(node, key):
+            yield from _unknown_keys(node[key], f"{name}.")
+
+
+def _values(conf: Any, prefix: str) -> Iterator[str]:
+    """Choices and ranges from the fields' metadata."""
+    for f in dataclasses.fields(conf):
+        value, name = getattr(conf, f.name), f"{prefix}{f.name}"
+        if dataclasses.is_dataclass(value):
+            yield from _values(value, f"{name}.")
+        elif "choices" in f.metadata and value not in f.metadata["choices"]:
+            yield unknown_choice(name, value, f.metadata["choices"])
+        elif "low" in f.metadata and value is not None:
+            message = _out_of_range(value, f.metadata)
+            if message:
+                yield f"{name}={value}: must be {message}."
+
+
+def _out_of_range(value: float, limits: Any) -> str:
+    wants = {"low": ">=", "high": "<=", "above": ">", "below": "<"}
+    if value != value:  # nan compares false with every limit
+        return "a number"
+    checks = {
+        "low": lambda x, y: x >= y,
+        "high": lambda x, y: x <= y,
+        "above": lambda x, y: x > y,
+        "below": lambda x, y: x < y,
+    }
+    broken = any(limits[key] is not None and not checks[key](value, limits[key]) for key in wants)
+    return " and ".join(f"{sign} {limits[key]:g}" for key, sign in wants.items() if limits[key] is not None) * broken
+
+
+def _names(conf: Config) -> Iterator[str]:
+    """`name` in each group is what the code dispatches on."""
+    if conf.dataset.name not in FACTS:
+        yield unknown_choice("dataset.name", conf.dataset.name, FACTS)
+    for key, value, valid in (
+        ("encoder.name", conf.encoder.name, ENCODERS),
+        ("decoder.name", conf.decoder.name, DECODER_LOSSES),
+        ("optimizer.name", conf.optimizer.name, ("adam", "adamw", "sgd")),
+        ("scheduler.name", conf.scheduler.name, ("none", "cosine", "step")),
+        ("tracking.name", conf.tracking.name, ("mlflow", "off")),
+        ("neuron.surrogate.name", conf.neuron.surrogate.name, SURROGATES),
+    ):
+        if value not in valid:
+            yield unknown_choice(key, value, valid)
+
+
+def _neuron(conf: Config) -> Iterator[str]:
+    n = conf.neuron
+    if n.threshold < 0:
+        yield f"neuron.threshold={n.threshold}: must be >= 0; below it a neuron at rest fires at every step."
+    if n.threshold_param == "tanh" and not -1 < n.threshold < 1:
+        yield f"neuron.threshold={n.threshold}: with threshold_param=tanh it must lie between -1 and 1."
+    if n.threshold_param == "softplus" and n.threshold <= 0:
+        yield f"neuron.threshold={n.threshold}: with threshold_param=softplus it must be > 0."
+    if n.relative_surrogate and n.threshold <= 0:
+        yield f"neuron.threshold={n.threshold}: relative_surrogate divides by the threshold, so it must be > 0."
+    if n.decay_param == "sigmoid":
+        for name, learned, value in (("beta", n.learn_beta, n.beta), ("alpha", n.learn_alpha, n.alpha)):
+            if learned and value is not None and not 0 < value < 1:
+                yield (
+                    f"neuron.{name}={value}: a learned {name} starts strictly between 0 and 1 (it is a sigmoid; a time "
+                    f"constant of tau steps is {name} = 1 - 1/tau, tau > 1)."
+                )
+    if n.learn_alpha and n.alpha is None:
+        yield "neuron.learn_alpha=true: there is no current state to learn. Set neuron.alpha, e.g. neuron.alpha=0.75."
+    if n.tau_form and n.beta == 1 and not n.learn_beta:
+        yield "neuron.beta=1: with tau_form=true the input is multiplied by 1 - beta = 0, so nothing ever fires."
+    if n.force_last_spike and not n.fire_once:
+        yield "neuron.force_last_spike=true: needs neuron.fire_once=true."
+    if n.engine in ("numba", "triton") and n.surrogate.name not in FUSED_SURROGATES:
+        yield (
+            f"neuron.engine={n.engine}: has no kernel for surrogate {n.surrogate.name}. "
+            f"Use neuron.engine=reference (or auto), or one of {', '.join(FUSED_SURROGATES)}."
+        )
+    if conf.device == "cpu" and n.engine == "triton":
+        yield "neuron.engine=triton: needs device=cuda. On the CPU use neuron.engine=numba, reference or auto."
+    if conf.device == "cuda" and n.engine == "numba":
+        yield "neuron.engine=numba: runs on the CPU only. With device=cuda use neuron.engine=triton, reference or auto."
+
+
+def _input(conf: Config) -> Iterator[str]:
+    d = conf.dataset
+    yield from check_encoder(conf.encoder, FACTS[d.name].kind, isinstance(d, ImageDatasetConf) and d.normalize)
+    if isinstance(d, EventDatasetConf) and d.bin_by == "width" and d.bin_ms is None:
+        yield "dataset.bin_by=width: needs the width of a bin, e.g. dataset.bin_ms=1."
+
+
+def _decoder(conf: Config) -> list[str]:
+    return check_decoder(conf.decoder, conf.neuron, conf.dataset.num_steps)
+
+
+def _training(conf: Config) -> Iterator[str]:
+    t = conf.trainer
+    if conf.dataset.val_fraction == 0 and t.patience is not None and conf.dataset.name != "ssc":
+        yield "trainer.patience: early stopping looks at validation only. Set dataset.val_fraction above 0."
+    if len(conf.optimizer.betas) != 2 or not all(0 <= b < 1 for b in conf.optimizer.betas):
+        yield f"optimizer.betas={list(conf.optimizer.betas)}: must be two numbers, each >= 0 and < 1."
+    if conf.optimizer.nesterov and conf.optimizer.momentum == 0:
+        yield "optimizer.nesterov=true: needs optimizer.momentum above 0."
+    if conf.task in ("evaluate", "export") and conf.run_id is None:
+        yield f"task={conf.task}: needs run_id=<id of an MLflow run>; the closing table of each run prints it."
+
+
+def _network(conf: Config) -> list[str]:
+    """The network must fit the data: parsed and sized without torch."""
+    try:
+        votes = conf.decoder.votes if conf.decoder.name == "vote" else 1
+        plan(conf.model.spec, frame_shape(conf.dataset), num_classes(conf.dataset), votes)
+    except ConfigError as error:
+        return [str(error)]
+    return []
