@@ -1,0 +1,230 @@
+"""A sweep (`-m`) is one parent run with the jobs' runs as its children.
+
+The parent is made in the main process before any job starts, and its id is left in the sweep's folder, where jobs of any
+launcher find it: in the same process, in joblib's workers, in a cluster's. A sweep that is run again continues its old
+parent, found by the sweep id: a hash of what the user asked for.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+
+from snnexp.errors import TrackingError
+from snnexp.tracking import links
+from snnexp.tracking.identity import is_bookkeeping
+from snnexp.tracking.provenance import code_tags
+from snnexp.tracking.runs import write_atomically
+
+log = logging.getLogger(__name__)
+
+SWEEP_FILE = "mlflow_parent.json"
+SKIPPED_FOLDER = "skipped"  # one empty file per MLflow run that the sweep found finished
+ROLE_TAG = "snnexp.role"  # "sweep" on parents, absent on runs
+SUMMARY = ("test/accuracy", "test/loss", "val/accuracy")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The sweep that a job belongs to; without a parent run (`tracking=off`) both ids are None."""
+
+    folder: Path
+    run_id: str | None = None
+    sweep_id: str | None = None
+
+    def record_skip(self, run_id: str | None) -> None:
+        """Let the parent's summary count a finished run that this sweep did not need to repeat."""
+        if run_id is not None:
+            (self.folder / SKIPPED_FOLDER).mkdir(parents=True, exist_ok=True)
+            (self.folder / SKIPPED_FOLDER / run_id).touch()
+
+
+def current_sweep() -> Sweep | None:
+    """The sweep that the current Hydra job belongs to, or None in a single run."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if not HydraConfig.initialized():
+        return None
+    hydra = HydraConfig.get()
+    if hydra.mode != RunMode.MULTIRUN:
+        return None
+    folder = Path(hydra.runtime.cwd) / hydra.sweep.dir
+    try:
+        values = json.loads((folder / SWEEP_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Sweep(folder)
+    return Sweep(folder, values["run_id"], values["sweep_id"])
+
+
+def sweep_id(overrides: list[str], params: dict[str, Any] | None = None) -> str:
+    """12 hex digits of what was asked for: task overrides and the sweeper's own parameters, in any order.
+
+    Bookkeeping (tracking.uri, trainer.resume, ...) does not count, so `-m ... trainer.resume=never` is the same sweep.
+    """
+    asked = [text for text in overrides if not is_bookkeeping(text.partition("=")[0].lstrip("+~"))]
+    asked += [f"{key}={value}" for key, value in (params or {}).items() if not is_bookkeeping(str(key))]
+    return hashlib.sha256("\n".join(sorted(asked)).encode()).hexdigest()[:12]
+
+
+class SweepParent(Callback):
+    """Hydra callback that opens and closes the parent run. It holds plain values only: joblib pickles it."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._open: dict[str, str] | None = None  # run_id, uri, experiment, folder
+        self._jobs: Counter[str] = Counter()
+
+    def on_multirun_start(self, config: Any, **_: Any) -> None:
+        """Make (or find) the parent run and leave its id in the sweep's folder.
+
+        An unreachable store ends the sweep here with the message and exit code of a single run; Hydra would turn an
+        ordinary exception of a callback into a warning and let every job find out by itself.
+        """
+        if config.tracking.name == "off" or config.task != "train":
+            return
+        try:
+            self._start(config)
+        except TrackingError as error:
+            print(f"snnexp: error: {error}", file=sys.stderr, flush=True)
+            raise SystemExit(error.exit_code) from error
+        # on_multirun_end is not called after a failed job or Ctrl-C
+        atexit.register(self._close, complete=False)
+
+    def on_job_start(self, config: Any, **_: Any) -> None:
+        """Count jobs; other processes' copies count for nobody."""
+        self._jobs["started"] += 1
+
+    def on_job_end(self, config: Any, job_return: Any, **_: Any) -> None:
+        """Count jobs and failures; not called for a job that Ctrl-C ended."""
+        from hydra.core.utils import JobStatus
+
+        self._jobs["ended"] += 1
+        if job_return.status == JobStatus.FAILED:
+            self._jobs["failed"] += 1
+
+    def on_multirun_end(self, config: Any, **_: Any) -> None:
+        """Close the parent run of a sweep whose jobs all came to an end."""
+        self._close(complete=True)
+
+    def _start(self, config: Any) -> None:
+        from omegaconf import OmegaConf
+
+        from snnexp.tracking.mlflow_store import connect
+        from snnexp.tracking.store import resolve_uri
+
+        cwd = Path(config.hydra.runtime.cwd)
+        uri = resolve_uri(config.tracking.uri, cwd)
+        store = connect(uri, config.tracking.experiment)
+        assert store is not None  # create=True
+        overrides = list(config.hydra.overrides.task)
+        params = OmegaConf.select(config, "hydra.sweeper.params")
+        identity = sweep_id(overrides, dict(params) if params else None)
+        found = store.client.search_runs(
+            [store.experiment_id],
+            f"tags.sweep_id = '{identity}' and tags.`{ROLE_TAG}` = 'sweep'",
+            max_results=1,
+            order_by=["attributes.start_time DESC"],
+        )
+        if found:
+            run_id = str(found[0].info.run_id)
+            store.client.update_run(run_id, status="RUNNING")
+        else:
+            command = "snnexp -m " + " ".join(overrides)
+            tags = {
+                ROLE_TAG: "sweep",
+                "sweep_id": identity,
+                "overrides": " ".join(overrides)[:8000],
+                "mlflow.source.type": "LOCAL",
+                "mlflow.source.name": "snnexp",
+                "mlflow.note.content": f"`{command[:5000]}`",
+                **code_tags(),
+            }
+            name = ("sweep " + " ".join(overrides))[:100]
+            run_id = str(store.client.create_run(store.experiment_id, tags=tags, run_name=name).info.run_id)
+        folder = cwd / config.hydra.sweep.dir
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / SWEEP_FILE, json.dumps({"run_id": run_id, "sweep_id": identity}) + "\n")
+        experiment = str(config.tracking.experiment)
+        self._open = {"run_id": run_id, "uri": uri, "experiment": experiment, "folder": str(folder)}
+
+    def _close(self, complete: bool) -> None:
+        opened = self._open
+        if opened is None or os.getpid() != self._pid:
+            return
+        self._open = None
+        try:
+            lines = close_parent(opened, complete, self._jobs)
+        except Exception as error:  # at exit: the runs themselves are safe, and there is nobody to catch it
+            log.warning("The sweep's parent run could not be closed: %s", error)
+            return
+        print("\n".join(lines), flush=True)
+
+
+def close_parent(opened: dict[str, str], complete: bool, jobs: Counter[str]) -> list[str]:
+    """Write the children's summary and the final status on the parent; returns the lines to show at the end.
+
+    The best child is the one with the best validation accuracy; its test accuracy is reported, not selected by.
+    """
+    from mlflow.entities import Metric
+
+    from snnexp.tracking.mlflow_store import connect
+    from snnexp.tracking.queries import best_value, search_all
+
+    store = connect(opened["uri"], opened["experiment"])
+    assert store is not None
+    client, parent = store.client, opened["run_id"]
+    children = search_all(store, f"tags.`mlflow.parentRunId` = '{parent}'")
+    known = {run.info.run_id for run in children}
+    skipped = Path(opened["folder"]) / SKIPPED_FOLDER
+    if skipped.is_dir():
+        children += [client.get_run(path.name) for path in sorted(skipped.iterdir()) if path.name not in known]
+    counts = Counter(str(run.info.status) for run in children)
+
+    closings = int(client.get_run(parent).data.tags.get("closings", "0")) + 1
+    metrics = {f"children/{word.lower()}": float(counts[word]) for word in ("FINISHED", "FAILED", "KILLED")}
+    tags = {"closings": str(closings)}
+    lines = [f"Sweep: {counts['FINISHED']} finished, {counts['FAILED']} failed, {counts['KILLED']} killed."]
+    scored = [(best_value(store, run, "val/accuracy"), run) for run in children if run.info.status == "FINISHED"]
+    ranked = sorted(((score, run) for score, run in scored if score is not None), key=lambda pair: -pair[0])
+    if ranked:
+        best = ranked[0][1]
+        metrics.update({key: best.data.metrics[key] for key in SUMMARY if key in best.data.metrics})
+        metrics["val/accuracy"] = ranked[0][0]
+        tags["best_child"] = best.info.run_id
+        tags["best_child_overrides"] = best.data.tags.get("overrides", "")
+        results = ", ".join(f"{key} {metrics[key]:.4f}" for key in ("val/accuracy", "test/accuracy") if key in metrics)
+        lines.append(f"Best on validation: {best.info.run_name} ({best.data.tags.get('overrides', '')}): {results}")
+    for key, value in metrics.items():
+        client.log_metric(parent, key, value, step=closings)
+    for key, value in tags.items():
+        client.set_tag(parent, key, value)
+    client.set_terminated(parent, _status(complete, counts, jobs))
+
+    pages = [links.experiment_link(store.uri, store.experiment_id)]
+    if len(children) > 1:
+        pages.append(links.compare_link(store.uri, store.experiment_id, [run.info.run_id for run in children]))
+    lines += [page for page in pages if page]
+    command = links.ui_command(store.uri)
+    if command:
+        lines.append(f"Serve these pages with: {command}")
+    return lines
+
+
+def _status(complete: bool, counts: Counter[str], jobs: Counter[str]) -> str:
+    if counts["FAILED"] or jobs["failed"]:
+        return "FAILED"
+    if complete:
+        return "FINISHED"
+    cut_off = counts["KILLED"] or counts["RUNNING"] or jobs["started"] > jobs["ended"]
+    return "KILLED" if cut_off else "FAILED"
