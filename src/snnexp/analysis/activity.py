@@ -1,0 +1,154 @@
+"""Dead, silent and saturated neurons and firing rates per layer, counted on the device during a pass over a split.
+
+A neuron is *dead* if it emits no spike over a window. Three windows (DESIGN section 6):
+
+    dead_fraction         the whole pass: share of neurons without a spike in any sample
+    dead_fraction_batch   a batch: that share within each batch, averaged over batches
+    dead_fraction_sample  a sample: share of (neuron, sample) pairs without a spike
+
+and so dead_fraction <= dead_fraction_batch <= dead_fraction_sample for batches of equal size. `firing_rate` is spikes
+per neuron per time step. A neuron is *saturated* if it spikes in at least 95 % of all time steps of the pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snnexp.data.base import EventFrames
+
+SATURATED_RATE = 0.95  # spikes per time step
+
+
+@dataclass(frozen=True)
+class LayerActivity:
+    """What one spiking layer did in one pass; tensors are on the host, one entry per neuron, flat."""
+
+    rates: Tensor  # spikes per time step, float64
+    dead_fraction_batch: float
+    dead_fraction_sample: float
+    peaks: Tensor  # largest membrane in the first batch of the pass, float32
+
+    @property
+    def dead(self) -> Tensor:
+        """Which neurons never spiked in the pass."""
+        return self.rates == 0
+
+    @property
+    def dead_fraction(self) -> float:
+        """Share of neurons that never spiked in the pass."""
+        return float(self.dead.double().mean())
+
+    @property
+    def firing_rate(self) -> float:
+        """Spikes per neuron per time step."""
+        return float(self.rates.mean())
+
+    @property
+    def saturated_fraction(self) -> float:
+        """Share of neurons that spike in at least 95 % of the time steps."""
+        return float((self.rates >= SATURATED_RATE).double().mean())
+
+
+class _Counter:
+    """Running sums of one layer, on the device. float64 holds counts exactly up to 2**53."""
+
+    def __init__(self, spk: Tensor, mem: Tensor) -> None:
+        self.spikes = torch.zeros(spk[0, 0].numel(), dtype=torch.float64, device=spk.device)
+        self.shares = torch.zeros(2, dtype=torch.float64, device=spk.device)  # sums of batch shares, of silent pairs
+        self.peaks = mem.detach().amax((0, 1)).flatten().float()
+        self.batches = self.samples = self.steps = 0
+
+    def add(self, spk: Tensor) -> None:
+        # Half precision would round counts above 2048 (bfloat16: 256)
+        counts = spk.detach().sum(0, dtype=torch.float64 if spk.dtype == torch.float64 else torch.float32).flatten(1)
+        per_neuron = counts.sum(0)
+        self.spikes += per_neuron
+        self.shares += torch.stack([(per_neuron == 0).double().mean(), (counts == 0).double().sum()])
+        self.batches += 1
+        self.samples += spk.shape[1]
+        self.steps += spk.shape[0] * spk.shape[1]
+
+
+class ActivityMeter:
+    """Observer that counts spikes over passes; `metrics(split)` closes a pass and starts the next one.
+
+    It costs one reading of the spikes per layer and batch and never waits for the device, except for the one copy in
+    `metrics`. Compared with the pass before (train only), it tells how many neurons were revived and how many died.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.last: dict[str, LayerActivity] = {}  # of the pass closed last, by layer
+        self._counters: dict[str, _Counter] = {}
+        self._dead_before: dict[str, Tensor] = {}
+
+    def spiking(self, name: str, layer: nn.Module, spk: Tensor, mem: Tensor) -> None:
+        """Count the spikes [T, B, ...] of one batch."""
+        with torch.no_grad():
+            if name not in self._counters:
+                self._counters[name] = _Counter(spk, mem)
+            self._counters[name].add(spk)
+
+    def connection(self, name: str, module: nn.Module, x: Tensor | EventFrames, repeat: int) -> None:
+        """Inputs of layers do not matter here."""
+
+    def reset(self) -> None:
+        """Forget a pass that was not finished."""
+        self._counters = {}
+
+    def metrics(self, split: str) -> dict[str, float]:
+        """Close the pass and return its metrics under the contract's names; empty if nothing ran.
+
+        For "train", `train/revived` and `train/newly_dead` count neurons against the train pass before.
+        """
+        self.last = self._to_host()
+        self.reset()
+        metrics: dict[str, float] = {}
+        for name, layer in self.last.items():
+            metrics[f"{split}/dead_fraction/{name}"] = layer.dead_fraction
+            metrics[f"{split}/dead_fraction_batch/{name}"] = layer.dead_fraction_batch
+            metrics[f"{split}/dead_fraction_sample/{name}"] = layer.dead_fraction_sample
+            metrics[f"{split}/dead_neurons/{name}"] = float(layer.dead.sum())
+            metrics[f"{split}/firing_rate/{name}"] = layer.firing_rate
+            metrics[f"{split}/saturated_fraction/{name}"] = layer.saturated_fraction
+            if split == "train" and name in self._dead_before:
+                before = self._dead_before[name]
+                metrics[f"train/revived/{name}"] = float((before & ~layer.dead).sum())
+                metrics[f"train/newly_dead/{name}"] = float((~before & layer.dead).sum())
+        if self.last:
+            metrics[f"{split}/dead_neurons"] = float(sum(int(layer.dead.sum()) for layer in self.last.values()))
+            self._dead_before = {name: layer.dead for name, layer in self.last.items()}
+        return metrics
+
+    def rates(self) -> dict[str, Tensor]:
+        """Spikes per time step of every neuron in the pass closed last, by layer, flat, on the host."""
+        return {name: layer.rates for name, layer in self.last.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next pass is compared with: which neurons were dead."""
+        return {"dead": dict(self._dead_before)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue after a resume."""
+        self._dead_before = {name: dead.bool().cpu() for name, dead in state["dead"].items()}
+
+    def _to_host(self) -> dict[str, LayerActivity]:
+        """Fetch all counters in one copy."""
+        if not self._counters:
+            return {}
+        parts = [part for c in self._counters.values() for part in (c.spikes, c.shares, c.peaks.double())]
+        host = torch.cat(parts).cpu()  # the only copy from the device, once per pass
+        layers, at = {}, 0
+        for name, counter in self._counters.items():
+            n = counter.spikes.numel()
+            spikes, shares, peaks = host[at : at + n], host[at + n : at + n + 2], host[at + n + 2 : at + 2 * n + 2]
+            at += 2 * n + 2
+            silent = float(shares[1]) / (counter.samples * n)
+            batch = float(shares[0]) / counter.batches
+            layers[name] = LayerActivity(spikes / counter.steps, batch, silent, peaks.float())
+        return layers

@@ -1,0 +1,78 @@
+"""Layers without spikes of their own: NeuNorm, voting, dropout over time, batch norm over time."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from snnexp.config import NeuNormConf
+
+
+class NeuNorm(nn.Module):
+    """Neuron normalisation: what a layer sends on is reduced by a learned share of its neighbours' recent mean.
+
+        x[t](i,j) = k x[t-1](i,j) + (v/F) sum_f S_f[t](i,j)       x[-1] = 0
+        out_c[t]  = S_c[t] - A_c x[t]
+
+    form "literal": k + v F = 1 as printed, so that x settles at rate/F; "mean": k + v = 1, and x at the mean rate.
+    A is [C, H, W], or [1, H, W] if shared. Source: Wu et al., arXiv:1809.05793, by way of SpikingJelly's NeuNorm.
+    """
+
+    def __init__(self, shape: tuple[int, ...], conf: NeuNormConf) -> None:
+        super().__init__()
+        channels, height, width = shape
+        self.k = float(conf.k)
+        v = (1 - self.k) / channels if conf.form == "literal" else 1 - self.k
+        self.share = v / channels
+        self.weight = nn.Parameter(torch.empty(1 if conf.shared else channels, height, width))
+        nn.init.kaiming_uniform_(self.weight, a=sqrt(5))
+
+    def forward(self, spk: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Spikes [T, B, C, H, W] and x of the step before [B, 1, H, W] (None: 0); returns the output and the last x."""
+        drive = spk.sum(2, keepdim=True) * self.share
+        x = torch.zeros_like(drive[0]) if state is None else state
+        trace = []
+        for step in drive.unbind(0):
+            x = self.k * x + step
+            trace.append(x)
+        return spk - self.weight * torch.stack(trace), x
+
+
+class Vote(nn.Module):
+    """Mean over each `group` = n neighbouring neurons: 0..n-1 vote for class 0, and so on. [..., C*n] -> [..., C]."""
+
+    def __init__(self, group: int) -> None:
+        super().__init__()
+        self.group = group
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(*x.shape[:-1], -1, self.group).mean(-1)
+
+
+class TimeDropout(nn.Module):
+    """Dropout on [T, B, ...]: one mask per sample for all T steps (PLIF), or one per step (STBP's released code)."""
+
+    def __init__(self, rate: float, per_step: bool) -> None:
+        super().__init__()
+        self.rate = rate
+        self.per_step = per_step
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        if self.per_step:
+            return F.dropout(x, self.rate)
+        return x * F.dropout(torch.ones_like(x[0]), self.rate)
+
+
+def build_batch_norm(shape: tuple[int, ...]) -> nn.BatchNorm1d | nn.BatchNorm2d:
+    """Batch norm over [T*B, ...] per channel."""
+    return nn.BatchNorm2d(shape[0]) if len(shape) == 3 else nn.BatchNorm1d(shape[0])
+
+
+def build_layer_norm(shape: tuple[int, ...]) -> nn.GroupNorm:
+    """Layer norm: over all features of one sample at one step, with a learned scale and shift per channel."""
+    return nn.GroupNorm(1, shape[0])

@@ -1,0 +1,293 @@
+"""The network: layers without state see all time steps at once as [T*B, ...], spiking layers see [T, B, ...].
+
+The forward pass owns the time loop and all state; nothing survives it and nothing has to be reset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from snnexp.config import DecoderConf, ModelConf, NeuronConf
+from snnexp.data.base import DataInfo, EventFrames
+from snnexp.encoders import ConstantInput
+from snnexp.models.event_linear import event_driven_weight, event_linear
+from snnexp.models.layers import NeuNorm, TimeDropout, Vote, build_batch_norm, build_layer_norm
+from snnexp.models.observer import Observer
+from snnexp.models.spec import WEIGHT_KINDS, LayerPlan, Shape, plan
+from snnexp.models.weights import Linear, RecurrentLinear, build_weights
+from snnexp.neurons.layer import SpikingLayer
+
+__all__ = ["LayerRow", "Network", "Observer", "Output", "build_network"]
+
+# Layers whose backward pass does not read their output, so that the engine may write over it.
+_FRESH = frozenset({"conv", "linear", "batch_norm", "layer_norm", "avg_pool", "max_pool"})
+
+
+class Output(NamedTuple):
+    """Spikes and membranes (before the reset) of the output layer, voted if the network votes: [T, B, K] each."""
+
+    spk: Tensor
+    mem: Tensor
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One row of the layer table."""
+
+    name: str
+    token: str
+    in_shape: Shape
+    out_shape: Shape
+    parameters: int
+    neurons: int  # 0 for layers that are not spiking
+
+
+class Network(nn.Module):
+    """A planned network, built. `layers` are the plans in order; the modules carry the plans' names."""
+
+    def __init__(self, layers: list[LayerPlan], model: ModelConf, neuron: NeuronConf, info: DataInfo) -> None:
+        super().__init__()
+        self.layers = tuple(layers)
+        self.num_steps = info.num_steps
+        self.input_shape = tuple(info.shape)
+        self.bn_per_step = model.bn_per_step
+        self.channels_last = False
+        self.neurons: dict[str, SpikingLayer] = {}  # all of them; `spiking_layers` leaves out a mere integrator
+
+    # --- running --------------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor | ConstantInput | EventFrames, observer: Observer | None = None) -> Output:
+        """Run all T steps.
+
+        Args:
+            x: [T, B, C, H, W], or one frame for all steps, or event lists.
+            observer: is told each spiking layer's output and each connection's input.
+        Raises: ValueError if the input does not have the shape that the network was built for.
+        """
+        flow = _Flow(*self._open(x), observer)
+        end = max(index for index, layer in enumerate(self.layers) if layer.kind == "spiking")
+        mem = torch.empty(0)
+        for index, layer in enumerate(self.layers):
+            if layer.kind == "spiking":
+                mem = self._spiking(layer, self.layers[max(index - 1, 0)], flow)
+            elif index > end:  # votes: of the membranes too
+                vote = self.get_submodule(layer.name)
+                flow.x, mem = vote(flow.x), vote(mem)
+            else:
+                self._stateless(layer, flow)
+        return Output(flow.over_time(), mem)
+
+    def _open(self, x: Tensor | ConstantInput | EventFrames) -> tuple[Tensor | EventFrames, int, int, bool]:
+        """Input folded over time (or one frame, or event lists), T, B, and whether it is constant."""
+        if isinstance(x, ConstantInput):
+            shape, steps, batch = tuple(x.frame.shape[1:]), x.num_steps, x.frame.shape[0]
+            folded: Tensor | EventFrames = x.frame
+        elif isinstance(x, EventFrames):
+            shape, steps, batch = x.shape, x.num_steps, x.batch_size
+            folded = x if self.wants_events else x.to_dense().flatten(0, 1)
+        else:
+            shape, steps, batch = tuple(x.shape[2:]), x.shape[0], x.shape[1]
+            folded = x.flatten(0, 1)
+        if shape != self.input_shape:
+            raise ValueError(f"the network was built for input {self.input_shape} at each step, not {shape}")
+        if self.channels_last and isinstance(folded, Tensor):
+            folded = folded.contiguous(memory_format=torch.channels_last)
+        return folded, steps, batch, isinstance(x, ConstantInput)
+
+    def _spiking(self, layer: LayerPlan, before: LayerPlan, flow: _Flow) -> Tensor:
+        """Run spiking layer `layer` on the flow; returns its membranes [T, B, ...]."""
+        neuron = self.neurons[layer.name]
+        neuron.overwrite_input = before.kind in _FRESH and not flow.constant
+        current = flow.over_time()
+        if before.kind == "recurrent":
+            weights = self.get_submodule(before.name)
+            assert isinstance(weights, RecurrentLinear)
+            spk, mem = _run_recurrent(neuron, weights.recurrent, current)
+            if flow.observer:
+                previous = torch.cat([torch.zeros_like(spk[:1]), spk[:-1]]).flatten(0, 1)
+                flow.observer.connection(f"{before.name}.recurrent", weights.recurrent, previous, 1)
+        else:
+            spk, mem, _ = neuron(current)
+        if flow.observer and neuron.dynamics.spiking:
+            flow.observer.spiking(layer.name, neuron, spk, mem)
+        flow.x = spk.flatten(0, 1)
+        return mem
+
+    def _stateless(self, layer: LayerPlan, flow: _Flow) -> None:
+        """Run any other layer on the flow."""
+        if layer.kind == "flatten":
+            if isinstance(flow.x, Tensor):  # event lists are flat already
+                flow.x = flow.x.flatten(1)
+            return
+        module = self.get_submodule(layer.name)
+        if layer.kind in WEIGHT_KINDS:
+            if flow.observer:
+                flow.observer.connection(layer.name, module, flow.x, flow.steps if flow.constant else 1)
+            if isinstance(flow.x, EventFrames):
+                assert isinstance(module, Linear)
+                y = event_linear(flow.x, module.effective_weight(), module.bias)
+                flow.x = y if module.affine is None else module.affine(y)
+            else:
+                flow.x = module(flow.x)
+        elif layer.kind == "neunorm":
+            flow.x = module(flow.over_time())[0].flatten(0, 1)
+        elif layer.kind == "dropout" and flow.constant:
+            flow.x = module(flow.folded().unsqueeze(0)).squeeze(0)
+        elif layer.kind in ("dropout", "dropout_step"):
+            flow.x = module(flow.over_time()).flatten(0, 1)
+        elif layer.kind == "batch_norm" and self.bn_per_step and not flow.constant:
+            flow.x = torch.stack([module(step) for step in flow.over_time().unbind(0)]).flatten(0, 1)
+        else:
+            flow.x = module(flow.folded())
+
+    # --- looking in -----------------------------------------------------------------------------------------------
+
+    @property
+    def wants_events(self) -> bool:
+        """Whether the first layer is fully connected, so that event lists can drive it directly."""
+        first = next(layer for layer in self.layers if layer.kind != "flatten")
+        return first.kind in ("linear", "recurrent")
+
+    @property
+    def spiking_layers(self) -> dict[str, SpikingLayer]:
+        """The layers that spike, by name, from input to output."""
+        return {name: layer for name, layer in self.neurons.items() if layer.dynamics.spiking}
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """All trainable parameters: weights (with biases, norms, affine), firing thresholds, decays."""
+        thresholds = [p for layer in self.neurons.values() for p in layer.threshold_parameters()]
+        decays = [p for layer in self.neurons.values() for p in layer.decay_parameters()]
+        other = {id(p) for p in (*thresholds, *decays)}
+        weights = [p for p in self.parameters() if id(p) not in other]
+        return {"weights": weights, "thresholds": thresholds, "decays": decays}
+
+    def layer_table(self) -> list[LayerRow]:
+        """One row per layer, for `task=inspect`."""
+        return list(self._rows())
+
+    def _rows(self) -> Iterator[LayerRow]:
+        modules = dict(self.named_children())
+        for layer in self.layers:
+            module = modules.get(layer.name)
+            parameters = sum(p.numel() for p in module.parameters()) if module else 0
+            count = prod(layer.out_shape) if layer.kind == "spiking" else 0
+            yield LayerRow(layer.name, layer.token.text, layer.in_shape, layer.out_shape, parameters, count)
+
+    def step_memory_bytes(self, batch_size: int) -> int:
+        """Estimated memory of one training step in bytes, float32: what backward needs, parameters, Adam's state.
+
+        Each layer keeps its output for all T steps, a spiking layer its membranes as well; on top come the gradients of
+        the two largest neighbours. Parameters count four times: value, gradient and two moments.
+        """
+        rows = self.num_steps * batch_size
+        kept = [prod(layer.out_shape) * (2 if layer.kind == "spiking" else 1) for layer in self.layers]
+        kept = [0 if layer.kind == "flatten" else n for layer, n in zip(self.layers, kept, strict=True)]
+        gradients = 2 * max(prod(layer.out_shape) for layer in self.layers)
+        inputs = 0 if self.wants_events else prod(self.input_shape)
+        parameters = sum(p.numel() for p in self.parameters())
+        return 4 * (rows * (sum(kept) + gradients + inputs) + 4 * parameters)
+
+
+class _Flow:
+    """What travels from layer to layer: x is [T*B, ...], or [B, ...] while all steps are the same, or event lists."""
+
+    def __init__(
+        self, x: Tensor | EventFrames, steps: int, batch: int, constant: bool, observer: Observer | None
+    ) -> None:
+        self.x = x
+        self.steps = steps
+        self.batch = batch
+        self.constant = constant
+        self.observer = observer
+
+    def folded(self) -> Tensor:
+        """[T*B, ...], or [B, ...] while constant."""
+        assert isinstance(self.x, Tensor)  # only the first layer sees event lists
+        return self.x
+
+    def over_time(self) -> Tensor:
+        """[T, B, ...]; from here on the steps differ."""
+        x = self.folded()
+        if self.constant:
+            self.constant = False  # every caller goes on with what it makes of the expanded view
+            return x.expand(self.steps, *x.shape)
+        return x.view(self.steps, self.batch, *x.shape[1:])
+
+
+def _run_recurrent(neuron: SpikingLayer, recurrent: nn.Linear, current: Tensor) -> tuple[Tensor, Tensor]:
+    """I[t] = current[t] + V S[t-1], step by step. All [T, B, N]."""
+    state = neuron.init_state(current.shape[1], current.device)
+    previous: Tensor | None = None
+    spks, mems = [], []
+    steps = current.unbind(0)
+    for t, step in enumerate(steps):
+        drive = step if previous is None else step + recurrent(previous)
+        spk, mem, state = neuron.single_step(drive, state, last=t == len(steps) - 1)
+        spks.append(spk)
+        mems.append(mem)
+        previous = spk
+    return torch.stack(spks), torch.stack(mems)
+
+
+def build_network(
+    model: ModelConf,
+    neuron: NeuronConf,
+    decoder: DecoderConf,
+    info: DataInfo,
+    *,
+    channels_last: bool = False,
+    single_spike_input: bool = False,
+) -> Network:
+    """Build the network of `model.spec` for the data `info`, with `neuron` at every SN.
+
+    Args:
+        channels_last: memory layout of maps, faster for convolutions; ignored without any.
+        single_spike_input: each input fires once per sample (latency code). ETTFS' initialisation needs to know: other
+            inputs to the first layer are scaled as if they had unit second moment at every step.
+    Raises: ConfigError if the spec does not fit the data.
+    """
+    votes = decoder.votes if decoder.name == "vote" else 1
+    bias = model.bias and model.affine == "none"  # the affine has an offset of its own
+    layers = plan(model.spec, info.shape, info.num_classes, votes, bias)
+    network = Network(layers, model, neuron, info)
+    network.channels_last = channels_last and any(layer.kind == "conv" for layer in layers)
+    last = [layer.name for layer in layers if layer.kind == "spiking"][-1]
+    analog = True
+    for layer in layers:
+        if layer.kind in WEIGHT_KINDS:
+            spikes = 1.0 if analog and not single_spike_input else float(info.num_steps)
+            weights = build_weights(layer, model, spikes)
+            if analog and network.wants_events and isinstance(weights, Linear) and info.kind == "events":
+                event_driven_weight(weights)
+            network.add_module(layer.name, weights)
+            analog = False
+        elif layer.kind == "spiking":
+            analog = False  # what follows sees spikes, even if it is the first layer with weights
+            spiking = not (layer.name == last and decoder.name == "membrane" and decoder.integrate)
+            network.neurons[layer.name] = SpikingLayer(neuron, layer.out_shape, layer.name, spiking=spiking)
+            network.add_module(layer.name, network.neurons[layer.name])
+        elif layer.kind != "flatten":
+            network.add_module(layer.name, _build_stateless(layer, model))
+    return network
+
+
+def _build_stateless(layer: LayerPlan, model: ModelConf) -> nn.Module:
+    if layer.kind == "max_pool":
+        return nn.MaxPool2d(int(layer.args["k"]), int(layer.args["s"]))
+    if layer.kind == "avg_pool":
+        return nn.AvgPool2d(int(layer.args["k"]), int(layer.args["s"]))
+    if layer.kind == "batch_norm":
+        return build_batch_norm(layer.in_shape)
+    if layer.kind == "layer_norm":
+        return build_layer_norm(layer.in_shape)
+    if layer.kind == "neunorm":
+        return NeuNorm(layer.in_shape, model.neunorm)
+    if layer.kind == "vote":
+        return Vote(int(layer.args["n"]))
+    return TimeDropout(float(layer.args["rate"]), per_step=layer.kind == "dropout_step")

@@ -1,0 +1,109 @@
+"""Layers with weights: convolution, fully connected, recurrent; initialisation; ETTFS' normalisation and affine."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from snnexp.config import ModelConf
+from snnexp.models.spec import LayerPlan
+
+
+class Affine(nn.Module):
+    """I' = g * I + b with learned g = 1 and b = 0 at the start, one pair per layer or per channel (ETTFS, Eq. 17)."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(shape))
+        self.offset = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * x + self.offset
+
+
+def standardise(weight: Tensor, sigma: float, eps: float = 1e-5) -> Tensor:
+    """(W - mean(W)) / (std(W) + eps) * sigma over the whole layer (ETTFS, Eq. 16); the gradient passes through it."""
+    return (weight - weight.mean()) / (weight.std(correction=0) + eps) * sigma
+
+
+class Linear(nn.Linear):
+    """Fully connected. `sigma`: standardise the weights to this at each forward pass; `affine` follows the layer."""
+
+    sigma: float | None = None
+    affine: Affine | None = None
+
+    def effective_weight(self) -> Tensor:
+        """The weights that act, [out, in]."""
+        return self.weight if self.sigma is None else standardise(self.weight, self.sigma)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.linear(x, self.effective_weight(), self.bias)
+        return y if self.affine is None else self.affine.forward(y)
+
+
+class Conv2d(nn.Conv2d):
+    """2-D convolution. `sigma`: standardise the weights to this at each forward pass; `affine` follows the layer."""
+
+    sigma: float | None = None
+    affine: Affine | None = None
+
+    def effective_weight(self) -> Tensor:
+        """The weights that act, [out, in, k, k]."""
+        return self.weight if self.sigma is None else standardise(self.weight, self.sigma)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self._conv_forward(x, self.effective_weight(), self.bias)
+        return y if self.affine is None else self.affine.forward(y)
+
+
+class RecurrentLinear(Linear):
+    """Fully connected, and a second weight matrix from the layer's own spikes of the step before:
+
+    I[t] = W x[t] + b + V S[t-1]
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__(in_features, out_features, bias)
+        self.recurrent = nn.Linear(out_features, out_features, bias=False)
+
+
+def build_weights(layer: LayerPlan, model: ModelConf, spikes: float) -> Conv2d | Linear:
+    """Build and initialise the layer `layer`.
+
+    spikes: for ETTFS, T if each input fires once in the T steps, so that Var(I[t]) = 1 needs Var(W) = T/N; 1 for an
+    input of unit second moment at every step, as a standardised image is (our choice; the paper's is not known).
+    """
+    module: Conv2d | Linear
+    if layer.kind == "conv":
+        k, s, p = int(layer.args["k"]), int(layer.args["s"]), int(layer.args["p"])
+        module = Conv2d(layer.in_shape[0], layer.out_shape[0], k, stride=s, padding=p, bias=layer.bias)
+    else:
+        kind = RecurrentLinear if layer.kind == "recurrent" else Linear
+        module = kind(layer.in_shape[0], layer.out_shape[0], bias=layer.bias)
+    if model.weight_norm:
+        module.sigma = sqrt(spikes / layer.fan_in)
+    if model.affine != "none":
+        channel = (layer.out_shape[0], *([1] * (len(layer.out_shape) - 1)))
+        module.affine = Affine(channel if model.affine == "channel" else ())
+    with torch.no_grad():
+        _initialise(module.weight, model, spikes, layer.fan_in)
+        if model.init == "ettfs" and module.bias is not None:
+            module.bias.zero_()
+        if isinstance(module, RecurrentLinear):  # its inputs are spikes, whatever the layer's are
+            _initialise(module.recurrent.weight, model, spikes, layer.out_shape[0])
+    return module
+
+
+def _initialise(weight: Tensor, model: ModelConf, spikes: float, fan_in: int) -> None:
+    """PyTorch's default U(+-1/sqrt(N)) is already there; otherwise He's, or ETTFS' U(+-sqrt(3 T/N)). Then the gain."""
+    if model.init == "kaiming_uniform":
+        nn.init.kaiming_uniform_(weight, a=0)
+    elif model.init == "kaiming_normal":
+        nn.init.kaiming_normal_(weight, a=0)
+    elif model.init == "ettfs":
+        bound = sqrt(3 * spikes / fan_in)
+        nn.init.uniform_(weight, -bound, bound)
+    weight.mul_(float(model.gain))
