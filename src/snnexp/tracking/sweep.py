@@ -1,8 +1,8 @@
 """A sweep (`-m`) is one parent run with the jobs' runs as its children.
 
-The parent is made in the main process before any job starts, and its id is left in the sweep's folder, where jobs of any
-launcher find it: in the same process, in joblib's workers, in a cluster's. A sweep that is run again continues its old
-parent, found by the sweep id: a hash of what the user asked for.
+The parent is made in the main process before any job starts, and its id is left in the sweep's folder, where jobs of
+any launcher find it: in the same process, in joblib's workers, in a cluster's. A sweep that is run again continues its
+old parent, found by the sweep id: a hash of what the user asked for.
 """
 
 from __future__ import annotations
@@ -176,8 +176,6 @@ def close_parent(opened: dict[str, str], complete: bool, jobs: Counter[str]) -> 
 
     The best child is the one with the best validation accuracy; its test accuracy is reported, not selected by.
     """
-    from mlflow.entities import Metric
-
     from snnexp.tracking.mlflow_store import connect
     from snnexp.tracking.queries import best_value, search_all
 
@@ -205,10 +203,10 @@ def close_parent(opened: dict[str, str], complete: bool, jobs: Counter[str]) -> 
         tags["best_child_overrides"] = best.data.tags.get("overrides", "")
         results = ", ".join(f"{key} {metrics[key]:.4f}" for key in ("val/accuracy", "test/accuracy") if key in metrics)
         lines.append(f"Best on validation: {best.info.run_name} ({best.data.tags.get('overrides', '')}): {results}")
-    for key, value in metrics.items():
-        client.log_metric(parent, key, value, step=closings)
-    for key, value in tags.items():
-        client.set_tag(parent, key, value)
+    for key, number in metrics.items():
+        client.log_metric(parent, key, number, step=closings)
+    for key, text in tags.items():
+        client.set_tag(parent, key, text)
     client.set_terminated(parent, _status(complete, counts, jobs))
 
     pages = [links.experiment_link(store.uri, store.experiment_id)]
