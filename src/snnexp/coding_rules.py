@@ -1,4 +1,4 @@
-"""Which encoder fits which data, and which decoder and loss fit which neuron: checked without torch, before any work."""
+"""Which encoder fits which data, which decoder and loss fit which neuron: checked without torch, before any work."""
 
 from __future__ import annotations
 

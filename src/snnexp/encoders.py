@@ -102,7 +102,7 @@ def delta(x: Tensor, num_steps: int, conf: DeltaEncoderConf) -> Tensor:
         level[t] = floor(x (t + 1) / (T threshold)),   S[t] = 1 if level[t] - level[t-1] >= 1
 
     A pixel of value x spikes floor(x / threshold) times, at most T, evenly spread. With `off_spike` the image is faded
-    in over the first half of the steps (rounded up) and out over the rest, with S = -1 for a threshold crossed downwards.
+    in over the first half of the steps (rounded up) and out over the rest, S = -1 for a threshold crossed downwards.
 
     Returns: float32 [T, *x.shape], 0, 1 or -1.
     """

@@ -111,7 +111,8 @@ def _subject_choices(sizes: NDArray[np.int64], val_fraction: float, rng: np.rand
     """Candidate sets of validation subjects, one per row: all of them if few, else random ones of about the size."""
     count = len(sizes)
     if count <= EXHAUSTIVE_SUBJECTS:
-        return (np.arange(1, 2**count - 1)[:, None] >> np.arange(count)) & 1 == 1
+        bits = (np.arange(1, 2**count - 1)[:, None] >> np.arange(count)) & 1
+        return bits.astype(np.bool_)
     orders = rng.permuted(np.tile(np.arange(count), (SAMPLED_CHOICES, 1)), axis=1)
     filled = np.cumsum(sizes[orders], axis=1)
     nearest = np.argmin(np.abs(filled - val_fraction * sizes.sum()), axis=1)

@@ -1,0 +1,93 @@
+"""Make sure that a data set's files are on disk: find them, unpack an archive that lies there, or fetch it.
+
+One process at a time works on a data set; the others wait, look again and find it done.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from snnexp.config import DatasetConf
+from snnexp.data.fetching import check_free_space, fetch, file_md5, write_error
+from snnexp.data.sources import SOURCES, Archive, Source, unpacking_mark
+from snnexp.data.unpacking import unpack
+from snnexp.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+LOCK_TIMEOUT_S = 24 * 3600.0  # a slow download of another job is worth waiting for, a dead lock holder frees it at once
+
+
+def ensure(conf: DatasetConf) -> None:
+    """Make sure that the files of `conf.name` are under `conf.root`, fetching what is missing if `conf.download`.
+
+    A part that is there in any amount counts as there: partial sets are the user's choice. An archive of the right name
+    is taken instead of a download, after its MD5 has been checked.
+
+    Raises: DataError naming the address, the MD5 and the folder if something stays missing.
+    """
+    source = SOURCES.get(conf.name)
+    if source is None or not _wanted(source, conf):
+        return
+    directory = source.directory(conf.root)
+    from filelock import FileLock, Timeout
+
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with FileLock(directory / f".{conf.name}.lock", timeout=LOCK_TIMEOUT_S):
+            for archive in source.missing(conf.root):
+                _provide(conf, source, archive, directory)
+    except Timeout as error:
+        raise DataError(f"dataset={conf.name}: another process has been busy in {directory} for a day.") from error
+    except OSError as error:
+        if not conf.download:
+            raise _missing(conf, source, directory, "dataset.download=false") from error
+        raise _missing(conf, source, directory, write_error(error, directory)) from error
+
+
+def _wanted(source: Source, conf: DatasetConf) -> bool:
+    # The trial-cut recordings of DVS128 have no direct address; its reader looks for them and says where to get them.
+    return getattr(conf, "variant", None) != "trials" and bool(source.missing(conf.root))
+
+
+def _provide(conf: DatasetConf, source: Source, archive: Archive, directory: Path) -> None:
+    path = directory / archive.name
+    if path.exists():
+        logger.info("dataset=%s: checking %s", conf.name, path)
+        digest = file_md5(path)
+        if digest != archive.md5:
+            raise DataError(
+                f"dataset={conf.name}: {path} is damaged or another file: its MD5 is {digest} instead of {archive.md5}."
+                " Remove it to have it fetched again."
+            )
+    elif not conf.download:
+        raise _missing(conf, source, directory, "dataset.download=false")
+    else:
+        try:
+            check_free_space(directory, (archive.size or 0) + (archive.unpacked_size or 0))
+            fetch(archive.urls, path, archive.md5, archive.size)
+        except DataError as error:
+            raise _missing(conf, source, directory, str(error)) from error
+    if archive.unpack:
+        logger.info("dataset=%s: unpacking %s", conf.name, path)
+        unpack(path, directory, unpacking_mark(directory, archive))
+        if archive in source.missing(conf.root):
+            raise DataError(
+                f"dataset={conf.name}: {archive.name} was unpacked into {directory}, but {archive.products[0]} is not"
+                f" there. Please compare with {source.page}."
+            )
+        if not getattr(conf, "keep_archives", True):
+            path.unlink()
+
+
+def _missing(conf: DatasetConf, source: Source, directory: Path, reason: str) -> DataError:
+    wanted = "\n".join(
+        f"  {archive.name}  MD5 {archive.md5}\n    {archive.urls[0]}" for archive in source.missing(conf.root)
+    )
+    folder = source.folder or "its folders"
+    note = f"\n{source.note}" if source.note else ""
+    return DataError(
+        f"dataset={conf.name}: files are missing in {directory} ({reason.rstrip('.')}).\n"
+        f"Fetch by hand into that folder:\n{wanted}\nor set dataset.root (SNNEXP_DATA) to a folder that holds {folder}. Data set: {source.page}{note}"
+    )
