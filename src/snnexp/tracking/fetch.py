@@ -1,24 +1,39 @@
-"""Files of an earlier run, from the MLflow store."""
+"""Getting a file of an earlier run back from the MLflow store."""
 
 from __future__ import annotations
 
-import os
+import logging
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from snnexp.config import TrackingConf
+from snnexp.tracking.mlflow_store import connect
 from snnexp.tracking.store import resolve_uri
 
+if TYPE_CHECKING:
+    from snnexp.config import TrackingConf
 
-def fetch_artifact(conf: TrackingConf, start_dir: Path, run_id: str, name: str) -> Path | None:
-    """Download one artifact to a temporary folder; None if the store or the run does not have it."""
-    uri = resolve_uri(conf.uri, start_dir)
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
-        return None  # asking MLflow would create an empty store
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    import mlflow
+log = logging.getLogger(__name__)
+
+
+def fetch_artifact(conf: TrackingConf, start_dir: str | Path, run_id: str, name: str) -> Path | None:
+    """A local copy of the file `name` of MLflow run `run_id`, or None if the store, the run or the file is not there.
+
+    A local SQLite store is never made by this; with tracking=off there is no store to ask.
+
+    Raises: TrackingError if the store cannot be reached.
+    """
+    if conf.name == "off":
+        return None
+    store = connect(resolve_uri(conf.uri, start_dir), conf.experiment, create=False)
+    if store is None:
+        return None
     from mlflow.exceptions import MlflowException
 
     try:
-        return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, tracking_uri=uri))
-    except (MlflowException, OSError):
+        store.client.get_run(run_id)  # a run id is unique in its store, whatever its experiment is called
+        target = tempfile.mkdtemp(prefix="snnexp-")
+        return Path(store.client.download_artifacts(run_id, name, target))
+    except (MlflowException, OSError) as error:
+        log.info("run %s: %s cannot be fetched: %s", run_id, name, str(error).splitlines()[0])
         return None

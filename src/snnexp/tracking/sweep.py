@@ -39,7 +39,7 @@ class Sweep:
     """The sweep that a job belongs to; without a parent run (`tracking=off`) both ids are None."""
 
     folder: Path
-    run_id: str | None = None
+    parent_run_id: str | None = None
     sweep_id: str | None = None
 
     def record_skip(self, run_id: str | None) -> None:
@@ -49,17 +49,18 @@ class Sweep:
             (self.folder / SKIPPED_FOLDER / run_id).touch()
 
 
-def current_sweep() -> Sweep | None:
-    """The sweep that the current Hydra job belongs to, or None in a single run."""
+def current_sweep(folder: Path | None = None) -> Sweep | None:
+    """The sweep that the current Hydra job belongs to, or None in a single run.
+
+    `folder` is the sweep's folder; by default Hydra knows it.
+    """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    if not HydraConfig.initialized():
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return None
     hydra = HydraConfig.get()
-    if hydra.mode != RunMode.MULTIRUN:
-        return None
-    folder = Path(hydra.runtime.cwd) / hydra.sweep.dir
+    folder = Path(hydra.runtime.cwd) / (folder or hydra.sweep.dir)
     try:
         values = json.loads((folder / SWEEP_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -109,7 +110,6 @@ class SweepParent(Callback):
         """Count jobs and failures; not called for a job that Ctrl-C ended."""
         from hydra.core.utils import JobStatus
 
-        self._jobs["ended"] += 1
         if job_return.status == JobStatus.FAILED:
             self._jobs["failed"] += 1
 
@@ -224,5 +224,6 @@ def _status(complete: bool, counts: Counter[str], jobs: Counter[str]) -> str:
         return "FAILED"
     if complete:
         return "FINISHED"
-    cut_off = counts["KILLED"] or counts["RUNNING"] or jobs["started"] > jobs["ended"]
+    # jobs that ran in this process would have been counted if they had failed, so it was Ctrl-C between two of them
+    cut_off = counts["KILLED"] or counts["RUNNING"] or jobs["started"]
     return "KILLED" if cut_off else "FAILED"
