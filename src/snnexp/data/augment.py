@@ -1,8 +1,8 @@
 """Random changes of a training batch's events, before they are binned; seeded, on the CPU.
 
 Order: rotate and mirror about the sensor's centre, shift, swap polarities (each drawn once per sample); then drop
-single events and move single times. Events that leave the sensor are lost. An axis with one pixel (SHD: one row of channels)
-is never shifted. Bins are set by the events that are left.
+single events and move single times. Events that leave the sensor are lost. An axis with one pixel (SHD: one row of
+channels) is never shifted. Bins are set by the events that are left.
 """
 
 from __future__ import annotations

@@ -198,10 +198,9 @@ class EventSource:
         store, conf = self.store, self.conf
         complete = is_complete(reader, store)
         if not complete:
-            has = ", ".join(f"{len(store.indices(part)):,} {part}" for part in official_parts(reader))
-            whole = ", ".join(f"{count:,} {part}" for part, count in official_parts(reader).items())
-            log.warning("%s is incomplete: %s of %s recordings", conf.name, has, whole)
-            notes.append(f"incomplete: {has} of {whole} recordings")
+            whole = official_parts(reader).items()
+            notes.append("incomplete: " + ", ".join(f"{len(store.indices(p)):,} of {n:,} {p}" for p, n in whole))
+            log.warning("%s is %s", conf.name, notes[-1])
         notes += [f"{count:,} events {reason} dropped" for reason, count in store.dropped.items()]
         notes += self._count_cut()
         classes = len(reader.class_names)
