@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_failures: list[Exception] = []
+
 
 def conf_dir() -> Path:
     """The folder of configuration files: inside an installed package, or at the top of a checkout."""
@@ -78,7 +80,6 @@ def _run(arguments: list[str]) -> int:
         message = explain(error)
         if message is not None:
             return _fail(ConfigError.exit_code, message)
-        log.exception("unexpected error")
         return _fail(1, _unexpected(error))
     return 0
 
@@ -123,10 +124,15 @@ def _hydra_main() -> None:
 
     register_schemas()
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_job)()
+    if _failures:
+        raise _failures.pop()
 
 
 def _job(cfg: DictConfig) -> float | None:
     """One run (one job of a sweep): validate, then hand over to the task."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
     from snnexp.errors import SnnexpError
     from snnexp.tasks import run_task
     from snnexp.validation import validate
@@ -134,12 +140,14 @@ def _job(cfg: DictConfig) -> float | None:
     try:
         conf = validate(cfg)
         return run_task(conf, cfg)
-    except SnnexpError as error:
-        log.error("%s", error, exc_info=True)  # the whole story goes to the job's log, the message to the terminal
-        raise
     except KeyboardInterrupt:
         log.warning("interrupted")
         raise
-    except Exception:
-        log.exception("the run failed")
-        raise
+    except Exception as error:
+        log.exception("%s", error)  # the whole story goes to the job's log, the message to the terminal
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            if isinstance(error, SnnexpError):
+                _fail(error.exit_code, str(error))  # the sweep goes on; Hydra raises only the first error at its end
+            raise
+        _failures.append(error)  # raised by `_hydra_main`: Hydra would print a line of its own before the message
+        return None

@@ -362,3 +362,16 @@ def register_schemas() -> None:
     for group, options in nodes.items():
         for name, node in options.items():
             store.store(group=f"schema/{group}", name=name, node=node)
+
+
+def structured(config: dict[str, Any]) -> Any:
+    """A typed configuration from plain containers, such as the one stored in a checkpoint."""
+    from omegaconf import OmegaConf
+
+    base = OmegaConf.structured(Config)
+    dataset_nodes = {"randman": RandmanDatasetConf, "motion": MotionDatasetConf}
+    encoder_nodes = {"rate": RateEncoderConf, "latency": LatencyEncoderConf, "delta": DeltaEncoderConf}
+    kind = EventDatasetConf if "bin_by" in config["dataset"] else ImageDatasetConf
+    base.dataset = OmegaConf.structured(dataset_nodes.get(config["dataset"]["name"], kind))
+    base.encoder = OmegaConf.structured(encoder_nodes.get(config["encoder"]["name"], EncoderConf))
+    return OmegaConf.merge(base, config)

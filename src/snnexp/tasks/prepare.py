@@ -28,5 +28,7 @@ def describe_data(info) -> list[str]:  # type: ignore[no-untyped-def]
     counts = ", ".join(f"{split} {n:,}" for split, n in info.counts.items())
     variant = f", variant {info.variant}" if info.variant else ""
     whole = "complete" if info.complete else "NOT complete: a part of the official data set"
-    lines = [f"data: {info.name}{variant}, {info.num_classes} classes, {counts} samples ({whole}), split {info.split_hash}"]
+    lines = [
+        f"data: {info.name}{variant}, {info.num_classes} classes, {counts} samples ({whole}), split {info.split_hash}"
+    ]
     return [*lines, *(f"      {note}" for note in info.notes)]

@@ -67,7 +67,7 @@ def _train(conf: Config, config: dict[str, Any], env: Environment, folder: RunFo
     finally:
         tracker.finish(status)
         folder.finish(status)
-    display.farewell(tracker.link(), folder)
+    display.farewell(tracker.link(), tracker.run_id, folder)
     return state.best.accuracy
 
 

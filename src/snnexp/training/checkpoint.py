@@ -104,5 +104,7 @@ def apply_weights(network: torch.nn.Module, weights: Mapping[str, Tensor], sourc
         if k in weights and own[k].shape != weights[k].shape
     ]
     if wrong:
-        raise SnnexpError(f"{source} does not fit this network: {', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}")
+        raise SnnexpError(
+            f"{source} does not fit this network: {', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}"
+        )
     network.load_state_dict(dict(weights))

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor
 
+from snnexp.tasks.prepare import describe_data
 from snnexp.training.passes import Progress as Report
+
+if TYPE_CHECKING:
+    from snnexp.experiment import Experiment
+    from snnexp.tracking.runs import RunFolder
+    from snnexp.training.loop import Fit
 
 
 class Display:
@@ -40,6 +51,12 @@ class Display:
             yield report
 
     @contextmanager
+    def testing(self, batches: int) -> Iterator[Report]:
+        """The same for the test pass."""
+        with self._bar("test", batches) as report:
+            yield report
+
+    @contextmanager
     def _bar(self, title: str, batches: int) -> Iterator[Report]:
         if not self.console.is_terminal:
             yield lambda *_: None
@@ -61,6 +78,19 @@ class Display:
                 bar.update(task, completed=done, numbers=numbers)
 
             yield report
+
+    def announce(self, experiment: Experiment, folder: RunFolder) -> None:
+        """What is about to run: data, network, engine, and where its state lies."""
+        conf, info = experiment.conf, experiment.source.info
+        for line in describe_data(info):
+            self.say(line)
+        neurons = sum(row.neurons for row in experiment.network.layer_table())
+        parameters = sum(p.numel() for p in experiment.network.parameters())
+        self.say(
+            f"model: {conf.model.spec}, {parameters:,} parameters, {neurons:,} {conf.neuron.name} neurons, "
+            f"T = {info.num_steps}, on {experiment.device}"
+        )
+        self.say(f"state: {folder.path}")
 
     def finish_epoch(self, epoch: int, metrics: dict[str, float], improved: bool) -> None:
         """One line per finished epoch."""
@@ -85,6 +115,42 @@ class Display:
             if key not in self._advised:
                 self._advised.add(key)
                 self.say(f"  ! {text}")
+
+    def closing_table(self, experiment: Experiment, metrics: dict[str, float], state: Fit | None = None) -> None:
+        """The test result and what every spiking layer did in the test pass."""
+        table = Table(
+            title=f"test: accuracy {metrics['test/accuracy']:.4f}, loss {metrics['test/loss']:.4f}", box=box.SIMPLE_HEAD
+        )
+        for column in ("layer", "neurons", "dead", "dead/sample", "saturated", "rate", "threshold", "beta"):
+            table.add_column(column, justify="left" if column == "layer" else "right")
+        for name, layer in experiment.network.spiking_layers.items():
+            neurons = math.prod(layer.shape)
+            shares = [
+                metrics[f"test/{key}/{name}"] for key in ("dead_fraction", "dead_fraction_sample", "saturated_fraction")
+            ]
+            rate = metrics[f"test/firing_rate/{name}"]
+            values = [_mean(layer.threshold), _mean(layer.beta)]
+            table.add_row(name, f"{neurons:,}", *(f"{100 * share:.1f} %" for share in shares), f"{rate:.4f}", *values)
+        self.console.print(table)
+        operations = [f"{metrics[f'test/{key}']:,.0f} {key}" for key in ("synops", "macs") if f"test/{key}" in metrics]
+        self.say(f"per test sample: {', '.join(operations)}")
+        if state is not None:
+            chosen = f"epoch {state.best.epoch}, chosen on validation (accuracy {state.best.accuracy:.4f})"
+            if "val/accuracy" not in state.history:
+                chosen = f"epoch {state.best.epoch}, the last (there is no validation split)"
+            self.say(f"weights of {chosen}; {state.epoch} epochs in {duration(state.seconds)}; test was run once")
+
+    def farewell(self, link: str | None, run_id: str | None, folder: RunFolder) -> None:
+        """Where the record is, and what to type next."""
+        self.say(f"record: {link or folder.path}")
+        if run_id is not None:
+            self.say(f"again:  snnexp task=evaluate run_id={run_id}")
+
+
+def _mean(values: Tensor) -> str:
+    """One value, or the mean of learned ones marked with a tilde."""
+    values = values.detach().float()
+    return f"{float(values):.3f}" if values.numel() == 1 else f"~{float(values.mean()):.3f}"
 
 
 def duration(seconds: float) -> str:

@@ -15,6 +15,7 @@ from snnexp.data.base import Batch
 from snnexp.errors import TrainingError
 from snnexp.experiment import Experiment
 from snnexp.models.network import Output
+from snnexp.models.observer import Observer
 from snnexp.training.seeding import derive_seed, seed_everything
 
 REFRESH_S = 0.25  # how often the display may ask the device for numbers
@@ -127,18 +128,20 @@ def train_pass(
 def evaluation_pass(
     experiment: Experiment,
     split: str,
-    meter: ActivityMeter,
+    observer: Observer,
     epoch: int,
     progress: Progress | None = None,
     keep: Callable[[Batch, Output, Tensor], None] | None = None,
 ) -> PassResult:
     """Evaluate on one split; `keep` sees every batch with its output and predictions."""
-    seed_everything(derive_seed(experiment.conf.seed, split, epoch))  # a random encoder draws the same test set each time
+    seed_everything(
+        derive_seed(experiment.conf.seed, split, epoch)
+    )  # a random encoder draws the same test set each time
     experiment.network.eval()
     tally, start, shown = _Tally(experiment.device), time.perf_counter(), 0.0
     clock = _Clock(experiment.source.batches(split), experiment.conf.trainer.smoke_steps)
     for batch in clock:
-        output = experiment.forward(batch, meter)
+        output = experiment.forward(batch, observer)
         predicted = experiment.predict(output)
         tally.add(experiment.loss(output, batch.labels), predicted, batch.labels)
         if keep is not None:

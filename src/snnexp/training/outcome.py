@@ -1,0 +1,136 @@
+"""The end of a run: the one test pass with the best weights, the closing metrics, results.json and the plots."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snnexp.analysis.activity import ActivityMeter
+from snnexp.analysis.synops import Synops, SynopsMeter, neurobench_results
+from snnexp.data.base import Batch
+from snnexp.experiment import Experiment
+from snnexp.models.network import Output
+from snnexp.models.observer import Observers
+from snnexp.tracking.runs import RunFolder
+from snnexp.tracking.store import Tracker
+from snnexp.training.checkpoint import apply_weights, load_weights
+from snnexp.training.display import Display
+from snnexp.training.loop import Fit
+from snnexp.training.passes import evaluation_pass, planned_batches
+
+log = logging.getLogger(__name__)
+
+MILESTONES = (50, 60, 70, 80, 90, 95, 98, 99)  # per cent of validation accuracy, for epochs_to/<percent>
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the test pass gives."""
+
+    metrics: dict[str, float]
+    synops: Synops
+    confusion: Tensor  # int64 [true, predicted]
+    raster: dict[str, Tensor]  # layer -> spikes [T, N] of the first test sample
+    raster_label: int
+    raster_prediction: int
+    rates: dict[str, Tensor]  # layer -> firing rate of every neuron
+
+
+class _Raster:
+    """Observer that keeps every layer's spikes of the first sample of the first batch."""
+
+    def __init__(self) -> None:
+        self.spikes: dict[str, Tensor] = {}
+
+    def spiking(self, name: str, layer: object, spk: Tensor, mem: Tensor) -> None:
+        if name not in self.spikes:
+            self.spikes[name] = spk[:, 0].detach().flatten(1).float().cpu()
+
+    def connection(self, name: str, module: object, x: object, repeat: int) -> None:
+        """Inputs of layers are not drawn."""
+
+
+def test(experiment: Experiment, display: Display, epoch: int) -> Outcome:
+    """Run the network once over the test split, with every observer there is."""
+    activity, synops, raster = ActivityMeter(experiment.network), SynopsMeter(experiment.network), _Raster()
+    classes = experiment.source.info.num_classes
+    confusion = torch.zeros(classes * classes, dtype=torch.int64, device=experiment.device)
+    first: list[tuple[int, int]] = []
+
+    def keep(batch: Batch, output: Output, predicted: Tensor) -> None:
+        confusion.add_(torch.bincount(batch.labels * classes + predicted, minlength=classes * classes))
+        if not first:
+            first.append((int(batch.labels[0]), int(predicted[0])))
+
+    observers = Observers([activity, synops, raster])
+    with display.testing(planned_batches(experiment, "test")) as progress:
+        result = evaluation_pass(experiment, "test", observers, epoch, progress, keep)
+    metrics = result.metrics("test") | activity.metrics("test") | synops.metrics("test")
+    label, prediction = first[0] if first else (0, 0)
+    matrix = confusion.view(classes, classes).cpu()
+    return Outcome(metrics, synops.result(), matrix, raster.spikes, label, prediction, activity.rates())
+
+
+def close(experiment: Experiment, state: Fit, folder: RunFolder, tracker: Tracker, display: Display) -> Outcome:
+    """Test the best weights once, and complete the record: metrics, results.json, checkpoints, plots."""
+    if folder.best.is_file():  # max_epochs=0 has no best epoch: the untrained network is what there is
+        apply_weights(experiment.network, load_weights(folder.best)[0], folder.best)
+    outcome = test(experiment, display, state.best.epoch)
+    metrics = outcome.metrics | _epochs_to(state)
+    tracker.log_epoch(max(state.epoch, state.best.epoch), metrics)
+    tracker.log_tags(_tags(experiment, state))
+    tracker.log_dict(
+        results(experiment, outcome, {"epoch": state.best.epoch, "seed": experiment.conf.seed}), "results.json"
+    )
+    for path in (folder.best, folder.last):
+        if path.is_file():
+            tracker.log_artifact(path, "checkpoints")
+    if experiment.conf.trainer.plots:
+        from snnexp.analysis.plots import save_run_plots
+
+        history = {name: list(points) for name, points in state.history.items()}
+        for path in save_run_plots(
+            folder.path / "plots", history, state.distributions, outcome, experiment.source.info
+        ):
+            tracker.log_artifact(path, "plots")
+    display.closing_table(experiment, metrics, state)
+    return outcome
+
+
+def results(experiment: Experiment, outcome: Outcome, facts: dict[str, Any]) -> dict[str, Any]:
+    """results.json: NeuroBench's key names where it has them, and what one needs to compare numbers."""
+    info = experiment.source.info
+    return {
+        **neurobench_results(experiment.network, outcome.synops, outcome.metrics["test/accuracy"]),
+        "parameters": sum(p.numel() for p in experiment.network.parameters()),
+        "samples": info.counts,
+        "complete": info.complete,
+        "split_hash": info.split_hash,
+        "variant": info.variant,
+        "num_steps": info.num_steps,
+        "protocol": "selected on validation, test run once",
+        **facts,
+        "confusion": outcome.confusion.tolist(),
+    }
+
+
+def _epochs_to(state: Fit) -> dict[str, float]:
+    """First epoch whose validation accuracy reached each milestone; those never reached are left out."""
+    points = state.history.get("val/accuracy", [])
+    firsts = {percent: min((e for e, v in points if v >= percent / 100), default=None) for percent in MILESTONES}
+    return {f"epochs_to/{percent}": float(epoch) for percent, epoch in firsts.items() if epoch is not None}
+
+
+def _tags(experiment: Experiment, state: Fit) -> dict[str, str]:
+    """What was used and chosen: device, engine and why, the epoch tested."""
+    tags = {"device": str(experiment.device), "best_epoch": str(state.best.epoch), "test_runs": "1"}
+    if experiment.device.type == "cuda":
+        tags["device_name"] = torch.cuda.get_device_name(experiment.device)
+    layer = next(iter(experiment.network.neurons.values()))
+    if layer.engine is not None:
+        tags |= {"engine": layer.engine, "engine_reason": layer.engine_reason or ""}
+    return tags
