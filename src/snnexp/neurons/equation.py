@@ -107,8 +107,9 @@ def step(
     drive = (1 - beta) * cur if dynamics.tau_form else cur
     if not dynamics.spiking:
         mem = beta * state.mem + drive
-        return torch.zeros_like(mem), mem, State(mem, state.spk, None if alpha is None else cur)
-    kept, removed = _reset(state, threshold, dynamics)
+        spk = torch.zeros_like(mem)
+        return spk, mem, State(mem, spk, None if alpha is None else cur)
+    kept, removed = reset_terms(state.mem, state.spk, threshold, dynamics)
     mem = beta * kept + drive
     if removed is not None:
         mem = mem - removed
@@ -124,10 +125,13 @@ def step(
     return spk, mem, State(mem, spk, None if alpha is None else cur, fired)
 
 
-def _reset(state: State, threshold: Tensor, dynamics: Dynamics) -> tuple[Tensor, Tensor | None]:
-    """Return U' of the step before, and R of this step (None: zero)."""
-    mem, ignore = state.mem, dynamics.ignore_reset_in_backward
-    spk = state.spk.detach() if dynamics.detach_reset or ignore else state.spk
+def reset_terms(mem: Tensor, spk: Tensor, threshold: Tensor, dynamics: Dynamics) -> tuple[Tensor, Tensor | None]:
+    """Return U' of the step that left `mem` and `spk`, and R of the next step (None: zero)."""
+    if not dynamics.spiking:
+        return mem, None
+    ignore = dynamics.ignore_reset_in_backward
+    if dynamics.detach_reset or ignore:
+        spk = spk.detach()
     match dynamics.reset:
         case "none":
             return mem, None

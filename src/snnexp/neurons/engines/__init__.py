@@ -45,12 +45,23 @@ def run_neurons(
     for name, value in (("alpha", alpha), ("beta", beta), ("threshold", threshold)):
         if value is not None:
             _check_broadcast(name, value, x.shape[2:])
-    compute = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    if state is None:
-        state = initial_state(compute[0], dynamics, alpha is not None)
-    elif state.mem.shape != x.shape[1:]:
+    if state is not None and state.mem.shape != x.shape[1:]:
         raise ConfigError(f"the state has shape {list(state.mem.shape)}, but the input needs {list(x.shape[1:])}.")
-    spk, mem, state = reference.run(compute, alpha, beta, threshold, dynamics, state)
+    if engine == "triton":
+        from snnexp.neurons.engines import triton_engine
+
+        return triton_engine.run(x, alpha, beta, threshold, dynamics, state, overwrite_input)
+    exact = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    if engine == "numba":
+        from snnexp.neurons.engines import numba_engine
+
+        spk, mem, state = numba_engine.run(
+            exact, alpha, beta, threshold, dynamics, state, overwrite_input or exact is not x
+        )
+    else:
+        if state is None:
+            state = initial_state(exact[0], dynamics, alpha is not None)
+        spk, mem, state = reference.run(exact, alpha, beta, threshold, dynamics, state)
     return spk.to(x.dtype), mem, state
 
 

@@ -1,0 +1,308 @@
+"""The neuron equation as numba kernels: one walk forward and one back over [T, M], M = batch x neurons.
+
+A kernel takes a range of blocks of columns and walks each block through all T: what a block carries from step to step
+stays in the first-level cache, and the innermost loop, over the block's columns, becomes vector instructions. Columns
+do not interact, so the result has the same bits for every block size and number of threads. No fast-math: operations
+and their order are the reference's, so its membranes and spikes come out bit for bit, and nan and inf go the same way.
+
+The options are frozen into each kernel (`ForwardOptions`, `BackwardOptions`) as constants that the compiler folds. One
+pair of kernels is compiled per set of options and precision, on first use, and cached on disk beside this file.
+Everything that a kernel calls is in this file, so that an edit here invalidates that cache.
+"""
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, no-any-return"
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any, NamedTuple
+
+import numba
+from numba import types
+from numba.extending import intrinsic, overload
+
+NONE, ZERO, SUBTRACT, SUBTRACT_FIRST = 0, 1, 2, 3  # positions in names.RESETS
+ATAN, FAST_SIGMOID, SIGMOID, TRIANGULAR, RECTANGULAR = 0, 1, 2, 3, 4  # positions in names.FUSED_SURROGATES
+
+
+class ForwardOptions(NamedTuple):
+    """What the forward kernel is compiled for; the first part is `Dynamics`, the rest how it is used."""
+
+    reset: int
+    strict: bool
+    tau_form: bool
+    fire_once: bool
+    force_last_spike: bool
+    relative: bool
+    spiking: bool
+    has_current: bool
+    in_place: bool  # membranes go where the input was
+    store_current: bool  # backward will need I
+
+
+class BackwardOptions(NamedTuple):
+    """What the backward kernel is compiled for."""
+
+    reset: int  # NONE also for ignore_reset_in_backward, but `kept_reset` still tells what beta was multiplied with
+    kept_reset: int
+    strict: bool
+    tau_form: bool
+    detach_reset: bool
+    fire_once: bool
+    relative: bool
+    spiking: bool
+    surrogate: int
+    has_current: bool
+    has_grad_spk: bool
+    has_grad_mem: bool
+    wants_threshold: bool
+    wants_beta: bool
+    wants_alpha: bool
+
+
+@intrinsic
+def _float_from_bits(typing_context, bits):
+    """Reinterpret an int32 as a float32."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], context.get_value_type(types.float32))
+
+    return types.float32(types.int32), generate
+
+
+def exp_of_negative(y):
+    """Return e^y for y <= 0. In float32 within 2 units in the last place, and made of vector instructions only:
+    the C library's expf would be called once per element."""
+    return math.exp(y)
+
+
+@overload(exp_of_negative, jit_options={"error_model": "numpy", "forceinline": True})
+def _exp_of_negative(y):
+    if y != types.float32:
+        return lambda y: math.exp(y)
+    f = numba.float32
+    log2e, high, low, round_bits = f(1.44269504), f(0.693359375), f(-2.12194440e-4), f(12582912.0)
+    c0, c1, c2 = f(1.9875691500e-4), f(1.3981999507e-3), f(8.3334519073e-3)
+    c3, c4, c5 = f(4.1665795894e-2), f(1.6666665459e-1), f(5.0000001201e-1)
+    one, zero, lowest = f(1.0), f(0.0), f(-87.0)
+
+    def implementation(y):  # Cephes expf: e^y = 2^n e^r, |r| <= ln(2)/2
+        clipped = y if y > lowest else lowest
+        n = (clipped * log2e + round_bits) - round_bits
+        r = (clipped - n * high) - n * low
+        p = ((((c0 * r + c1) * r + c2) * r + c3) * r + c4) * r + c5
+        scale = _float_from_bits(numba.int32(numba.int32(n) + numba.int32(127)) << numba.int32(23))
+        result = (p * r * r + r + one) * scale
+        result = result if y > lowest else zero
+        return result if y == y else y  # nan stays nan
+
+    return implementation
+
+
+@numba.njit(error_model="numpy", forceinline=True)
+def derivative(code, x, a, b, one, zero):
+    """Return the surrogate's derivative at x; the forms of a and b are those of `Surrogate.constants`."""
+    if code == ATAN:
+        z = b * x
+        return a / (one + z * z)
+    z = b * abs(x)
+    if code == FAST_SIGMOID:
+        z = one + z
+        return a / (z * z)
+    if code == TRIANGULAR:
+        z = one - z
+        return zero if z <= zero else a * z  # this way round nan stays nan
+    if code == RECTANGULAR:
+        return a if z < one else zero
+    e = exp_of_negative(-z)
+    if code == SIGMOID:
+        return a * e / ((one + e) * (one + e))
+    return a * e
+
+
+@numba.njit(error_model="numpy")
+def _spread(values, column, out, width):
+    """Fill out[:width] with the values of columns column, column + 1, ...; `values` repeats over the columns."""
+    period = values.shape[0]
+    k = column % period
+    for j in range(width):
+        out[j] = values[k]
+        k += 1
+        if k == period:
+            k = 0
+
+
+@cache
+def forward_kernel(options: ForwardOptions) -> Any:
+    """Return the forward kernel for these options, compiled on its first call.
+
+    Its arrays: x, spk, mem, stored [T, M] (stored: I, or empty); threshold, beta, alpha [1 or neurons]; kept, removed
+    [M]: beta's factor and R of the first step; cur, fired, first [M]: I, F and time of the first spike, in and out.
+    """
+    reset, strict, tau_form, fire_once, force_last, relative, spiking, has_current, in_place, store_current = options
+    remembers = fire_once or force_last
+
+    @numba.njit(nogil=True, error_model="numpy", cache=True)
+    def forward(
+        x, spk, mem, stored, threshold, beta, alpha, kept, removed, cur, fired, first, times, one, zero,
+        block, start, stop,
+    ):  # fmt: skip
+        steps, columns = x.shape
+        theta = threshold[:1].repeat(block)
+        leak = beta[:1].repeat(block)
+        share = alpha[:1].repeat(block)
+        for index in range(start, stop):
+            c = index * block
+            width = min(block, columns - c)
+            _spread(threshold, c, theta, width)
+            _spread(beta, c, leak, width)
+            _spread(alpha, c, share, width)
+            kept_, removed_, cur_ = kept[c : c + width], removed[c : c + width], cur[c : c + width]
+            fired_, first_ = fired[c : c + width], first[c : c + width]
+            for t in range(steps):
+                now = times[t]
+                x_, spk_ = x[t, c : c + width], spk[t, c : c + width]
+                mem_ = x_ if in_place else mem[t, c : c + width]
+                forced = force_last and t == steps - 1
+                for j in range(width):
+                    i = x_[j]
+                    if has_current:
+                        i = share[j] * cur_[j] + i
+                        cur_[j] = i
+                    u = leak[j] * kept_[j] + ((one - leak[j]) * i if tau_form else i)
+                    if reset == SUBTRACT:
+                        u = u - removed_[j]
+                    mem_[j] = u
+                    if not spiking:
+                        kept_[j] = u
+                    else:
+                        distance = u / theta[j] - one if relative else u - theta[j]
+                        s = (one if distance > zero else zero) if strict else (one if distance >= zero else zero)
+                        if remembers:
+                            silent = one - fired_[j]
+                            if fire_once:
+                                s = s * silent
+                            if forced and silent > s:
+                                s = silent
+                            if fire_once:
+                                first_[j] = now if s > zero else first_[j]
+                            fired_[j] = s if s > fired_[j] else fired_[j]
+                        spk_[j] = s
+                        if reset == ZERO:
+                            kept_[j] = u * (one - s)
+                        elif reset == SUBTRACT_FIRST:
+                            kept_[j] = u - theta[j] * s
+                        else:
+                            kept_[j] = u
+                        if reset == SUBTRACT:
+                            removed_[j] = theta[j] * s
+                if store_current:
+                    stored[t, c : c + width] = cur_
+
+    return forward
+
+
+@cache
+def backward_kernel(options: BackwardOptions) -> Any:
+    """Return the backward kernel for these options, compiled on its first call.
+
+    Its arrays: mem, current, grad_spk, grad_mem, grad_x [T, M] (empty where not asked for); threshold, beta, alpha [1
+    or neurons]; first [M]; grad_u, grad_cur [M]: zero, out the gradients of U[0] and I[0]; to_cur [M]: in, the gradient
+    of the last state's I, out, what I[0] passes on to I[-1]; grad_threshold, grad_beta, grad_alpha [M]: added to.
+    """
+    reset, kept_reset, strict, tau_form, detach, fire_once, relative, spiking, surrogate = options[:9]
+    has_current, has_grad_spk, has_grad_mem, wants_threshold, wants_beta, wants_alpha = options[9:]
+
+    @numba.njit(nogil=True, error_model="numpy", cache=True)
+    def backward(
+        mem, current, grad_spk, grad_mem, grad_x, threshold, beta, alpha, first, grad_u, grad_cur, to_cur,
+        grad_threshold, grad_beta, grad_alpha, times, a, b, one, zero, block, start, stop,
+    ):  # fmt: skip
+        steps, columns = mem.shape
+        theta = threshold[:1].repeat(block)
+        leak = beta[:1].repeat(block)
+        share = alpha[:1].repeat(block)
+        for index in range(start, stop):
+            c = index * block
+            width = min(block, columns - c)
+            _spread(threshold, c, theta, width)
+            _spread(beta, c, leak, width)
+            _spread(alpha, c, share, width)
+            grad_u_, grad_cur_, to_cur_ = grad_u[c : c + width], grad_cur[c : c + width], to_cur[c : c + width]
+            first_ = first[c : c + width]
+            g_threshold, g_beta, g_alpha = (
+                grad_threshold[c : c + width], grad_beta[c : c + width], grad_alpha[c : c + width],
+            )  # fmt: skip
+            for back in range(steps):
+                t = steps - 1 - back
+                now = times[t]
+                mem_, grad_x_ = mem[t, c : c + width], grad_x[t, c : c + width]
+                grad_spk_ = grad_spk[t, c : c + width] if has_grad_spk else mem_
+                grad_mem_ = grad_mem[t, c : c + width] if has_grad_mem else mem_
+                current_ = current[t, c : c + width] if tau_form and wants_beta else mem_
+                for j in range(width):
+                    u = mem_[j]
+                    later = grad_u_[j]  # gradient of U[t+1]
+                    through = leak[j] * later
+                    g = grad_mem_[j] if has_grad_mem else zero
+                    if not spiking:
+                        g = g + through
+                        if wants_beta:
+                            g_beta[j] += later * u
+                    else:
+                        distance = u / theta[j] - one if relative else u - theta[j]
+                        if fire_once:
+                            s = one if first_[j] == now else zero
+                        else:
+                            s = (one if distance > zero else zero) if strict else (one if distance >= zero else zero)
+                        gs = grad_spk_[j] if has_grad_spk else zero
+                        if reset == ZERO:
+                            g = g + through * (one - s)
+                            if not detach:
+                                gs = gs - through * u
+                        else:
+                            g = g + through
+                        if reset == SUBTRACT:
+                            if wants_threshold:
+                                g_threshold[j] -= later * s
+                            if not detach:
+                                gs = gs - later * theta[j]
+                        if reset == SUBTRACT_FIRST:
+                            if wants_threshold:
+                                g_threshold[j] -= through * s
+                            if not detach:
+                                gs = gs - through * theta[j]
+                        if wants_beta:
+                            if kept_reset == ZERO:
+                                g_beta[j] += later * (u * (one - s))
+                            elif kept_reset == SUBTRACT_FIRST:
+                                g_beta[j] += later * (u - theta[j] * s)
+                            else:
+                                g_beta[j] += later * u
+                        if fire_once:
+                            gs = gs * (one if first_[j] >= now else zero)
+                        gd = gs * derivative(surrogate, distance, a, b, one, zero)
+                        if relative:
+                            g = g + gd / theta[j]
+                            if wants_threshold:
+                                g_threshold[j] -= gd * u / (theta[j] * theta[j])
+                        else:
+                            g = g + gd
+                            if wants_threshold:
+                                g_threshold[j] -= gd
+                    grad_u_[j] = g
+                    if tau_form:
+                        if wants_beta:
+                            g_beta[j] -= g * current_[j]
+                        g = (one - leak[j]) * g
+                    if has_current:
+                        g = g + to_cur_[j]
+                        grad_cur_[j] = g
+                        to_cur_[j] = share[j] * g
+                    grad_x_[j] = g
+                if wants_alpha and t > 0:
+                    before_ = current[t - 1, c : c + width]
+                    for j in range(width):
+                        g_alpha[j] += grad_cur_[j] * before_[j]
+
+    return backward
