@@ -52,6 +52,8 @@ def learning_curves(history: History, test: Mapping[str, float] | None = None) -
             axes.set_ylim(-0.02, 1.02)
         _epochs(axes, quantity + (" (share of samples)" if quantity == "accuracy" else ""))
         _legend(axes)
+        if not axes.lines:
+            _nothing(axes, f"no {quantity} was logged")
     return figure
 
 
@@ -81,8 +83,7 @@ def value_histograms(per_epoch: PerEpoch, quantity: str = "threshold") -> Figure
     A layer with a single value is a line. Epoch 0 is the start.
     """
     layers = {name: per_epoch[name] for name in _natural(per_epoch) if per_epoch[name]}
-    columns = min(max(len(layers), 1), 3)
-    rows = max(-(-len(layers) // columns), 1)
+    rows, columns = _grid(len(layers))
     figure = _figure(4.2 * columns, 3.3 * rows)
     for number, (name, points) in enumerate(layers.items()):
         axes = figure.add_subplot(rows, columns, number + 1)
@@ -94,7 +95,7 @@ def value_histograms(per_epoch: PerEpoch, quantity: str = "threshold") -> Figure
             _line(axes, [(e, float(np.nanmedian(v))) for e, v in series], color="white", linewidth=1.0, markersize=2.5)
             figure.colorbar(image, ax=axes, label="share of neurons; white: median")
         axes.set_title(f"{name} ({max(values.size for _, values in series):,} learned)")
-        _epochs(axes, SYMBOLS.get(quantity, quantity))
+        _epochs(axes, SYMBOLS.get(quantity, quantity), grid=all(values.size == 1 for _, values in series))
     if not layers:
         _nothing(figure.add_subplot(), f"no {quantity} is learned in this run")
     return figure
@@ -117,13 +118,12 @@ def firing_rate_histogram(rates: Mapping[str, Any]) -> Figure:
         rates: firing rate of every neuron, by layer.
     """
     names = _natural(rates)
-    columns = min(max(len(names), 1), 3)
-    rows = max(-(-len(names) // columns), 1)
+    rows, columns = _grid(len(names))
     figure = _figure(4.0 * columns, 3.0 * rows)
     for number, name in enumerate(names):
         axes = figure.add_subplot(rows, columns, number + 1)
         values = _array(rates[name]).ravel()
-        top = max(float(values.max(initial=0.0)), 1e-3) * 1.02
+        top = 1.02 * float(values.max(initial=0.0)) or 1.0  # all dead: the whole range, 0 to 1
         width = top / 40
         dead = int((values == 0).sum())
         axes.hist(values[values > 0], bins=list(np.linspace(0, top, 41)), color=_layer_style(number)["color"])
@@ -133,6 +133,7 @@ def firing_rate_histogram(rates: Mapping[str, Any]) -> Figure:
         axes.set_title(f"{name}, mean {values.mean() if values.size else 0.0:.3f}")
         axes.set_xlabel("firing rate (spikes per time step)")
         axes.set_ylabel("neurons")
+        _whole_numbers(axes.yaxis)
         axes.margins(y=0.1)
     if not names:
         _nothing(figure.add_subplot(), "no spiking layer")
@@ -158,8 +159,9 @@ def raster(spk: Mapping[str, Any], label: str, prediction: str) -> Figure:
         steps, neurons = spikes.shape
         shown = np.unique(np.linspace(0, neurons - 1, min(neurons, MAX_RASTER_NEURONS)).round().astype(int))
         times, rows = np.nonzero(spikes[:, shown])
-        size = min(max(1200 / max(len(shown), steps), 1.0), 60.0)
-        axes.scatter(times, rows, s=size, marker="|", linewidths=1.0, color=_layer_style(number)["color"])
+        height = min(max(80 / len(shown), 1.0), 8.0)  # points; a panel is about 90 high
+        width = min(max(150 / steps, 1.0), 5.0)
+        axes.scatter(times, rows, s=height**2, marker="|", linewidths=width, color=_layer_style(number)["color"])
         if not len(times):
             _nothing(axes, "no spike", ticks=True)
         axes.set_xlim(-0.5, steps - 0.5)
@@ -184,16 +186,16 @@ def confusion_matrix(matrix: Any, class_names: Sequence[str]) -> Figure:
     classes = len(counts)
     totals = counts.sum(1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
-    inches = min(max(3.2 + 0.32 * classes, 4.6), 13.0)
+    names = [str(name) for name in class_names]
+    longest = max((len(name) for name in names), default=0)
+    inches = min(max(3.2 + 0.32 * classes, 4.6), 12.0) + 0.07 * min(longest, 30)
     figure = _figure(inches + 0.8, inches)
     axes = figure.add_subplot()
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
-    names = [str(name) for name in class_names]
-    long_names = max((len(name) for name in names), default=0) > 2
     size = 9 if classes <= 12 else 7 if classes <= 40 else 5
     places = list(range(0, classes, 1 if classes <= 40 else -(-classes // 40)))
-    axes.set_xticks(places, [names[i] for i in places], rotation=90 if long_names else 0, fontsize=size)
+    axes.set_xticks(places, [names[i] for i in places], rotation=90 if longest > 2 else 0, fontsize=size)
     axes.set_yticks(places, [names[i] for i in places], fontsize=size)
     if classes <= 40:
         for row, column in zip(*np.nonzero(counts), strict=True):
@@ -253,6 +255,12 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
+def _grid(panels: int) -> tuple[int, int]:
+    """Rows and columns for so many panels."""
+    columns = 2 if panels == 4 else min(max(panels, 1), 3)
+    return max(-(-panels // columns), 1), columns
+
+
 def _array(values: Any) -> Array:
     """A float64 array of a tensor, an array or a list."""
     if hasattr(values, "detach"):
@@ -284,21 +292,27 @@ def _line(axes: Axes, points: Sequence[tuple[int, float]], **style: Any) -> None
 
 def _density(axes: Axes, series: Sequence[tuple[int, Array]]) -> Any:
     """Share of neurons per value bin and epoch as an image; each epoch's column reaches to the next one's."""
+    from matplotlib.colors import PowerNorm
+
     values = np.concatenate([values[np.isfinite(values)] for _, values in series])
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
     margin = max(0.02 * (high - low), 1e-3 * max(abs(low), abs(high), 1e-3))
-    bins = np.linspace(low - margin, high + margin, 61)
+    size = min(max(int(3 * series[0][1].size ** 0.5), 12), 60)
+    bins = np.linspace(low - margin, high + margin, size + 1)
     columns = [np.histogram(values, bins)[0] / max(values.size, 1) for _, values in series]
     epochs = [epoch for epoch, _ in series]
     gap = epochs[-1] - epochs[-2] if len(epochs) > 1 else 1
     edges = np.array([*epochs, epochs[-1] + gap], dtype=np.float64) - 0.5
-    return axes.pcolormesh(edges, bins, np.stack(columns, 1), cmap="viridis", vmin=0)
+    # square root: at the start all neurons share one bin, and would leave nothing to see of the later epochs
+    scale = PowerNorm(0.5, vmin=0, vmax=max(float(column.max()) for column in columns))
+    return axes.pcolormesh(edges, bins, np.stack(columns, 1), cmap="viridis", norm=scale)
 
 
-def _epochs(axes: Axes, label: str) -> None:
+def _epochs(axes: Axes, label: str, grid: bool = True) -> None:
     axes.set_xlabel("epoch (0: before training)")
     axes.set_ylabel(label)
-    axes.grid(visible=True, alpha=0.25)
+    if grid:
+        axes.grid(visible=True, alpha=0.25)
     _whole_numbers(axes.xaxis)
     low, high = axes.get_xlim()
     if high - low < 1:  # a single epoch: no fractions of it on the axis
