@@ -199,13 +199,13 @@ class LatencyEncoderConf(EncoderConf):
 
 @dataclass
 class DeltaEncoderConf(EncoderConf):
-    """Spikes where the input changes by at least `threshold` from step to step (snntorch.spikegen.delta).
+    """A spike each time the input has changed by another `threshold` (snntorch.spikegen.delta on the levels crossed).
 
-    A static image is first swept in linearly from black over the T steps, so that there is a change to see.
+    A static image is first faded in linearly from black over the T steps, so that there is a change to see.
     """
 
     threshold: float = number(0.1, above=0)
-    off_spike: bool = False
+    off_spike: bool = False  # fade out again in the second half, with spikes of -1
 
 
 @dataclass

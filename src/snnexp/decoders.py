@@ -51,8 +51,9 @@ class Decoder:
     def scores(self, spk: Tensor, mem: Tensor | None) -> Tensor:
         """Class scores, float32 [B, C]; larger is likelier.
 
-        first_spike: -t + sigmoid(U[t]) - 1/2 at the first spike time t, so that the order is by time and then by
-        membrane; a silent neuron has t = T and its last membrane, so it comes after those that fire at T - 1.
+        first_spike: -t + 0.99 (sigmoid(U[t]) - 1/2) at the first spike time t: the order is by time, then by membrane
+        (0.99 keeps the two apart). A silent neuron has t = T and its last membrane, and so follows those that fire at
+        T - 1.
         """
         self._check(spk, mem)
         name = self.conf.name
@@ -64,7 +65,7 @@ class Decoder:
             return self._weighted(spk)
         first = first_spike_time(spk)
         at_spike = _given(mem).gather(0, first.clamp(max=spk.shape[0] - 1).unsqueeze(0)).squeeze(0)
-        return at_spike.float().sigmoid() - 0.5 - first
+        return 0.99 * (at_spike.float().sigmoid() - 0.5) - first
 
     def predict(self, scores: Tensor) -> Tensor:
         """Predicted classes, int64 [B]."""

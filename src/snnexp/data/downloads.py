@@ -52,6 +52,31 @@ def _wanted(source: Source, conf: DatasetConf) -> bool:
 
 
 def _provide(conf: DatasetConf, source: Source, archive: Archive, directory: Path) -> None:
+    path, fetched = _find_archive(conf, archive, directory), False
+    if path is None:
+        path, fetched = directory / archive.name, True
+        if not conf.download:
+            raise _missing(conf, source, directory, "dataset.download=false")
+        try:
+            check_free_space(directory, (archive.size or 0) + (archive.unpacked_size or 0))
+            fetch(archive.urls, path, archive.md5, archive.size)
+        except DataError as error:
+            raise _missing(conf, source, directory, str(error)) from error
+    if not archive.unpack:
+        return
+    logger.info("dataset=%s: unpacking %s", conf.name, path)
+    unpack(path, directory, unpacking_mark(directory, archive), archive.products)
+    if archive in source.missing(conf.root):
+        raise DataError(
+            f"dataset={conf.name}: {archive.name} was unpacked into {directory}, but {archive.products[0]} is not"
+            f" there. Please compare with {source.page}."
+        )
+    if fetched and not getattr(conf, "keep_archives", True):
+        path.unlink()
+
+
+def _find_archive(conf: DatasetConf, archive: Archive, directory: Path) -> Path | None:
+    """The user's own copy: in the data set's folder, where a wrong one is an error, or beside it under the root."""
     path = directory / archive.name
     if path.exists():
         logger.info("dataset=%s: checking %s", conf.name, path)
@@ -61,24 +86,11 @@ def _provide(conf: DatasetConf, source: Source, archive: Archive, directory: Pat
                 f"dataset={conf.name}: {path} is damaged or another file: its MD5 is {digest} instead of {archive.md5}."
                 " Remove it to have it fetched again."
             )
-    elif not conf.download:
-        raise _missing(conf, source, directory, "dataset.download=false")
-    else:
-        try:
-            check_free_space(directory, (archive.size or 0) + (archive.unpacked_size or 0))
-            fetch(archive.urls, path, archive.md5, archive.size)
-        except DataError as error:
-            raise _missing(conf, source, directory, str(error)) from error
-    if archive.unpack:
-        logger.info("dataset=%s: unpacking %s", conf.name, path)
-        unpack(path, directory, unpacking_mark(directory, archive))
-        if archive in source.missing(conf.root):
-            raise DataError(
-                f"dataset={conf.name}: {archive.name} was unpacked into {directory}, but {archive.products[0]} is not"
-                f" there. Please compare with {source.page}."
-            )
-        if not getattr(conf, "keep_archives", True):
-            path.unlink()
+        return path
+    beside = Path(conf.root).expanduser().absolute() / archive.name
+    if archive.unpack and beside.is_file() and file_md5(beside) == archive.md5:
+        return beside
+    return None
 
 
 def _missing(conf: DatasetConf, source: Source, directory: Path, reason: str) -> DataError:
@@ -89,5 +101,6 @@ def _missing(conf: DatasetConf, source: Source, directory: Path, reason: str) ->
     note = f"\n{source.note}" if source.note else ""
     return DataError(
         f"dataset={conf.name}: files are missing in {directory} ({reason.rstrip('.')}).\n"
-        f"Fetch by hand into that folder:\n{wanted}\nor set dataset.root (SNNEXP_DATA) to a folder that holds {folder}. Data set: {source.page}{note}"
+        f"Fetch by hand into that folder:\n{wanted}\n"
+        f"or set dataset.root (SNNEXP_DATA) to a folder that holds {folder}. Data set: {source.page}{note}"
     )

@@ -8,6 +8,7 @@ import http.client
 import logging
 import os
 import shutil
+import ssl
 import sys
 import time
 import urllib.error
@@ -156,7 +157,7 @@ def _continue(url: str, part: Path, size: int | None, report: Report) -> None:
         raise FetchError(f"the server answered {error.code} {error.reason}", final=not temporary) from error
     except urllib.error.URLError as error:
         raise FetchError(f"no connection ({error.reason})", final=_hopeless(error.reason)) from error
-    except (TimeoutError, ConnectionError, http.client.HTTPException) as error:
+    except (TimeoutError, ConnectionError, ssl.SSLError, http.client.HTTPException) as error:
         raise FetchError(f"the connection broke ({str(error) or type(error).__name__})") from error
 
 

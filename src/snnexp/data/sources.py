@@ -31,6 +31,7 @@ class Source:
     archives: tuple[Archive, ...]
     page: str
     note: str = ""
+    instead: tuple[str, ...] = ()  # files under the root that show another accepted copy; then nothing is fetched
 
     def directory(self, root: str | Path) -> Path:
         """The data set's own folder, absolute."""
@@ -39,6 +40,8 @@ class Source:
     def missing(self, root: str | Path) -> list[Archive]:
         """Archives whose products are not on disk (or only half moved there by an unpacking that was cut off)."""
         directory = self.directory(root)
+        if any((Path(root).expanduser() / path).exists() for path in self.instead):
+            return []
         return [archive for archive in self.archives if not _is_there(directory, archive)]
 
 
@@ -67,7 +70,7 @@ def _mendeley(file: str) -> tuple[str, ...]:
 
 
 def _idx(mirrors: tuple[str, ...], files: dict[str, tuple[str, int]]) -> tuple[Archive, ...]:
-    """The four IDX files; the readers take them packed or unpacked, also under torchvision's raw/ and older names."""
+    """The four IDX files; the readers take them packed or unpacked."""
     return tuple(
         Archive(
             name=f"{stem}.gz",
@@ -173,6 +176,11 @@ SOURCES: dict[str, Source] = {
         "https://research.ibm.com/interactive/dvsgesture/",
         note="This is the pre-processed variant with 1077 / 264 samples. The original recordings (trial-cut: 1176 /"
         " 288) have no direct address: get DvsGesture.tar.gz from the page above and unpack it under dataset.root.",
+        instead=(
+            "DvsGesture/trials_to_train.txt",
+            "DVSGesture/trials_to_train.txt",
+            "DVSGesture/DvsGesture/trials_to_train.txt",
+        ),
     ),
     "shd": Source(
         "SHD",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import gzip
 import lzma
 import shutil
 import tarfile
@@ -19,24 +21,41 @@ MAX_FILES = 300_000  # N-MNIST's train.zip has 60,000
 MAX_BYTES = 60 << 30  # all data sets here unpack to less
 MAX_RATIO = 300  # unpacked to packed; event data reaches about 10, zip bombs 1000 and more
 CHUNK = 1 << 20
+DAMAGE = (  # what the standard library raises on malformed bytes; RuntimeError: an encrypted entry
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    gzip.BadGzipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    UnicodeError,
+)
 
 
-def unpack(archive: Path, directory: Path, mark: Path, nested: bool = True) -> None:
+def unpack(archive: Path, directory: Path, mark: Path, products: tuple[str, ...] = ("*",)) -> None:
     """Unpack `archive` into `directory` so that a cut-off run leaves no half set behind.
 
     Files go to a temporary folder in `directory` first. Only when all are there are its entries renamed to their place;
     `mark` exists while that happens, and readers of the folder treat the set as missing as long as it does. Zip files
-    inside the archive's top level are unpacked too, if `nested`.
+    at the archive's top level are unpacked too. The caller sees to it that no other process unpacks here.
 
-    Raises: DataError if the archive is damaged or unsafe, if the disk is full, or if an entry is there already.
+    Args:
+        products: glob patterns below `directory` of what the archive is wanted for. An entry that none of them begins
+            with (a licence, say) is dropped if there is one of its name already.
+    Raises: DataError if the archive is damaged or unsafe, if the disk is full, or if a product is there already.
     """
+    prefix = f".unpacking-{archive.name}-"
     try:
-        with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=directory) as folder:
+        for stale in directory.glob(f"{prefix}*"):  # of a run that was killed
+            shutil.rmtree(stale)
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=directory) as folder:
             _extract(archive, Path(folder))
-            for inner in sorted(Path(folder).glob("*.zip")) if nested else []:
+            for inner in sorted(Path(folder).glob("*.zip")):
                 _extract(inner, Path(folder))
                 inner.unlink()
-            _move(Path(folder), directory, mark, archive)
+            _move(Path(folder), directory, mark, archive, {pattern.split("/")[0] for pattern in products})
     except OSError as error:
         raise DataError(write_error(error, directory)) from error
 
@@ -51,8 +70,10 @@ def _extract(archive: Path, folder: Path) -> None:
                 _write_all(archive, folder, _tar_entries(tar, archive))
         else:
             raise _unsafe(archive, "is neither a zip nor a tar file")
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError) as error:
+    except DAMAGE as error:
         raise _unsafe(archive, f"is damaged ({error})") from error
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise _unsafe(archive, "holds the same path twice") from error
 
 
 Entry = tuple[str, int, IO[bytes] | None]  # path in the archive, size, content; None: a folder
@@ -60,7 +81,9 @@ Entry = tuple[str, int, IO[bytes] | None]  # path in the archive, size, content;
 
 def _zip_entries(packed: zipfile.ZipFile, archive: Path) -> Iterator[Entry]:
     entries = packed.infolist()
-    _check_totals(archive, len(entries), sum(entry.file_size for entry in entries))
+    total = sum(entry.file_size for entry in entries)
+    _check_totals(archive, len(entries), total)
+    check_free_space(archive.parent, total)
     for entry in entries:
         kind = entry.external_attr >> 28  # the Unix file type; 0 if the zip was not made on Unix
         if kind not in (0, 0o10, 0o04):
@@ -77,6 +100,7 @@ def _tar_entries(tar: tarfile.TarFile, archive: Path) -> Iterator[Entry]:
     for member in tar:  # as they come: a list first would unpack the whole file twice
         count, total = count + 1, total + member.size
         _check_totals(archive, count, total)
+        check_free_space(archive.parent, member.size)
         if member.isdir():
             yield member.name, 0, None
         elif member.isreg():
@@ -91,11 +115,12 @@ def _check_totals(archive: Path, count: int, total: int) -> None:
         raise _unsafe(archive, f"holds more than {MAX_FILES:,} files")
     if total > min(MAX_BYTES, MAX_RATIO * max(archive.stat().st_size, CHUNK)):
         raise _unsafe(archive, f"unpacks to {total / 1e9:.1f} GB or more from {archive.stat().st_size / 1e9:.3f} GB")
-    check_free_space(archive.parent, 0)
 
 
 def _write_all(archive: Path, folder: Path, entries: Iterator[Entry]) -> None:
     for name, size, content in entries:
+        if PurePosixPath(name).parts[:1] == ("__MACOSX",):  # what macOS adds to a zip
+            continue
         path = folder / _safe_name(name, archive)
         if content is None:
             path.mkdir(parents=True, exist_ok=True)
@@ -119,18 +144,21 @@ def _safe_name(name: str, archive: Path) -> PurePosixPath:
     return path
 
 
-def _move(folder: Path, directory: Path, mark: Path, archive: Path) -> None:
-    entries = sorted(folder.iterdir())
+def _move(folder: Path, directory: Path, mark: Path, archive: Path, wanted: set[str]) -> None:
+    entries = []
     cut_off = mark.exists()  # an earlier move stopped half-way: what it left is ours to replace
-    for entry in entries:
+    for entry in sorted(folder.iterdir()):
         there = directory / entry.name
         if there.is_dir() and not there.is_symlink() and not any(there.iterdir()):
             there.rmdir()
+        elif there.exists() and not any(fnmatch.fnmatch(entry.name, pattern) for pattern in wanted):
+            continue
         elif there.exists() and not cut_off:
             raise DataError(
                 f"{archive.name} cannot be unpacked: {there} is there already, but is not what was looked for."
                 " Move it away and start again."
             )
+        entries.append(entry)
     mark.touch()
     for entry in entries:
         there = directory / entry.name
