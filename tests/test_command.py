@@ -1,0 +1,95 @@
+"""The real command in a subprocess: help, messages, exit codes, and that a mistake costs no torch import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from snnexp.helptext import GROUPS
+
+
+def test_help_lists_every_group_and_option(snnexp) -> None:
+    done = snnexp("--help")
+    assert done.returncode == 0, done.stderr
+    for group in GROUPS:
+        assert f"\n{group}: " in done.stdout, group
+    for option in ("randman", "cifar10dvs", "dietsnn", "temporal_weight", "rouser_fig6b", "plif_cifar10", "inspect"):
+        assert f"\n  {option} " in done.stdout, option
+    assert done.stdout.count("\n  snnexp") == 5  # the example commands
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["neuron=rousr"], ["neuron.treshold=1"]])
+def test_help_and_mistakes_import_nothing_heavy(arguments: list[str], tmp_path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "snnexp", *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "snnexp.cli" in imported  # the list is what we think it is
+    assert not imported & {"torch", "numpy", "snntorch", "tonic", "mlflow", "matplotlib"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["neuron=rousr"], "neuron=rousr: no such option. Did you mean rouser?"),
+        (["nueron=rouser"], "nueron: no such group or key. Did you mean neuron?"),
+        (["neuron.treshold=1"], "neuron.treshold: no such key. Did you mean neuron.threshold?"),
+        (["+neuron.treshold=1"], "neuron.treshold: no such key. Did you mean threshold?"),
+        (["+typo=1"], "typo: no such key."),
+        (["optimizer.lr=abc"], "optimizer.lr=abc: Value 'abc' of type 'str' could not be converted to Float."),
+        (["device=gpu"], "device=gpu: no such option. Did you mean cpu?"),
+        (["neuron=rouser,fixed"], "To run one after the other: -m neuron=rouser,fixed"),
+        (["neuron=[rouser,fixed]"], "To sweep: -m neuron=rouser,fixed"),
+        (["experiment=rouser_fig6"], "no such option. Did you mean rouser_fig6"),
+        (["encoder=none"], "encoder=none: images have no time. Use encoder=direct"),
+        (["dataset=nmnist", "encoder=rate"], "event recordings are spikes already"),
+        (["dataset=digits", "dataset.bin_by=time"], "dataset.bin_by: no such key."),
+        (["dataset.num_steps=0"], "dataset.num_steps=0: must be >= 1."),
+        (["dataset.val_fraction=1"], "dataset.val_fraction=1.0: must be >= 0 and < 1."),
+        (["dataset.val_fraction=0.001"], "class"),
+        (["model.spec=FC10-ML2-SN"], "unknown token ML2. Did you mean MP2"),
+        (["model.spec=MP2-MP2-MP2-MP2-FC-SN"], "Pooling is deeper than the image"),
+        (["neuron=plif", "neuron.beta=1"], "a learned beta starts strictly between 0 and 1"),
+        (["neuron.beta=1.2"], "neuron.beta=1.2: must be >= 0 and <= 1."),
+        (["neuron.threshold=-1"], "neuron.threshold=-1.0: must be >= 0"),
+        (["neuron.threshold=nan"], "must be a number"),
+        (["neuron.surrogate.name=attan"], "Did you mean atan?"),
+        (["neuron=ttfs", "decoder=rate"], "a neuron that spikes once has no rate"),
+        (["decoder=first_spike", "decoder.loss=mse"], "decoder.loss=mse"),
+        (["device=cpu", "neuron.engine=triton"], "neuron.engine=triton: needs device=cuda"),
+        (["dataset=nmnist", "dataset.root=nowhere", "dataset.download=false"], "NMNIST"),
+        (["task=evaluate"], "needs run_id="),
+        (["task=evaluate", "run_id=123"], "run_id=123: no best.safetensors"),
+        (["seed"], "Write KEY=VALUE"),
+        (["dataset.root=${nope}"], "dataset.root"),
+    ],
+)
+def test_mistakes_get_one_message_and_exit_code_2(snnexp, arguments: list[str], expected: str) -> None:
+    done = snnexp(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("snnexp: error: ")
+
+
+def test_all_mistakes_are_reported_at_once(snnexp) -> None:
+    done = snnexp("dataset.num_steps=0", "dataset.batch_size=-1", "neuron.reset=soft")
+    assert done.returncode == 2
+    for name in ("dataset.num_steps=0", "dataset.batch_size=-1", "neuron.reset=soft"):
+        assert name in done.stderr
+
+
+def test_completion_offers_groups_and_options(snnexp) -> None:
+    done = snnexp("-sc", "query=bash", env={"COMP_LINE": "snnexp neuron=r", "COMP_POINT": "15"})
+    assert "neuron=rouser" in done.stdout, done.stderr
+
+
+def test_inspect_prints_layers_and_records_nothing(snnexp, tmp_path) -> None:
+    done = snnexp("task=inspect", "neuron=plif")
+    assert done.returncode == 0, done.stderr
+    for word in ("identity:", "sn1", "decays:", "train 1,292, val 145, test 360", "memory: about"):
+        assert word in done.stdout
+    assert not (tmp_path / "mlflow.db").exists()
+    assert not (tmp_path / "runs").exists()

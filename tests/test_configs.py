@@ -1,0 +1,88 @@
+"""Every shipped configuration composes and validates; every data set works with every neuron by the defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from snnexp.cli import conf_dir
+from snnexp.config import Config, register_schemas
+from snnexp.data.facts import FACTS
+from snnexp.helptext import GROUPS, describe
+from snnexp.validation import validate
+
+CONF = conf_dir()
+NEURONS = sorted(path.stem for path in (CONF / "neuron").glob("*.yaml"))
+# Options that change the meaning of another group are tested with a partner that they fit.
+PARTNERS = {
+    "encoder/none": ["dataset=nmnist"],
+    "decoder/first_spike": ["neuron=ttfs"],
+    "task/evaluate": ["run_id=x"],
+    "task/export": ["run_id=x"],
+}
+
+
+def composed(*overrides: str) -> Config:
+    register_schemas()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", overrides=list(overrides))
+        return validate(cfg)
+
+
+def test_the_contract_has_its_options() -> None:
+    wanted = {
+        "dataset": "digits randman mnist fashion_mnist cifar10 nmnist dvs128 shd ssc cifar10dvs",
+        "neuron": "fixed rouser plif ttfs ltmd dietsnn",
+        "encoder": "none direct rate latency delta",
+        "decoder": "rate membrane first_spike temporal_weight vote",
+        "optimizer": "adam adamw sgd",
+        "scheduler": "none cosine step",
+        "trainer": "default smoke",
+        "tracking": "mlflow off",
+        "task": "train evaluate inspect prepare report export",
+    }
+    for group, options in wanted.items():
+        assert set(options.split()) <= {path.stem for path in (CONF / group).glob("*.yaml")}, group
+
+
+@pytest.mark.parametrize("neuron", NEURONS)
+@pytest.mark.parametrize("dataset", sorted(FACTS))
+def test_every_pair_of_dataset_and_neuron(dataset: str, neuron: str) -> None:
+    conf = composed(f"dataset={dataset}", f"neuron={neuron}")
+    assert (conf.dataset.name, conf.neuron.name) == (dataset, neuron)
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(
+        p
+        for g in ("task", "encoder", "decoder", "optimizer", "scheduler", "trainer", "tracking")
+        for p in CONF.glob(f"{g}/*.yaml")
+    ),
+    ids=lambda p: f"{p.parent.name}/{p.stem}",
+)
+def test_every_option_of_the_small_groups(path: Path) -> None:
+    option = f"{path.parent.name}/{path.stem}"
+    composed(option.replace("/", "="), *PARTNERS.get(option, []))
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("experiment/*.yaml")), ids=lambda p: p.stem)
+def test_every_experiment(path: Path) -> None:
+    composed(f"+experiment={path.stem}")
+    text = path.read_text(encoding="utf-8")
+    for heading in ("# Run:", "# Published:"):
+        assert heading in text
+
+
+def test_every_option_describes_itself() -> None:
+    files = [path for group in GROUPS for path in (CONF / group).glob("*.yaml")]
+    assert len(files) > 70
+    for path in files:
+        assert len(describe(path)) > 8, path
+
+
+def test_the_command_line_wins_over_what_follows_from_the_neuron() -> None:
+    conf = composed("neuron=ttfs", "decoder=first_spike", "model.init=default")
+    assert (conf.decoder.name, conf.model.init) == ("first_spike", "default")
