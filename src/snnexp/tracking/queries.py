@@ -21,8 +21,12 @@ def search_all(store: Store, filter_string: str = "") -> list[Any]:
 
 
 def best_value(store: Store, run: Any, key: str) -> float | None:
-    """The largest finite value of a metric over all epochs, or None if it was never logged."""
+    """The largest finite value of a metric over all epochs of training, or None if it was never logged.
+
+    Epoch 0, the untrained network, counts only if there is no other.
+    """
     if key not in run.data.metrics:
         return None
-    values = [point.value for point in store.client.get_metric_history(run.info.run_id, key)]
-    return max((value for value in values if math.isfinite(value)), default=None)
+    points = store.client.get_metric_history(run.info.run_id, key)
+    trained = [point for point in points if point.step > 0] or points
+    return max((point.value for point in trained if math.isfinite(point.value)), default=None)
