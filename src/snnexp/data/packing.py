@@ -10,7 +10,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -138,22 +138,27 @@ def _build(reader: EventReader, folder: Path, sources: str) -> None:
 
 
 class _Output:
-    """A file that keeps a running checksum."""
+    """A file that keeps a running checksum; a context that closes it. `sync` must come before a good end."""
 
     def __init__(self, path: Path) -> None:
-        self.file: BinaryIO = open(path, "wb", buffering=1 << 20)  # noqa: SIM115 - closed by close()
+        self.file: BinaryIO = open(path, "wb", buffering=1 << 20)  # noqa: SIM115 - closed by __exit__
         self.crc = 0
 
     def write(self, data: bytes) -> None:
         self.file.write(data)
         self.crc = zlib.crc32(data, self.crc)
 
-    def close(self, sync: bool = True) -> None:
-        try:
-            if sync:
-                self.file.flush()
-                os.fsync(self.file.fileno())
-        finally:
+    def sync(self) -> None:
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def __enter__(self) -> _Output:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # After sync there is nothing left to write. After an error the file goes away, and a full disk, which makes
+        # closing fail as well, must not hide the first error.
+        with suppress(OSError):
             self.file.close()
 
 
@@ -162,26 +167,22 @@ def _write(reader: EventReader, folder: Path, sources: str) -> dict[str, Any]:
     address_type = address_dtype(reader.shape)
     samples: list[tuple[int, int, int, int]] = []
     dropped: dict[str, int] = {}
-    names = _Output(folder / "names.txt")
-    time = _Output(folder / "time.bin")
-    address = _Output(folder / "address.bin")
-    outputs = {"time.bin": time, "address.bin": address, "names.txt": names}
     events = 0
-    done = False
-    try:
+    with ExitStack() as stack:
+        outputs = {
+            name: stack.enter_context(_Output(folder / name)) for name in ("time.bin", "address.bin", "names.txt")
+        }
         for recording in _with_progress(reader):
             check_recording(recording, reader)
-            time.write(np.ascontiguousarray(recording.time, dtype="<i4").tobytes())
-            address.write(np.ascontiguousarray(recording.address, dtype=address_type).tobytes())
-            names.write(f"{recording.name}\n".encode())
+            outputs["time.bin"].write(np.ascontiguousarray(recording.time, dtype="<i4").tobytes())
+            outputs["address.bin"].write(np.ascontiguousarray(recording.address, dtype=address_type).tobytes())
+            outputs["names.txt"].write(f"{recording.name}\n".encode())
             events += len(recording.time)
             samples.append((events, recording.label, recording.subject, PARTS.index(recording.part)))
             for reason, count in recording.dropped.items():
                 dropped[reason] = dropped.get(reason, 0) + count
-        done = True
-    finally:
         for output in outputs.values():
-            _close_quietly(output) if not done else output.close()
+            output.sync()
     with open(folder / "samples.npy", "wb") as file:
         np.save(file, np.array(samples, dtype=SAMPLE_TYPE))
         file.flush()
@@ -207,14 +208,6 @@ def _write(reader: EventReader, folder: Path, sources: str) -> dict[str, Any]:
         },
         "stamps": {name: _stamp(folder / name) for name in ARRAYS},
     }
-
-
-def _close_quietly(output: _Output) -> None:
-    """After an error: the file goes away, and a full disk must not hide the first error."""
-    try:
-        output.close(sync=False)
-    except OSError:
-        log.debug("closing an unfinished file failed", exc_info=True)
 
 
 def check_recording(recording: Recording, reader: EventReader) -> None:
