@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from functools import cache
 
 import torch
@@ -106,7 +107,8 @@ def choose_engine(
 
 def why_not(engine: str, device_type: str, dynamics: Dynamics, dtype: torch.dtype) -> str | None:
     """Say why a fused engine cannot run these neurons, or return None if it can."""
-    if device_type != FUSED_DEVICE[engine]:
+    interpreted = engine == "triton" and device_type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    if device_type != FUSED_DEVICE[engine] and not interpreted:
         return f"it runs on {FUSED_DEVICE[engine]}, and the device is {device_type}"
     if not _available(engine):
         return f"the package {engine} is not installed"

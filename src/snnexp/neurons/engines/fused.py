@@ -183,7 +183,7 @@ class _Fused(torch.autograd.Function):
             backend.forward(call)
         if in_place:
             torch.autograd.graph.increment_version(x)  # whoever saved x for backward gets torch's error, not garbage
-        ctx.options = options
+        ctx.options, ctx.input_dtype = options, x.dtype
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(mem, x if keeps_x else stored, alpha, beta, threshold, mem0, spk0, cur0, call.first)
         last_cur = None if call.cur is None else call.cur.view(x.shape[1:])
@@ -209,7 +209,7 @@ class _Fused(torch.autograd.Function):
             zero = torch.zeros(columns, dtype=dtype, device=mem.device)
             return zero if start is None else zero.copy_(start.reshape(columns))
 
-        grad_x = torch.empty_like(mem)
+        grad_x = torch.empty_like(mem, dtype=ctx.input_dtype)
         call = BackwardCall(
             dynamics=dynamics,
             mem=mem.view(steps, columns),
