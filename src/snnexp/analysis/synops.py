@@ -110,12 +110,12 @@ class SynopsMeter:
 
     @torch.no_grad()
     def result(self) -> Synops:
-        """Close the pass: means over its samples.
+        """Means over the samples since `reset`.
 
         Raises: ValueError if nothing ran.
         """
         if not self._connections:
-            raise ValueError("no batch has run since the last result")
+            raise ValueError("no batch has run yet")
         acs = macs = dense = 0.0
         for connection in self._connections.values():
             effective, full, binary = connection.operations()
@@ -123,11 +123,10 @@ class SynopsMeter:
         samples = max(connection.rows for connection in self._connections.values()) / self.network.num_steps
         spikes = 0 if self._spikes is None else int(self._spikes)
         sparsity = 1 - spikes / self._outputs if self._outputs else 0.0
-        self.reset()
         return Synops(acs / samples, macs / samples, dense / samples, sparsity)
 
     def metrics(self, split: str) -> dict[str, float]:
-        """Close the pass: the contract's metrics."""
+        """The contract's metrics for the samples since `reset`."""
         result = self.result()
         return {
             f"{split}/synops": result.effective_acs,

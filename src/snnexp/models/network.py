@@ -90,7 +90,7 @@ class Network(nn.Module):
             folded: Tensor | EventFrames = x.frame
         elif isinstance(x, EventFrames):
             shape, steps, batch = x.shape, x.num_steps, x.batch_size
-            folded = x if self.wants_events else x.to_dense().flatten(0, 1)
+            folded = x if self.wants_events else x.to_dense(next(self.parameters()).dtype).flatten(0, 1)
         else:
             shape, steps, batch = tuple(x.shape[2:]), x.shape[0], x.shape[1]
             folded = x.flatten(0, 1)
