@@ -43,21 +43,3 @@ def open_data(conf: DatasetConf, device: torch.device) -> DataSource:
     if not source.info.complete:
         logger.warning("dataset=%s is incomplete: %s", conf.name, "; ".join(source.info.notes) or source.info.counts)
     return source
-
-
-def prepare(conf: DatasetConf) -> str:
-    """Do now what the first run would do (fetch, unpack, check, pack) and return a summary for the terminal."""
-    import torch
-
-    info = open_data(conf, torch.device("cpu")).info
-    counts = ", ".join(f"{info.counts[split]:,} {split}" for split in ("train", "val", "test"))
-    lines = [
-        f"dataset={info.name} is ready" + ("" if info.complete else ", but incomplete"),
-        f"  samples     {counts}",
-        f"  shape       {' x '.join(str(size) for size in info.shape)}, {info.num_classes} classes",
-        f"  split hash  {info.split_hash}",
-        f"  root        {conf.root}",
-    ]
-    if info.variant:
-        lines.insert(1, f"  variant     {info.variant}")
-    return "\n".join(lines + [f"  note        {note}" for note in info.notes])

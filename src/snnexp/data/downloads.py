@@ -19,31 +19,40 @@ logger = logging.getLogger(__name__)
 LOCK_TIMEOUT_S = 24 * 3600.0  # a slow download of another job is worth waiting for, a dead lock holder frees it at once
 
 
-def ensure(conf: DatasetConf) -> None:
+def ensure(conf: DatasetConf) -> list[str]:
     """Make sure that the files of `conf.name` are under `conf.root`, fetching what is missing if `conf.download`.
 
     A part that is there in any amount counts as there: partial sets are the user's choice. An archive of the right name
     is taken instead of a download, after its MD5 has been checked.
 
+    Returns: one line for each archive that was fetched or unpacked now.
     Raises: DataError naming the address, the MD5 and the folder if something stays missing.
     """
     source = SOURCES.get(conf.name)
     if source is None or not _wanted(source, conf):
-        return
+        return []
     directory = source.directory(conf.root)
     from filelock import FileLock, Timeout
 
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with FileLock(directory / f".{conf.name}.lock", timeout=LOCK_TIMEOUT_S):
-            for archive in source.missing(conf.root):
-                _provide(conf, source, archive, directory)
+            return [_provide(conf, source, archive, directory) for archive in source.missing(conf.root)]
     except Timeout as error:
         raise DataError(f"dataset={conf.name}: another process has been busy in {directory} for a day.") from error
     except OSError as error:
-        if not conf.download:
-            raise _missing(conf, source, directory, "dataset.download=false") from error
-        raise _missing(conf, source, directory, write_error(error, directory)) from error
+        reason = write_error(error, directory) if conf.download else "dataset.download=false"
+        raise _missing(conf, source, directory, reason) from error
+
+
+def prepare(conf: DatasetConf) -> str:
+    """What task=prepare does first: `ensure`, and say in a few lines what happened and where the files are."""
+    done = ensure(conf)
+    source = SOURCES.get(conf.name)
+    if source is None:
+        return f"dataset={conf.name}: nothing to fetch, it is generated or comes with scikit-learn."
+    where = source.directory(conf.root)
+    return "\n".join(done or [f"dataset={conf.name}: the files are there already, in {where}."])
 
 
 def _wanted(source: Source, conf: DatasetConf) -> bool:
@@ -51,7 +60,7 @@ def _wanted(source: Source, conf: DatasetConf) -> bool:
     return getattr(conf, "variant", None) != "trials" and bool(source.missing(conf.root))
 
 
-def _provide(conf: DatasetConf, source: Source, archive: Archive, directory: Path) -> None:
+def _provide(conf: DatasetConf, source: Source, archive: Archive, directory: Path) -> str:
     path, fetched = _find_archive(conf, archive, directory), False
     if path is None:
         path, fetched = directory / archive.name, True
@@ -63,7 +72,7 @@ def _provide(conf: DatasetConf, source: Source, archive: Archive, directory: Pat
         except DataError as error:
             raise _missing(conf, source, directory, str(error)) from error
     if not archive.unpack:
-        return
+        return f"dataset={conf.name}: fetched {path}."
     logger.info("dataset=%s: unpacking %s", conf.name, path)
     unpack(path, directory, unpacking_mark(directory, archive), archive.products)
     if archive in source.missing(conf.root):
@@ -73,6 +82,7 @@ def _provide(conf: DatasetConf, source: Source, archive: Archive, directory: Pat
         )
     if fetched and not getattr(conf, "keep_archives", True):
         path.unlink()
+    return f"dataset={conf.name}: {'fetched and ' if fetched else ''}unpacked {archive.name} into {directory}."
 
 
 def _find_archive(conf: DatasetConf, archive: Archive, directory: Path) -> Path | None:

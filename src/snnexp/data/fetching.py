@@ -100,7 +100,7 @@ def write_error(error: OSError, directory: Path) -> str:
 
 def _fetch_from(url: str, part: Path, md5: str, size: int | None, report: Report) -> None:
     """Complete `part` from one address and check it; `part` is kept for the next attempt unless its bytes are wrong."""
-    failures, began_at = 0, _length(part)
+    failures, began_at, since = 0, _length(part), time.monotonic()
     while True:
         before = _length(part)
         try:
@@ -110,6 +110,8 @@ def _fetch_from(url: str, part: Path, md5: str, size: int | None, report: Report
             failures = 1 if _length(part) > before else failures + 1
             if error.final or failures >= ATTEMPTS:
                 raise
+            # A server that breaks off after a few bytes each time makes progress, too, but never ends.
+            _check_rate(_length(part) - began_at, time.monotonic() - since)
             logger.info("%s: %s; trying again", url, error)
             time.sleep(PAUSE_S * 2 ** (failures - 1))
     digest = file_md5(part)
@@ -171,16 +173,19 @@ def _copy(response: http.client.HTTPResponse, part: Path, have: int, total: int 
             report(have, total)
             if total is not None and have > total:
                 raise FetchError("the server sent more than it announced", final=True)
-            elapsed = time.monotonic() - since
-            if elapsed >= STALL_S:
-                if have - mark < MIN_RATE * elapsed:
-                    raise FetchError(f"too slow ({(have - mark) / elapsed:.0f} bytes per second)", final=True)
+            if time.monotonic() - since >= STALL_S:
+                _check_rate(have - mark, time.monotonic() - since)
                 since, mark = time.monotonic(), have
         _flush(file)
     if total is not None and have < total:
         raise FetchError(f"the connection was cut after {have:,} of {total:,} bytes")
     if have == 0:
         raise FetchError("the server sent an empty file", final=True)
+
+
+def _check_rate(gained: int, elapsed: float) -> None:
+    if elapsed >= STALL_S and gained < MIN_RATE * elapsed:
+        raise FetchError(f"too slow ({max(gained, 0) / elapsed:.0f} bytes per second)", final=True)
 
 
 def _flush(file: IO[bytes]) -> None:

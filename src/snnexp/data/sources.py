@@ -199,6 +199,7 @@ SOURCES: dict[str, Source] = {
             ),
         ),
         "https://zenkelab.org/resources/spiking-heidelberg-datasets-shd/",
+        instead=("shd/shd_train.h5", "shd_train.h5"),
     ),
     "ssc": Source(
         "SSC",
@@ -213,6 +214,7 @@ SOURCES: dict[str, Source] = {
             )
         ),
         "https://zenkelab.org/resources/spiking-heidelberg-datasets-shd/",
+        instead=("ssc/ssc_train.h5", "ssc_train.h5"),
     ),
     "cifar10dvs": Source(
         "CIFAR10DVS",

@@ -10,7 +10,8 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -63,11 +64,14 @@ def unpack(archive: Path, directory: Path, mark: Path, products: tuple[str, ...]
 def _extract(archive: Path, folder: Path) -> None:
     try:
         if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as packed:
-                _write_all(archive, folder, _zip_entries(packed, archive))
+            with zipfile.ZipFile(archive) as packed, closing(_zip_entries(packed, archive)) as entries:
+                _write_all(archive, folder, entries)
         elif tarfile.is_tarfile(archive):
             with tarfile.open(archive) as tar:
-                _write_all(archive, folder, _tar_entries(tar, archive))
+                with closing(_tar_entries(tar, archive)) as entries:
+                    _write_all(archive, folder, entries)
+                while tar.fileobj is not None and tar.fileobj.read(CHUNK):
+                    pass  # tar stops at its own end, but the checksum of the gzip around it comes after that
         else:
             raise _unsafe(archive, "is neither a zip nor a tar file")
     except DAMAGE as error:
@@ -79,7 +83,7 @@ def _extract(archive: Path, folder: Path) -> None:
 Entry = tuple[str, int, IO[bytes] | None]  # path in the archive, size, content; None: a folder
 
 
-def _zip_entries(packed: zipfile.ZipFile, archive: Path) -> Iterator[Entry]:
+def _zip_entries(packed: zipfile.ZipFile, archive: Path) -> Generator[Entry]:
     entries = packed.infolist()
     total = sum(entry.file_size for entry in entries)
     _check_totals(archive, len(entries), total)
@@ -95,7 +99,7 @@ def _zip_entries(packed: zipfile.ZipFile, archive: Path) -> Iterator[Entry]:
                 yield entry.filename, entry.file_size, content
 
 
-def _tar_entries(tar: tarfile.TarFile, archive: Path) -> Iterator[Entry]:
+def _tar_entries(tar: tarfile.TarFile, archive: Path) -> Generator[Entry]:
     count = total = 0
     for member in tar:  # as they come: a list first would unpack the whole file twice
         count, total = count + 1, total + member.size
@@ -117,7 +121,7 @@ def _check_totals(archive: Path, count: int, total: int) -> None:
         raise _unsafe(archive, f"unpacks to {total / 1e9:.1f} GB or more from {archive.stat().st_size / 1e9:.3f} GB")
 
 
-def _write_all(archive: Path, folder: Path, entries: Iterator[Entry]) -> None:
+def _write_all(archive: Path, folder: Path, entries: Iterable[Entry]) -> None:
     for name, size, content in entries:
         if PurePosixPath(name).parts[:1] == ("__MACOSX",):  # what macOS adds to a zip
             continue
