@@ -42,7 +42,7 @@ def experiment_link(uri: str, experiment_id: str) -> str | None:
 def compare_link(uri: str, experiment_id: str, run_ids: list[str]) -> str | None:
     """The page that compares runs: parallel coordinates, scatter, contour."""
     base = ui_address(uri)
-    runs, experiments = quote(json.dumps(run_ids)), quote(json.dumps([experiment_id]))
+    runs, experiments = (quote(json.dumps(ids, separators=(",", ":"))) for ids in (run_ids, [experiment_id]))
     return base and f"{base}/#/compare-runs?runs={runs}&experiments={experiments}&workflowType=machine_learning"
 
 

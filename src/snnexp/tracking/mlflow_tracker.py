@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import importlib.util
 import json
 import logging
 import math
@@ -259,13 +260,8 @@ class MlflowTracker(OffTracker):
 
     def start_system_metrics(self) -> None:
         """Sample CPU, memory, disk, network and GPU every 10 s until `finish`."""
-        try:
-            import psutil  # type: ignore[import-untyped]  # noqa: F401
-            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-        except ImportError as error:
-            raise ConfigError(
-                "tracking.system_metrics=true needs psutil: pip install 'snnexp[system]', or leave it false."
-            ) from error
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
         self._monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self.store.uri)
         self._monitor.start()
 
@@ -274,6 +270,8 @@ def open_mlflow(
     conf: TrackingConf, folder: RunFolder, cfg: dict[str, Any], uri: str, tags: dict[str, str], parent: str | None
 ) -> MlflowTracker:
     """Start, or continue, the MLflow run of a claimed folder. Raises: TrackingError if the store cannot be used."""
+    if conf.system_metrics and importlib.util.find_spec("psutil") is None:
+        raise ConfigError("tracking.system_metrics=true needs psutil: pip install 'snnexp[system]', or leave it false.")
     store = connect(uri, conf.experiment)
     assert store is not None  # create=True
     shown = links.without_password(uri)
