@@ -54,6 +54,10 @@ def open_events(conf: EventDatasetConf, device: torch.device) -> EventSource:
         raise ConfigError(unknown_choice("dataset", conf.name, READERS))
     check_events(conf)
     reader: EventReader = importlib.import_module(READERS[conf.name]).open_reader(conf)
+    if conf.transforms:
+        from snnexp.data.transforms import TransformedReader
+
+        reader = TransformedReader(reader, list(conf.transforms))
     if conf.name in IN_MEMORY:
         store = pack_in_memory(reader)
     else:
@@ -200,7 +204,6 @@ class EventSource:
         if not complete:
             whole = official_parts(reader).items()
             notes.append("incomplete: " + ", ".join(f"{len(store.indices(p)):,} of {n:,} {p}" for p, n in whole))
-            log.warning("%s is %s", conf.name, notes[-1])
         notes += [f"{count:,} events {reason} dropped" for reason, count in store.dropped.items()]
         notes += self._count_cut()
         classes = len(reader.class_names)
