@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import sqrt
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +33,10 @@ def standardise(weight: Tensor, sigma: float, eps: float = 1e-5) -> Tensor:
 class Linear(nn.Linear):
     """Fully connected. `sigma`: standardise the weights to this at each forward pass; `affine` follows the layer."""
 
-    sigma: float | None = None
-    affine: Affine | None = None
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__(in_features, out_features, bias)
+        self.sigma: float | None = None
+        self.affine: Affine | None = None
 
     def effective_weight(self) -> Tensor:
         """The weights that act, [out, in]."""
@@ -41,14 +44,16 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.linear(x, self.effective_weight(), self.bias)
-        return y if self.affine is None else self.affine.forward(y)
+        return y if self.affine is None else cast(Tensor, self.affine(y))
 
 
 class Conv2d(nn.Conv2d):
     """2-D convolution. `sigma`: standardise the weights to this at each forward pass; `affine` follows the layer."""
 
-    sigma: float | None = None
-    affine: Affine | None = None
+    def __init__(self, channels: int, out: int, size: int, stride: int, pad: int, bias: bool) -> None:
+        super().__init__(channels, out, size, stride=stride, padding=pad, bias=bias)
+        self.sigma: float | None = None
+        self.affine: Affine | None = None
 
     def effective_weight(self) -> Tensor:
         """The weights that act, [out, in, k, k]."""
@@ -56,7 +61,7 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self._conv_forward(x, self.effective_weight(), self.bias)
-        return y if self.affine is None else self.affine.forward(y)
+        return y if self.affine is None else cast(Tensor, self.affine(y))
 
 
 class RecurrentLinear(Linear):
@@ -79,7 +84,7 @@ def build_weights(layer: LayerPlan, model: ModelConf, spikes: float) -> Conv2d |
     module: Conv2d | Linear
     if layer.kind == "conv":
         k, s, p = int(layer.args["k"]), int(layer.args["s"]), int(layer.args["p"])
-        module = Conv2d(layer.in_shape[0], layer.out_shape[0], k, stride=s, padding=p, bias=layer.bias)
+        module = Conv2d(layer.in_shape[0], layer.out_shape[0], k, s, p, layer.bias)
     else:
         kind = RecurrentLinear if layer.kind == "recurrent" else Linear
         module = kind(layer.in_shape[0], layer.out_shape[0], bias=layer.bias)
