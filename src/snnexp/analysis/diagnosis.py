@@ -26,14 +26,14 @@ def diagnose(network: Network, meter: ActivityMeter) -> list[tuple[str, str]]:
         if activity is None:
             continue
         if activity.dead_fraction > MOSTLY:
-            findings.append((f"{name} dead", _dead(name, layer, activity, silent_source)))
+            findings.append((f"{name} dead", _dead(name, layer, activity, silent_source, network.gain)))
         elif activity.saturated_fraction > MOSTLY:
-            findings.append((f"{name} saturated", _saturated(name, layer, activity)))
+            findings.append((f"{name} saturated", _saturated(name, layer, activity, network.gain)))
         silent_source = name if activity.dead_fraction > 0.95 else None
     return findings
 
 
-def _dead(name: str, layer: SpikingLayer, activity: LayerActivity, silent_source: str | None) -> str:
+def _dead(name: str, layer: SpikingLayer, activity: LayerActivity, silent_source: str | None, gain: float) -> str:
     threshold = float(layer.threshold.detach().min())
     peak = float(activity.peaks.max())
     text = f"{name}: {_percent(activity.dead_fraction)} of its {activity.rates.numel():,} neurons never fired."
@@ -52,9 +52,10 @@ def _dead(name: str, layer: SpikingLayer, activity: LayerActivity, silent_source
         if 0 < lowered < threshold:
             advice.append(f"neuron.threshold={lowered:g}")
     if reachable > 0 and threshold > reachable:
-        advice.append(f"model.gain={_round_up(threshold / reachable):g} (larger initial weights)")
+        # half as much again, since biases do not grow with the weights
+        advice.append(f"model.gain={_round_up(1.5 * gain * threshold / reachable):g} (larger initial weights)")
     elif peak <= 0:
-        advice.append("model.gain=3 (no membrane is above 0: larger initial weights)")
+        advice.append(f"model.gain={3 * gain:g} (no membrane is above 0: larger initial weights)")
     if not layer.threshold_parameters():
         advice.append("neuron=rouser (learns its threshold)")
     elif threshold > 0:
@@ -62,7 +63,7 @@ def _dead(name: str, layer: SpikingLayer, activity: LayerActivity, silent_source
     return f"{text} Try {', or '.join(advice)}."
 
 
-def _saturated(name: str, layer: SpikingLayer, activity: LayerActivity) -> str:
+def _saturated(name: str, layer: SpikingLayer, activity: LayerActivity, gain: float) -> str:
     threshold = float(layer.threshold.detach().max())
     share = _percent(activity.saturated_fraction)
     text = f"{name}: {share} of its {activity.rates.numel():,} neurons fire at nearly every step."
@@ -71,7 +72,7 @@ def _saturated(name: str, layer: SpikingLayer, activity: LayerActivity) -> str:
     median = float(activity.peaks.median())
     text += f" Median largest membrane {median:.3g}, threshold {threshold:.3g}."
     raised = _round_up(max(2 * threshold, median / 2))
-    gain = _round_down(threshold / max(2 * threshold, median / 2))
+    gain = _round_down(gain * threshold / max(2 * threshold, median / 2))
     return f"{text} Try neuron.threshold={raised:g}, or model.gain={gain:g} (smaller initial weights)."
 
 
