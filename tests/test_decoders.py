@@ -181,6 +181,16 @@ def test_every_legal_pair_gives_a_gradient_in_float32_also_for_bf16(name: str, l
     assert chosen.scores(spk, mem).shape == (5, 4) and chosen.scores(spk, mem).dtype == torch.float32
 
 
+@pytest.mark.parametrize(("name", "loss"), [(name, loss) for name, losses in DECODER_LOSSES.items() for loss in losses])
+def test_nothing_waits_for_the_device(name: str, loss: str) -> None:
+    """Meta tensors have no values: whatever would copy one to the host raises."""
+    spk, mem = (torch.empty(6, 5, 4, device="meta", requires_grad=True) for _ in range(2))
+    chosen = decoder(name, 4, 6, loss=loss)
+    chosen.loss(spk, mem, torch.empty(5, dtype=torch.int64, device="meta")).backward()
+    assert (mem if name == "membrane" else spk).grad is not None
+    assert chosen.predict(chosen.scores(spk, mem)).shape == (5,)
+
+
 # --- what fits what ---
 
 

@@ -161,6 +161,25 @@ def test_events_pass_unchanged() -> None:
 
 
 @pytest.mark.parametrize(
+    "conf",
+    [
+        EncoderConf(name="direct"),
+        RateEncoderConf(name="rate"),
+        LINEAR,
+        LOGARITHMIC,
+        DeltaEncoderConf(name="delta", off_spike=True),
+    ],
+)
+def test_no_encoder_waits_for_the_device(conf: EncoderConf) -> None:
+    """Meta tensors have no values: whatever would copy one to the host raises."""
+    encoded = encode(torch.empty(4, 1, 2, 3, dtype=torch.uint8, device="meta"), conf, info(), conf.name == "direct")
+    dense = encoded.to_dense() if isinstance(encoded, ConstantInput) else encoded
+    assert isinstance(dense, torch.Tensor) and dense.shape == (5, 4, 1, 2, 3)
+    with pytest.raises(RuntimeError):
+        dense.sum().item()
+
+
+@pytest.mark.parametrize(
     ("conf", "kind", "normalize", "words"),
     [
         (EncoderConf(name="none"), "image", False, "Use encoder=direct"),

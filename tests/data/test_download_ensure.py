@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -140,7 +141,7 @@ def test_without_network_the_message_has_address_md5_and_folder(site: Site, tmp_
 def test_download_false_never_asks_a_server(site: Site, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"dataset\.download=false"):
         ensure(conf(tmp_path, download=False))
-    assert site.requests == []
+    assert site.requests == [] and list(tmp_path.iterdir()) == []
 
 
 def test_a_cut_connection_is_resumed_by_the_next_start(site: Site, tmp_path: Path) -> None:
@@ -189,19 +190,50 @@ def test_a_read_only_root(site: Site, tmp_path: Path, monkeypatch: pytest.Monkey
         ensure(conf(tmp_path))
 
 
+JOB = (
+    "import sys; from snnexp.config import EventDatasetConf; from snnexp.data.downloads import ensure;"
+    "from snnexp.data.sources import SOURCES, Archive, Source; SOURCES['nmnist'] = {source!r};"
+    "print('start', flush=True); ensure(EventDatasetConf(name='nmnist', root=sys.argv[1]))"
+)
+
+
+def start(site: Site, root: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-W", "error", "-c", JOB.format(source=SOURCES["nmnist"]), str(root)]
+    environment = {**os.environ, "no_proxy": "127.0.0.1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
 def test_several_processes_fetch_once(site: Site, tmp_path: Path) -> None:
     site.delay_s, site.chunk = 0.05, 40
-    code = (
-        "import sys; from snnexp.config import EventDatasetConf; from snnexp.data.downloads import ensure;"
-        "from snnexp.data.sources import SOURCES, Archive, Source;"
-        f"SOURCES['nmnist'] = {nmnist(site)!r};"
-        "ensure(EventDatasetConf(name='nmnist', root=sys.argv[1]))"
-    )
-    command = [sys.executable, "-W", "error", "-c", code, str(tmp_path)]
-    jobs = [subprocess.Popen(command, env={**os.environ, "no_proxy": "127.0.0.1"}) for _ in range(3)]
-    assert [job.wait(60) for job in jobs] == [0, 0, 0]
+    jobs = [start(site, tmp_path) for _ in range(3)]
+    for job in jobs:
+        job.communicate(timeout=60)
+    assert [job.returncode for job in jobs] == [0, 0, 0]
     assert sorted(path for path, _ in site.requests) == ["test.zip", "train.zip"]
     assert files(tmp_path / "NMNIST") == ["Test/0/1.bin", "Train/0/1.bin", "test.zip", "train.zip"]
+
+
+def test_killed_at_any_moment_the_next_start_finishes(site: Site, tmp_path: Path) -> None:
+    """Killed while fetching, checking, writing and moving: never a half set that counts as whole."""
+    content = {f"Train/{number % 10}/{number}.bin": number.to_bytes(2, "big") * 50 for number in range(3000)}
+    site.files["train.zip"] = body = zip_bytes(content)
+    site.delay_s, site.chunk = 0.005, len(body) // 20
+    train = Archive("train.zip", hashlib.md5(body).hexdigest(), (site.url("train.zip"),), ("Train/*/*.bin",))
+    SOURCES["nmnist"] = Source("NMNIST", (train, SOURCES["nmnist"].archives[1]), "https://example.org")
+    for delay_s in (0.02, 0.1, 0.2, 0.3, 0.4, 0.5):
+        job = start(site, tmp_path)
+        assert job.stdout is not None and job.stdout.readline() == "start\n"
+        time.sleep(delay_s)
+        job.kill()
+        job.communicate(timeout=60)
+        if not SOURCES["nmnist"].missing(tmp_path):
+            break
+        if "Train/*/*.bin" not in [a.products[0] for a in SOURCES["nmnist"].missing(tmp_path)]:
+            assert len(list((tmp_path / "NMNIST" / "Train").rglob("*.bin"))) == 3000
+    ensure(conf(tmp_path))
+    found = {str(path.relative_to(tmp_path / "NMNIST")): path.read_bytes() for path in tmp_path.rglob("Train/*/*.bin")}
+    assert found == content
+    assert not list((tmp_path / "NMNIST").glob(".unpacking-*"))
 
 
 # --- the table ---

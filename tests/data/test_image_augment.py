@@ -88,6 +88,14 @@ def test_rotation_is_within_its_range() -> None:
     assert degrees.abs().max() <= 15 and degrees.min() < -14.9 and degrees.max() > 14.9 and degrees.mean().abs() < 0.5
 
 
+def test_no_augmentation_waits_for_the_device() -> None:
+    """Meta tensors have no values: whatever would copy one to the host raises."""
+    conf = AugmentConf(shift=2, rotate=30.0, flip=True)
+    draws = draw(conf, 8, torch.Generator().manual_seed(0), torch.device("meta"))
+    assert draws is not None
+    assert draws.apply(torch.empty(4, 3, 6, 5, dtype=torch.uint8, device="meta"), 4).shape == (4, 3, 6, 5)
+
+
 def test_a_batch_takes_its_own_rows() -> None:
     images = numbers(20, 1, 8, 8)
     conf = AugmentConf(shift=2, rotate=30.0, flip=True)

@@ -32,6 +32,8 @@ def ensure(conf: DatasetConf) -> list[str]:
     if source is None or not _wanted(source, conf):
         return []
     directory = source.directory(conf.root)
+    if not conf.download and not any(_candidates(conf, archive, directory) for archive in source.missing(conf.root)):
+        raise _missing(conf, source, directory, "dataset.download=false")  # before any folder is made
     from filelock import FileLock, Timeout
 
     try:
@@ -41,8 +43,7 @@ def ensure(conf: DatasetConf) -> list[str]:
     except Timeout as error:
         raise DataError(f"dataset={conf.name}: another process has been busy in {directory} for a day.") from error
     except OSError as error:
-        reason = write_error(error, directory) if conf.download else "dataset.download=false"
-        raise _missing(conf, source, directory, reason) from error
+        raise _missing(conf, source, directory, write_error(error, directory)) from error
 
 
 def prepare(conf: DatasetConf) -> str:
@@ -86,21 +87,27 @@ def _provide(conf: DatasetConf, source: Source, archive: Archive, directory: Pat
 
 
 def _find_archive(conf: DatasetConf, archive: Archive, directory: Path) -> Path | None:
-    """The user's own copy: in the data set's folder, where a wrong one is an error, or beside it under the root."""
-    path = directory / archive.name
-    if path.exists():
+    """The user's own copy, after its MD5 has been checked."""
+    for path in _candidates(conf, archive, directory):
         logger.info("dataset=%s: checking %s", conf.name, path)
         digest = file_md5(path)
-        if digest != archive.md5:
+        if digest == archive.md5:
+            return path
+        if path.parent == directory:
             raise DataError(
                 f"dataset={conf.name}: {path} is damaged or another file: its MD5 is {digest} instead of {archive.md5}."
                 " Remove it to have it fetched again."
             )
-        return path
-    beside = Path(conf.root).expanduser().absolute() / archive.name
-    if archive.unpack and beside.is_file() and file_md5(beside) == archive.md5:
-        return beside
     return None
+
+
+def _candidates(conf: DatasetConf, archive: Archive, directory: Path) -> list[Path]:
+    """Files that may be the archive: in the data set's folder, where a wrong one is an error, or directly in the root,
+    where names such as train.zip may mean anything."""
+    paths = [directory / archive.name]
+    if archive.unpack:
+        paths.append(Path(conf.root).expanduser().absolute() / archive.name)
+    return [path for path in dict.fromkeys(paths) if path.is_file()]
 
 
 def _missing(conf: DatasetConf, source: Source, directory: Path, reason: str) -> DataError:
