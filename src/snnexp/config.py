@@ -244,6 +244,7 @@ class ModelConf:
 
     name: str = MISSING
     spec: str = MISSING
+    pooling: str = choice("as_written", "as_written", "average")  # average: every MP becomes AP (ETTFS, single spikes)
     bias: bool = True  # of convolutions and linear layers; those followed by BN never have one
     init: str = choice("default", "default", "kaiming_uniform", "kaiming_normal", "ettfs")
     gain: float = number(1.0, above=0)  # all initial weights are multiplied by this

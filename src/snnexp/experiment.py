@@ -83,8 +83,8 @@ def prepare_torch(conf: Config, device: torch.device) -> None:
 def assemble(conf: Config) -> Experiment:
     """Open the data and build the network: everything that can still be wrong is found here, before any record is made.
 
-    Initial weights depend on the seed and the model alone, so runs that differ in the neuron start from the same weights
-    where the layers agree.
+    Initial weights depend on the seed and the model alone, so runs that differ only in values of the neuron
+    start from the same weights.
     """
     device = choose_device(conf.device)
     prepare_torch(conf, device)

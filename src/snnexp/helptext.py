@@ -35,7 +35,10 @@ KEYS = (
     ("device=auto|cpu|cuda", ""),
     ("dataset.root=DIR", "folder of the data sets (default: $SNNEXP_DATA, else ./data)"),
     ("dataset.num_steps, .batch_size, .limit_train", "time steps, samples per batch, use fewer samples"),
-    ("neuron.threshold, .beta, .engine", "firing threshold, share of the membrane kept per step, auto|reference|numba|triton"),
+    (
+        "neuron.threshold, .beta, .engine",
+        "firing threshold, share of the membrane kept per step, auto|reference|numba|triton",
+    ),
     ("optimizer.lr, .lr_threshold, .lr_decay", "learning rates of weights, thresholds and decays"),
     ("trainer.max_epochs, .precision, .resume", "epochs, 32|bf16, auto|never"),
     ("tracking.uri, .experiment", "MLflow store and experiment"),
@@ -80,7 +83,7 @@ def help_text(conf: Path) -> str:
         "  -m, --multirun   one run for each combination of comma-separated values",
         "  --cfg job        print the composed configuration",
         "  --config-dir DIR add your own options from DIR",
-        "  -sc install=bash shell completion: eval \"$(snnexp -sc install=bash)\"",
+        '  -sc install=bash shell completion: eval "$(snnexp -sc install=bash)"',
         "  --version        print the version",
         "  --hydra-help     Hydra's own flags",
     ]

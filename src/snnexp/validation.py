@@ -17,7 +17,7 @@ from snnexp.coding_rules import DECODER_LOSSES, ENCODERS, check_decoder, check_e
 from snnexp.config import Config, EventDatasetConf, ImageDatasetConf
 from snnexp.data.facts import FACTS, frame_shape, num_classes
 from snnexp.errors import ConfigError, did_you_mean, unknown_choice
-from snnexp.models.spec import plan
+from snnexp.models.spec import effective_spec, plan
 from snnexp.neurons.names import FUSED_SURROGATES, SURROGATES
 
 
@@ -53,10 +53,10 @@ def _unknown_keys(node: DictConfig, prefix: str) -> Iterator[str]:
     """Keys that no schema has; `+neuron.treshold=1` puts them past Hydra and OmegaConf (hydra#981)."""
     schema = OmegaConf.get_type(node)
     known = {f.name for f in dataclasses.fields(schema)} if dataclasses.is_dataclass(schema) else None
-    for key in node:
+    for key in map(str, node):
         name = f"{prefix}{key}"
         if known is not None and key not in known:
-            yield f"{name}: no such key.{did_you_mean(str(key), known)} Valid keys: {', '.join(sorted(known))}."
+            yield f"{name}: no such key.{did_you_mean(key, known)} Valid keys: {', '.join(sorted(known))}."
         elif isinstance(node._get_node(key), DictConfig) and not OmegaConf.is_missing(node, key):
             yield from _unknown_keys(node[key], f"{name}.")
 
@@ -166,7 +166,7 @@ def _network(conf: Config) -> list[str]:
     """The network must fit the data: parsed and sized without torch."""
     try:
         votes = conf.decoder.votes if conf.decoder.name == "vote" else 1
-        plan(conf.model.spec, frame_shape(conf.dataset), num_classes(conf.dataset), votes)
+        plan(effective_spec(conf.model), frame_shape(conf.dataset), num_classes(conf.dataset), votes)
     except ConfigError as error:
         return [str(error)]
     return []

@@ -18,7 +18,7 @@ from torch import Tensor
 class EventFrames:
     """Binned events of a batch as lists instead of a dense tensor: rows are (t, b), t-major, as in [T*B, C*H*W].
 
-    Row r = t*B + b holds `indices[offsets[r]:offsets[r+1]]`, flat positions in [C, H, W], each once and in rising order,
+    Row r = t*B + b holds `indices[offsets[r]:offsets[r+1]]`, flat positions in [C, H, W], each once, in rising order,
     with `values` (events in that bin; None means 1 each). `offsets` has T*B + 1 entries.
     """
 
@@ -54,7 +54,7 @@ class EventFrames:
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch on the device. `frames` is uint8 [B, C, H, W] for images, else float [T, B, C, H, W] or `EventFrames`."""
+    """One batch on the device: `frames` is uint8 [B, C, H, W] for images, else [T, B, C, H, W] or `EventFrames`."""
 
     frames: Tensor | EventFrames
     labels: Tensor  # int64 [B]

@@ -19,7 +19,7 @@ from snnexp.encoders import ConstantInput
 from snnexp.models.event_linear import event_driven_weight, event_linear
 from snnexp.models.layers import NeuNorm, TimeDropout, Vote, build_batch_norm, build_layer_norm
 from snnexp.models.observer import Observer
-from snnexp.models.spec import WEIGHT_KINDS, LayerPlan, Shape, plan
+from snnexp.models.spec import WEIGHT_KINDS, LayerPlan, Shape, effective_spec, plan
 from snnexp.models.weights import Linear, RecurrentLinear, build_weights
 from snnexp.neurons.layer import SpikingLayer
 
@@ -255,7 +255,7 @@ def build_network(
     """
     votes = decoder.votes if decoder.name == "vote" else 1
     bias = model.bias and model.affine == "none"  # the affine has an offset of its own
-    layers = plan(model.spec, info.shape, info.num_classes, votes, bias)
+    layers = plan(effective_spec(model), info.shape, info.num_classes, votes, bias)
     network = Network(layers, model, neuron, info)
     network.channels_last = channels_last and any(layer.kind == "conv" for layer in layers)
     last = [layer.name for layer in layers if layer.kind == "spiking"][-1]

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
+from snnexp.config import ModelConf
 from snnexp.errors import ConfigError
 from snnexp.models.tokens import Token, parse, spec_error
 
@@ -48,6 +49,15 @@ class LayerPlan:
         if self.kind == "conv":
             return self.in_shape[0] * int(self.args["k"]) ** 2
         return prod(self.in_shape)
+
+
+def effective_spec(model: ModelConf) -> str:
+    """Return the specification that is built: with model.pooling=average every MP is an AP.
+
+    Max pooling over neurons that fire at different steps gives trains of up to k^2 spikes, which breaks the rule of one
+    spike per neuron; average pooling keeps a total of at most one (ETTFS).
+    """
+    return model.spec.replace("MP", "AP") if model.pooling == "average" else model.spec
 
 
 def plan(spec: str, in_shape: Shape, num_classes: int, votes: int = 1, bias: bool = True) -> list[LayerPlan]:

@@ -13,6 +13,7 @@ def inspect(conf: Config, cfg: DictConfig) -> None:
     from rich.table import Table
 
     from snnexp.experiment import assemble
+    from snnexp.models.spec import effective_spec
     from snnexp.tasks.prepare import describe_data
     from snnexp.tracking.identity import run_identity
     from snnexp.training.optimisation import learning_rates
@@ -25,7 +26,7 @@ def inspect(conf: Config, cfg: DictConfig) -> None:
     console.print(OmegaConf.to_yaml(OmegaConf.create(config)), markup=False, end="")
     console.print(f"\nidentity: {run_identity(config)}   device: {experiment.device}", markup=False)  # type: ignore[arg-type]
 
-    table = Table("layer", "token", "input", "output", "parameters", "neurons", title=conf.model.spec)
+    table = Table("layer", "token", "input", "output", "parameters", "neurons", title=effective_spec(conf.model))
     for column in table.columns[-2:]:
         column.justify = "right"
     for row in network.layer_table():
@@ -43,8 +44,8 @@ def inspect(conf: Config, cfg: DictConfig) -> None:
         console.print(line, markup=False, soft_wrap=True)
     step = network.step_memory_bytes(conf.dataset.batch_size)
     console.print(
-        f"memory: about {_size(step)} for a training step of {conf.dataset.batch_size} samples x {info.num_steps} steps "
-        f"(estimate), {_size(info.max_batch_bytes)} for a batch in the loader",
+        f"memory: about {_size(step)} (estimate) for a training step of {conf.dataset.batch_size} samples "
+        f"x {info.num_steps} steps, {_size(info.max_batch_bytes)} for a batch in the loader",
         soft_wrap=True,
     )
 

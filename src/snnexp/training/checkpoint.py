@@ -1,7 +1,7 @@
 """Files that outlive a run: the training state (to continue) and weights with their configuration (to use).
 
-Every file is written under a temporary name, flushed to the disk and renamed, so that a kill at any moment leaves either
-the old file or the new one.
+Every file is written under a temporary name, flushed to the disk and renamed, so that a kill at any moment leaves the
+old file or the new one and nothing between.
 """
 
 from __future__ import annotations

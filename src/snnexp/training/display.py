@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor
 
+from snnexp.models.spec import effective_spec
 from snnexp.tasks.prepare import describe_data
 from snnexp.training.passes import Progress as Report
 
@@ -30,8 +31,6 @@ class Display:
         # highlight off: rich would colour every number in a plain log line
         self.console = console or Console(highlight=False, quiet=quiet)
         self.max_epochs = max_epochs
-        self.started = time.perf_counter()
-        self._epochs_here = 0
         self._advised: set[str] = set()
 
     def say(self, text: str) -> None:
@@ -87,7 +86,7 @@ class Display:
         neurons = sum(row.neurons for row in experiment.network.layer_table())
         parameters = sum(p.numel() for p in experiment.network.parameters())
         self.say(
-            f"model: {conf.model.spec}, {parameters:,} parameters, {neurons:,} {conf.neuron.name} neurons, "
+            f"model: {effective_spec(conf.model)}, {parameters:,} parameters, {neurons:,} {conf.neuron.name} neurons, "
             f"T = {info.num_steps}, on {experiment.device}"
         )
         self.say(f"state: {folder.path}")
@@ -102,10 +101,8 @@ class Display:
         if f"{split}/dead_neurons" in metrics:
             parts.append(f"dead {metrics[f'{split}/dead_neurons']:.0f}")
         if "time/samples_per_s" in metrics:
-            self._epochs_here += 1
             parts.append(f"{metrics['time/samples_per_s']:,.0f} samples/s")
-            mean = (time.perf_counter() - self.started) / self._epochs_here
-            left = (self.max_epochs - epoch) * mean
+            left = (self.max_epochs - epoch) * metrics["time/epoch_s"]
             parts.append(f"{metrics['time/epoch_s']:.1f} s" + (f", {duration(left)} left" if left > 0 else ""))
         self.say("  ".join(parts) + ("  *" if improved else ""))
 
@@ -119,7 +116,9 @@ class Display:
     def closing_table(self, experiment: Experiment, metrics: dict[str, float], state: Fit | None = None) -> None:
         """The test result and what every spiking layer did in the test pass."""
         table = Table(
-            title=f"test: accuracy {metrics['test/accuracy']:.4f}, loss {metrics['test/loss']:.4f}", box=box.SIMPLE_HEAD
+            title=f"test: accuracy {metrics['test/accuracy']:.4f}, loss {metrics['test/loss']:.4f}",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
         )
         for column in ("layer", "neurons", "dead", "dead/sample", "saturated", "rate", "threshold", "beta"):
             table.add_column(column, justify="left" if column == "layer" else "right")

@@ -109,7 +109,7 @@ def train_pass(
         if on_cpu and not math.isfinite(loss.item()):  # on the CPU this look costs nothing, and names the batch
             raise _non_finite(experiment, batch, epoch, tally.batches + 1)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         if conf.trainer.grad_clip is not None:
             torch.nn.utils.clip_grad_norm_(parameters, conf.trainer.grad_clip)
         optimizer.step()
