@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock, Timeout
 
 from snnexp.tracking import mlflow_tracker
 from snnexp.tracking.mlflow_tracker import MlflowTracker
@@ -98,12 +99,12 @@ def test_the_tracker_asks_less_and_less_often(config: dict[str, Any], open_run: 
     tracker, _, client = flaky(open_run, config)
     client.away = True
     tries = []
-    for epoch in range(1, 3000):
+    for epoch in range(280):
         before = client.refused
         tracker.log_epoch(epoch, {"loss": 1.0})
         if client.refused > before:
-            tries.append(epoch - 1)
-        clock.now += 1.0  # epochs of one second
+            tries.append(10 * epoch)
+        clock.now += 10.0  # epochs of ten seconds
     assert tries == [0, 30, 90, 210, 450, 930, 1530, 2130, 2730]  # 30 s, doubling, at most 600 s
     assert client.refused == len(tries)  # one refused request each time, not one per metric
 
@@ -155,6 +156,28 @@ def test_a_run_that_is_still_going_is_not_sent_by_another(config: dict[str, Any]
     run = client.client.get_run(first.run_id)
     assert (run.info.status, "loss" in run.data.metrics) == ("RUNNING", False)
     assert read_record(folder.path).unsent  # type: ignore[union-attr]
+
+
+def test_a_command_waits_while_its_run_is_being_sent(
+    config: dict[str, Any], open_run: OpenRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, folder, client = flaky(open_run, config)
+    client.away = True
+    first.log_epoch(1, {"loss": 3.0})
+    folder.finish("KILLED")
+    held = []
+    send = mlflow_tracker._send_folder
+
+    def look(run: RunFolder, store: Any) -> None:
+        with pytest.raises(Timeout), FileLock(run.path.parent / "claim.lock", timeout=0):
+            pass
+        held.append(run.path)
+        send(run, store)
+
+    monkeypatch.setattr(mlflow_tracker, "_send_folder", look)
+    open_run({**config, "seed": 1})
+    assert held == [folder.path]
+    assert client.client.get_run(first.run_id).info.status == "KILLED"
 
 
 def test_a_kill_while_the_store_is_away_loses_nothing(config: dict[str, Any], open_run: OpenRun) -> None:

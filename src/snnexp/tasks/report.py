@@ -6,6 +6,7 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snnexp.errors import ConfigError
@@ -46,6 +47,7 @@ def report(conf: Config, cfg: DictConfig) -> None:
     """
     from snnexp.tasks.environment import environment
     from snnexp.tracking.mlflow_store import connect
+    from snnexp.tracking.mlflow_tracker import send_unsent
     from snnexp.tracking.queries import best_value, search_all
     from snnexp.tracking.store import resolve_uri
     from snnexp.tracking.sweep import ROLE_TAG
@@ -54,6 +56,8 @@ def report(conf: Config, cfg: DictConfig) -> None:
         raise ConfigError("task=report reads the MLflow store: leave out tracking=off.")
     uri = resolve_uri(conf.tracking.uri, environment(cfg).start_dir)
     store = connect(uri, conf.tracking.experiment, create=False)
+    if store is not None:
+        send_unsent(Path(conf.state_dir), store)
     found = [] if store is None else [run for run in search_all(store) if ROLE_TAG not in run.data.tags]
     results = [
         Result(

@@ -83,7 +83,7 @@ def connect(uri: str, experiment: str, *, create: bool = True) -> Store | None:
     database = sqlite_path(uri)
     if database is None:
         _probe(uri)
-        with _short_waits():
+        with short_waits():
             return _open(uri, experiment, None, create)
     if not create and not database.exists():
         return None
@@ -166,7 +166,7 @@ def _check_sqlite(database: Path) -> None:
 
 
 @contextlib.contextmanager
-def _short_waits() -> Iterator[None]:
+def short_waits() -> Iterator[None]:
     """Limit one exchange with a server to a few seconds, whatever the user or MLflow set for the rest."""
     limits = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(PROBE_TIMEOUT_S), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     import_mlflow()

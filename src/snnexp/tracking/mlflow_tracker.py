@@ -22,12 +22,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
 from snnexp.errors import ConfigError, TrackingError
 from snnexp.tracking import links
 from snnexp.tracking.identity import is_bookkeeping, run_name
 from snnexp.tracking.metrics_log import Entry
-from snnexp.tracking.mlflow_store import Store, connect
-from snnexp.tracking.runs import RunFolder, Status, lock_folder, read_record
+from snnexp.tracking.mlflow_store import Store, connect, short_waits
+from snnexp.tracking.runs import RunFolder, RunRecord, Status, lock_folder, read_record
 from snnexp.tracking.store import OffTracker
 
 if TYPE_CHECKING:
@@ -124,6 +126,8 @@ class MlflowTracker(OffTracker):
             return
         try:
             if self._behind:
+                with short_waits():  # a server that hangs takes 5 s of an epoch now and then, not 30
+                    self.store.client.get_run(self.run_id)
                 self.catch_up()
             send()
         except Exception as error:  # whatever a network, a server or a database can raise
@@ -141,7 +145,7 @@ class MlflowTracker(OffTracker):
             log.warning(
                 "The tracking store %s does not answer (%s). Training goes on; metrics are kept in %s and sent later.",
                 links.without_password(self.store.uri),
-                (str(error).splitlines() or [type(error).__name__])[0][:200],
+                _first_line(error),
                 self.folder.metrics_path,
             )
             self._behind, self._wait_s = True, RETRY_FIRST_S
@@ -296,9 +300,8 @@ def open_mlflow(
     except TrackingError:
         raise
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise TrackingError(
-            f"tracking.uri={shown}: the store fails: {reason}. Or train without it: tracking=off."
+            f"tracking.uri={shown}: the store fails: {_first_line(error)}. Or train without it: tracking=off."
         ) from error
     if conf.system_metrics:
         tracker.start_system_metrics()
@@ -343,27 +346,44 @@ def folder_files_to_send_again(folder: RunFolder) -> None:
 def send_unsent(state_dir: Path, store: Store) -> int:
     """Send what earlier runs in `state_dir` could not, if nobody is working on them; returns how many were sent."""
     sent = 0
-    shown = links.without_password(store.uri)
     for path in sorted(state_dir.glob("*/*/run.json")):
-        record = read_record(path.parent)
-        if record is None or not record.unsent or record.tracking_uri != shown or record.mlflow_run_id is None:
+        folder = path.parent
+        if not _has_unsent(read_record(folder), store):
             continue
-        lock = lock_folder(path.parent)
-        if lock is None:
-            continue
-        try:
-            tracker = MlflowTracker(RunFolder(path.parent, record, "resume"), store, record.mlflow_run_id)
-            tracker.catch_up()
-            status = "KILLED" if record.status == "RUNNING" else record.status  # its lock is free: nobody runs it
-            store.client.set_terminated(record.mlflow_run_id, status)
-            tracker.folder.update(unsent=False)
-            log.info("Sent what %s had kept for the store.", path.parent)
-            sent += 1
-        except Exception as error:  # an old run's trouble must not stop the new one
-            log.warning("%s could not be sent: %s", path.parent, (str(error).splitlines() or [""])[0][:200])
-        finally:
-            lock.release()
+        # claim.lock: a command that wants this run waits until it is sent, instead of finding it held
+        with contextlib.suppress(Timeout), FileLock(folder.parent / "claim.lock", timeout=0):
+            lock = lock_folder(folder)
+            if lock is None:
+                continue
+            try:
+                record = read_record(folder)  # again: its owner may have finished it in between
+                if record is not None and _has_unsent(record, store):
+                    _send_folder(RunFolder(folder, record, "resume"), store)
+                    sent += 1
+            except Exception as error:  # an old run's trouble must not stop the new one
+                log.warning("%s could not be sent: %s", folder, _first_line(error))
+            finally:
+                lock.release()
     return sent
+
+
+def _has_unsent(record: RunRecord | None, store: Store) -> bool:
+    """Whether a run kept something for this store."""
+    return (
+        record is not None
+        and record.unsent
+        and record.mlflow_run_id is not None
+        and record.tracking_uri == links.without_password(store.uri)
+    )
+
+
+def _send_folder(folder: RunFolder, store: Store) -> None:
+    run_id, status = folder.record.mlflow_run_id, folder.record.status
+    assert run_id is not None
+    MlflowTracker(folder, store, run_id).catch_up()
+    store.client.set_terminated(run_id, "KILLED" if status == "RUNNING" else status)  # its lock is free: nobody runs it
+    folder.update(unsent=False)
+    log.info("Sent what %s had kept for the store.", folder.path)
 
 
 def _optional_tags(tags: dict[str, str]) -> dict[str, str]:
@@ -374,6 +394,10 @@ def _optional_tags(tags: dict[str, str]) -> dict[str, str]:
     with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
         extra["mlflow.user"] = getpass.getuser()
     return extra
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160].rstrip(" .")
 
 
 def _batches(items: list[Any], size: int) -> Iterable[list[Any]]:

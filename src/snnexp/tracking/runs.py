@@ -37,7 +37,7 @@ Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 Action = Literal["new", "resume", "skip"]
 
 ATTEMPT = re.compile(r"\d{3,}")
-CLAIM_TIMEOUT_S = 60.0  # a claim reads a few small files; longer means that the file system hangs
+CLAIM_TIMEOUT_S = 300.0  # a claim takes milliseconds; sending an old run's record to a slow store takes longer
 
 
 @dataclass

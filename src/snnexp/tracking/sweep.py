@@ -121,12 +121,14 @@ class SweepParent(Callback):
         from omegaconf import OmegaConf
 
         from snnexp.tracking.mlflow_store import connect
+        from snnexp.tracking.mlflow_tracker import send_unsent
         from snnexp.tracking.store import resolve_uri
 
         cwd = Path(config.hydra.runtime.cwd)
         uri = resolve_uri(config.tracking.uri, cwd)
         store = connect(uri, config.tracking.experiment)
         assert store is not None  # create=True
+        send_unsent(cwd / Path(config.state_dir).expanduser(), store)  # of runs that this sweep will skip as finished
         overrides = list(config.hydra.overrides.task)
         params = OmegaConf.select(config, "hydra.sweeper.params")
         identity = sweep_id(overrides, dict(params) if params else None)
