@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from filelock import FileLock, Timeout
 
-from snnexp.tracking import mlflow_tracker
+from snnexp.tracking import mlflow_tracker, unsent
 from snnexp.tracking.mlflow_tracker import MlflowTracker
 from snnexp.tracking.runs import RunFolder, read_record
 from snnexp.tracking.store import Tracker
@@ -166,7 +166,7 @@ def test_a_command_waits_while_its_run_is_being_sent(
     first.log_epoch(1, {"loss": 3.0})
     folder.finish("KILLED")
     held = []
-    send = mlflow_tracker._send_folder
+    send = unsent._send_folder
 
     def look(run: RunFolder, store: Any) -> None:
         with pytest.raises(Timeout), FileLock(run.path.parent / "claim.lock", timeout=0):
@@ -174,7 +174,7 @@ def test_a_command_waits_while_its_run_is_being_sent(
         held.append(run.path)
         send(run, store)
 
-    monkeypatch.setattr(mlflow_tracker, "_send_folder", look)
+    monkeypatch.setattr(unsent, "_send_folder", look)
     open_run({**config, "seed": 1})
     assert held == [folder.path]
     assert client.client.get_run(first.run_id).info.status == "KILLED"

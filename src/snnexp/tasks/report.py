@@ -47,10 +47,10 @@ def report(conf: Config, cfg: DictConfig) -> None:
     """
     from snnexp.tasks.environment import environment
     from snnexp.tracking.mlflow_store import connect
-    from snnexp.tracking.mlflow_tracker import send_unsent
     from snnexp.tracking.queries import best_value, search_all
     from snnexp.tracking.store import resolve_uri
     from snnexp.tracking.sweep import ROLE_TAG
+    from snnexp.tracking.unsent import send_unsent
 
     if conf.tracking.name == "off":
         raise ConfigError("task=report reads the MLflow store: leave out tracking=off.")

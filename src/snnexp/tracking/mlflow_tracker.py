@@ -22,14 +22,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
 from snnexp.errors import ConfigError, TrackingError
 from snnexp.tracking import links
 from snnexp.tracking.identity import is_bookkeeping, run_name
 from snnexp.tracking.metrics_log import Entry
 from snnexp.tracking.mlflow_store import Store, connect, short_waits
-from snnexp.tracking.runs import RunFolder, RunRecord, Status, lock_folder, read_record
+from snnexp.tracking.runs import RunFolder, Status
 from snnexp.tracking.store import OffTracker
 
 if TYPE_CHECKING:
@@ -145,7 +143,7 @@ class MlflowTracker(OffTracker):
             log.warning(
                 "The tracking store %s does not answer (%s). Training goes on; metrics are kept in %s and sent later.",
                 links.without_password(self.store.uri),
-                _first_line(error),
+                first_line(error),
                 self.folder.metrics_path,
             )
             self._behind, self._wait_s = True, RETRY_FIRST_S
@@ -301,10 +299,12 @@ def open_mlflow(
         raise
     except Exception as error:
         raise TrackingError(
-            f"tracking.uri={shown}: the store fails: {_first_line(error)}. Or train without it: tracking=off."
+            f"tracking.uri={shown}: the store fails: {first_line(error)}. Or train without it: tracking=off."
         ) from error
     if conf.system_metrics:
         tracker.start_system_metrics()
+    from snnexp.tracking.unsent import send_unsent  # it needs the class above
+
     send_unsent(folder.path.parents[1], store)
     return tracker
 
@@ -343,49 +343,6 @@ def folder_files_to_send_again(folder: RunFolder) -> None:
         local.save()
 
 
-def send_unsent(state_dir: Path, store: Store) -> int:
-    """Send what earlier runs in `state_dir` could not, if nobody is working on them; returns how many were sent."""
-    sent = 0
-    for path in sorted(state_dir.glob("*/*/run.json")):
-        folder = path.parent
-        if not _has_unsent(read_record(folder), store):
-            continue
-        # claim.lock: a command that wants this run waits until it is sent, instead of finding it held
-        with contextlib.suppress(Timeout), FileLock(folder.parent / "claim.lock", timeout=0):
-            lock = lock_folder(folder)
-            if lock is None:
-                continue
-            try:
-                record = read_record(folder)  # again: its owner may have finished it in between
-                if record is not None and _has_unsent(record, store):
-                    _send_folder(RunFolder(folder, record, "resume"), store)
-                    sent += 1
-            except Exception as error:  # an old run's trouble must not stop the new one
-                log.warning("%s could not be sent: %s", folder, _first_line(error))
-            finally:
-                lock.release()
-    return sent
-
-
-def _has_unsent(record: RunRecord | None, store: Store) -> bool:
-    """Whether a run kept something for this store."""
-    return (
-        record is not None
-        and record.unsent
-        and record.mlflow_run_id is not None
-        and record.tracking_uri == links.without_password(store.uri)
-    )
-
-
-def _send_folder(folder: RunFolder, store: Store) -> None:
-    run_id, status = folder.record.mlflow_run_id, folder.record.status
-    assert run_id is not None
-    MlflowTracker(folder, store, run_id).catch_up()
-    store.client.set_terminated(run_id, "KILLED" if status == "RUNNING" else status)  # its lock is free: nobody runs it
-    folder.update(unsent=False)
-    log.info("Sent what %s had kept for the store.", folder.path)
-
-
 def _optional_tags(tags: dict[str, str]) -> dict[str, str]:
     """What MLflow's own columns show: user, version, command line."""
     extra = {"mlflow.source.name": os.path.basename(sys.argv[0]) or "snnexp"}
@@ -396,7 +353,7 @@ def _optional_tags(tags: dict[str, str]) -> dict[str, str]:
     return extra
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:160].rstrip(" .")
 
 

@@ -121,8 +121,8 @@ class SweepParent(Callback):
         from omegaconf import OmegaConf
 
         from snnexp.tracking.mlflow_store import connect
-        from snnexp.tracking.mlflow_tracker import send_unsent
         from snnexp.tracking.store import resolve_uri
+        from snnexp.tracking.unsent import send_unsent
 
         cwd = Path(config.hydra.runtime.cwd)
         uri = resolve_uri(config.tracking.uri, cwd)
