@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+from itertools import pairwise
+
 import pytest
 import torch
 from snntorch import spikegen
@@ -134,10 +137,14 @@ def test_delta_by_hand() -> None:
     assert times(spk) == [[0, 1, 2, 3], [1, 3], []]
 
 
-def test_delta_counts_the_thresholds() -> None:
-    levels = torch.arange(11) / 10
-    spk = delta(levels, 10, DeltaEncoderConf(name="delta", threshold=0.1))
-    assert spk.sum(0).tolist() == list(range(11))  # also where float32 falls just short of a multiple
+@pytest.mark.parametrize(("num_steps", "threshold"), [(10, "0.1"), (10, "0.15"), (20, "0.05"), (7, "0.3")])
+def test_delta_counts_the_thresholds_exactly(num_steps: int, threshold: str) -> None:
+    """Every grey level against fractions: also where float32 falls just short of a multiple of the threshold."""
+    spk = delta(torch.arange(256) / 255, num_steps, DeltaEncoderConf(name="delta", threshold=float(threshold)))
+    for grey in range(256):
+        levels = [Fraction(grey * step, 255 * num_steps) // Fraction(threshold) for step in range(num_steps + 1)]
+        expected = [int(new - old >= 1) for old, new in pairwise(levels)]
+        assert spk[:, grey].tolist() == expected, grey
 
 
 def test_delta_with_off_spikes_fades_out_again() -> None:
