@@ -28,7 +28,7 @@ DPI = 120
 SPLIT_COLOURS = {"train": "#4477aa", "val": "#ee7733", "test": "#228833"}  # told apart with any colour vision
 LAYER_COLOURS = ("#0077bb", "#ee7733", "#009988", "#cc3311", "#33bbee", "#ee3377", "#777777", "#aa9900")
 LAYER_STYLES = ("-", "--", ":")
-MAX_RASTER_NEURONS = 400  # more rows than pixels would show less, not more
+MAX_RASTER_NEURONS = 120  # a panel is some 90 points high: more rows would run into each other
 SYMBOLS = {
     "threshold": "threshold θ",
     "beta": "β (share of the membrane kept per step)",
