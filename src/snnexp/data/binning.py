@@ -136,23 +136,42 @@ def bin_edges(
 
 
 @numba.njit(nogil=True, cache=True)
-def _fill_dense(address, edges, table, signs, binary, signed, frames):  # type: ignore[no-untyped-def]
+def _fill_counts(address, edges, table, frames):  # type: ignore[no-untyped-def]
+    samples, num_steps = edges.shape[0], edges.shape[1] - 1
+    one = np.float32(1)  # a Python 1 would make each addition a float64 one
+    for b in range(samples):
+        for t in range(num_steps):
+            row = frames[t * samples + b]
+            for stored in address[edges[b, t] : edges[b, t + 1]]:
+                position = table[stored]
+                if position < row.size:
+                    row[position] += one
+
+
+@numba.njit(nogil=True, cache=True)
+def _fill_any(address, edges, table, frames):  # type: ignore[no-untyped-def]
     samples, num_steps = edges.shape[0], edges.shape[1] - 1
     for b in range(samples):
         for t in range(num_steps):
             row = frames[t * samples + b]
-            for i in range(edges[b, t], edges[b, t + 1]):
-                position = table[address[i]]
-                if position < 0:
-                    continue
-                if signed:
-                    row[position] += signs[address[i]]
-                elif binary:
-                    row[position] = 1
-                else:
-                    row[position] += 1
-            if signed and binary:
-                for position in range(len(row)):
+            for stored in address[edges[b, t] : edges[b, t + 1]]:
+                position = table[stored]
+                if position < row.size:
+                    row[position] = np.float32(1)
+
+
+@numba.njit(nogil=True, cache=True)
+def _fill_signed(address, edges, table, signs, binary, frames):  # type: ignore[no-untyped-def]
+    samples, num_steps = edges.shape[0], edges.shape[1] - 1
+    for b in range(samples):
+        for t in range(num_steps):
+            row = frames[t * samples + b]
+            for stored in address[edges[b, t] : edges[b, t + 1]]:
+                position = table[stored]
+                if position < row.size:
+                    row[position] += np.float32(signs[stored])
+            if binary:
+                for position in range(row.size):
                     row[position] = np.sign(row[position])
 
 
@@ -163,47 +182,54 @@ def bin_dense(
 
     Other types are counted in float32 and rounded once (bf16 is exact up to 256 events a cell).
     """
-    rows = binning.num_steps * len(edges)
-    frames = torch.zeros((rows, binning.features), dtype=torch.float32)
-    _fill_dense(address, edges, binning.table, binning.signs, binning.binary, binning.signed, frames.numpy())
-    return frames.to(dtype).view(binning.num_steps, len(edges), *binning.shape)
+    # np.zeros, not torch.zeros: the system hands out zeroed pages, where torch's threads would fill them, and this may
+    # run in a thread beside the training step
+    frames = np.zeros((binning.num_steps * len(edges), binning.features), dtype=np.float32)
+    table = binning.table.view(np.uint32)  # -1 becomes larger than any position: one comparison
+    if binning.signed:
+        _fill_signed(address, edges, table, binning.signs, binning.binary, frames)
+    elif binning.binary:
+        _fill_any(address, edges, table, frames)
+    else:
+        _fill_counts(address, edges, table, frames)
+    return torch.from_numpy(frames).to(dtype).view(binning.num_steps, len(edges), *binning.shape)
+
+
+# bit k of a word with a single bit set: LOWEST[(word * DE_BRUIJN) >> 58] == k (Leiserson, Prokop, Randall 1998)
+DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
+LOWEST = np.empty(64, dtype=np.uint32)
+LOWEST[[((int(DE_BRUIJN) << k) & (2**64 - 1)) >> 58 for k in range(64)]] = np.arange(64)
 
 
 @numba.njit(nogil=True, cache=True)
-def _fill_lists(address, edges, table, signs, indices, values, offsets, features):  # type: ignore[no-untyped-def]
+def _fill_lists(address, edges, table, signs, features, indices, values, offsets):  # type: ignore[no-untyped-def]
     samples, num_steps = edges.shape[0], edges.shape[1] - 1
     total = np.zeros(features, dtype=np.int32)
-    seen = np.zeros(features, dtype=np.bool_)
+    seen = np.zeros((features + 63) // 64, dtype=np.uint64)  # a bit per position: reading it back is sorting
+    one = np.uint64(1)
     used = 0
     offsets[0] = 0
     for t in range(num_steps):
         for b in range(samples):
-            begin = used
-            for i in range(edges[b, t], edges[b, t + 1]):
-                position = table[address[i]]
-                if position >= 0:
-                    if not seen[position]:
-                        seen[position] = True
+            for stored in address[edges[b, t] : edges[b, t + 1]]:
+                position = table[stored]
+                if position < features:
+                    total[position] += signs[stored]
+                    seen[position >> 6] |= one << np.uint64(position & 63)
+            for word in range(seen.size):
+                bits = seen[word]
+                if bits == 0:
+                    continue
+                seen[word] = 0
+                while bits != 0:
+                    low = bits & (~bits + one)
+                    bits ^= low
+                    position = np.uint32(word * 64 + LOWEST[(low * DE_BRUIJN) >> np.uint64(58)])
+                    if total[position] != 0:  # on and off events may cancel
                         indices[used] = position
+                        values[used] = total[position]
                         used += 1
-                    total[position] += signs[address[i]]
-            if (used - begin) * 16 < features:
-                indices[begin:used].sort()
-            else:  # so many that going through all positions is cheaper than sorting
-                used = begin
-                for position in range(features):
-                    if seen[position]:
-                        indices[used] = position
-                        used += 1
-            end, used = used, begin
-            for j in range(begin, end):
-                position = indices[j]
-                if total[position] != 0:  # on and off events may cancel
-                    indices[used] = position
-                    values[used] = total[position]
-                    used += 1
-                total[position] = 0
-                seen[position] = False
+                        total[position] = 0
             offsets[t * samples + b + 1] = used
     return used
 
@@ -214,14 +240,15 @@ def bin_lists(address: NDArray[np.unsignedinteger], edges: NDArray[np.int64], bi
     indices = np.empty(upper, dtype=np.int32)
     values = np.empty(upper, dtype=np.float32)
     offsets = np.empty(binning.num_steps * len(edges) + 1, dtype=np.int64)
-    used = _fill_lists(address, edges, binning.table, binning.signs, indices, values, offsets, binning.features)
-    # .copy(): the part that merging left unused goes back to the system
-    kept = torch.from_numpy(values[:used].copy())
-    listed: Tensor | None = kept.sign() if binning.signed else None
+    table = binning.table.view(np.uint32)
+    used = _fill_lists(address, edges, table, binning.signs, np.uint32(binning.features), indices, values, offsets)
+    listed: NDArray[np.float32] | None = values[:used]
+    if binning.binary:
+        listed = np.sign(values[:used]) if binning.signed else None
     return EventFrames(
-        torch.from_numpy(indices[:used].copy()),
+        torch.from_numpy(indices[:used].copy()),  # copies: what merging left unused goes back to the system
         torch.from_numpy(offsets),
-        listed if binning.binary else kept,
+        None if listed is None else torch.from_numpy(listed.copy()),
         binning.num_steps,
         len(edges),
         binning.shape,
