@@ -8,7 +8,6 @@ FUSED_SURROGATES = ("atan", "fast_sigmoid", "sigmoid", "triangular", "rectangula
 SNNTORCH_PREFIX = "snntorch:"
 
 SNNTORCH_SURROGATES = (
-    "LSO",
     "SFS",
     "SSO",
     "atan",
@@ -19,7 +18,7 @@ SNNTORCH_SURROGATES = (
     "straight_through_estimator",
     "triangular",
 )
-"""Functions of `snntorch.surrogate` that need no argument (1.0.0; a test compares); only for the reference engine."""
+"""Functions of `snntorch.surrogate` that need no argument and work (in 1.0.0 LSO raises); reference engine only."""
 
 SURROGATES = (*FUSED_SURROGATES, *(SNNTORCH_PREFIX + name for name in SNNTORCH_SURROGATES))
 """Every legal value of `neuron.surrogate.name`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -12,9 +13,11 @@ from torch import Tensor
 from snnexp.errors import ConfigError, unknown_choice
 from snnexp.neurons.engines import reference
 from snnexp.neurons.equation import Dynamics, State, initial_state
-from snnexp.neurons.names import ENGINES, FUSED_SURROGATES
+from snnexp.neurons.names import ENGINES, FUSED_SURROGATES, RESETS
+from snnexp.neurons.surrogates import Surrogate
 
 FUSED_DEVICE = {"numba": "cpu", "triton": "cuda"}
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def run_neurons(
@@ -106,20 +109,53 @@ def choose_engine(
 
 
 def why_not(engine: str, device_type: str, dynamics: Dynamics, dtype: torch.dtype) -> str | None:
-    """Say why a fused engine cannot run these neurons, or return None if it can."""
+    """Say why a fused engine cannot run these neurons here, or return None if it can."""
     interpreted = engine == "triton" and device_type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
     if device_type != FUSED_DEVICE[engine] and not interpreted:
         return f"it runs on {FUSED_DEVICE[engine]}, and the device is {device_type}"
     if not _available(engine):
         return f"the package {engine} is not installed"
+    return beyond(engine, dynamics, dtype)
+
+
+def beyond(engine: str, dynamics: Dynamics, dtype: torch.dtype) -> str | None:
+    """Say what of this an engine has no kernel for, wherever it runs, or return None."""
+    if engine == "reference":
+        return None
     if dynamics.spiking and not dynamics.surrogate.fused:
         return f"surrogate {dynamics.surrogate.name} is not one of {', '.join(FUSED_SURROGATES)}"
-    if dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+    if dtype not in _DTYPES:
         return f"it has no kernel for {dtype}"
     return None
 
 
+def support_table() -> str:
+    """Return the table engine x option of docs/neurons.md in Markdown, made from what `choose_engine` goes by."""
+    plain = Dynamics(Surrogate("atan"))
+    rows: list[tuple[str, Dynamics, torch.dtype]] = [
+        *((f"reset: {name}", replace(plain, reset=name), torch.float32) for name in RESETS),
+        ("strict: true", replace(plain, strict=True), torch.float32),
+        ("tau_form: true", replace(plain, tau_form=True), torch.float32),
+        ("ignore_reset_in_backward: true", replace(plain, ignore_reset_in_backward=True), torch.float32),
+        ("fire_once: true", replace(plain, fire_once=True), torch.float32),
+        ("force_last_spike: true", replace(plain, force_last_spike=True), torch.float32),
+        ("relative_surrogate: true", replace(plain, relative_surrogate=True), torch.float32),
+        ("detach_reset: false", replace(plain, detach_reset=False), torch.float32),
+        ("readout without spikes", replace(plain, spiking=False), torch.float32),
+        *(
+            (f"surrogate: {name}", replace(plain, surrogate=Surrogate(name)), torch.float32)
+            for name in FUSED_SURROGATES
+        ),
+        ("surrogate: snntorch:...", replace(plain, surrogate=Surrogate("snntorch:SFS")), torch.float32),
+        *((f"input in {str(dtype).removeprefix('torch.')}", plain, dtype) for dtype in _DTYPES),
+    ]
+    lines = ["| | " + " | ".join(ENGINES) + " |", "|---|" + "---|" * len(ENGINES)]
+    for label, dynamics, dtype in rows:
+        cells = ("yes" if beyond(engine, dynamics, dtype) is None else "no" for engine in ENGINES)
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 @cache
 def _available(engine: str) -> bool:
-    modules = (engine, f"{__name__}.{engine}_engine")
-    return all(importlib.util.find_spec(module) is not None for module in modules)
+    return importlib.util.find_spec(engine) is not None
