@@ -51,6 +51,13 @@ def test_what_it_proposes_revives_the_layer(key: str) -> None:
     assert "sn1 dead" not in dict(after)
 
 
+def test_no_gain_is_proposed_where_normalisation_undoes_it() -> None:
+    assert "model.gain" in dict(run(5.0))["sn1 dead"]
+    text = dict(run(5.0, spec="FC60-BN-SN-FC-SN"))["sn1 dead"]
+    assert "model.gain" not in text
+    assert "neuron.threshold=" in text
+
+
 def test_learned_thresholds_get_other_advice() -> None:
     text = dict(run(50.0, learn_threshold=True))["sn1 dead"]
     assert "neuron=rouser" not in text

@@ -8,6 +8,7 @@ import torch
 
 from snnexp.analysis.activity import ActivityMeter, LayerActivity
 from snnexp.models.network import Network
+from snnexp.models.spec import WEIGHT_KINDS
 from snnexp.neurons.layer import SpikingLayer
 
 MOSTLY = 0.5  # share of a layer from which it is worth a word
@@ -26,14 +27,16 @@ def diagnose(network: Network, meter: ActivityMeter) -> list[tuple[str, str]]:
         if activity is None:
             continue
         if activity.dead_fraction > MOSTLY:
-            findings.append((f"{name} dead", _dead(name, layer, activity, silent_source, network.gain)))
+            findings.append((f"{name} dead", _dead(name, layer, activity, silent_source, _gain(network, name))))
         elif activity.saturated_fraction > MOSTLY:
-            findings.append((f"{name} saturated", _saturated(name, layer, activity, network.gain)))
+            findings.append((f"{name} saturated", _saturated(name, layer, activity, _gain(network, name))))
         silent_source = name if activity.dead_fraction > 0.95 else None
     return findings
 
 
-def _dead(name: str, layer: SpikingLayer, activity: LayerActivity, silent_source: str | None, gain: float) -> str:
+def _dead(
+    name: str, layer: SpikingLayer, activity: LayerActivity, silent_source: str | None, gain: float | None
+) -> str:
     threshold = float(layer.threshold.detach().min())
     peak = float(activity.peaks.max())
     text = f"{name}: {_percent(activity.dead_fraction)} of its {activity.rates.numel():,} neurons never fired."
@@ -51,10 +54,10 @@ def _dead(name: str, layer: SpikingLayer, activity: LayerActivity, silent_source
         lowered = _round_down(peak / 2)
         if 0 < lowered < threshold:
             advice.append(f"neuron.threshold={lowered:g}")
-    if reachable > 0 and threshold > reachable:
+    if gain is not None and 0 < reachable < threshold:
         # half as much again, since biases do not grow with the weights
         advice.append(f"model.gain={_round_up(1.5 * gain * threshold / reachable):g} (larger initial weights)")
-    elif peak <= 0:
+    elif gain is not None and peak <= 0:
         advice.append(f"model.gain={3 * gain:g} (no membrane is above 0: larger initial weights)")
     if not layer.threshold_parameters():
         advice.append("neuron=rouser (learns its threshold)")
@@ -63,7 +66,7 @@ def _dead(name: str, layer: SpikingLayer, activity: LayerActivity, silent_source
     return f"{text} Try {', or '.join(advice)}."
 
 
-def _saturated(name: str, layer: SpikingLayer, activity: LayerActivity, gain: float) -> str:
+def _saturated(name: str, layer: SpikingLayer, activity: LayerActivity, gain: float | None) -> str:
     threshold = float(layer.threshold.detach().max())
     share = _percent(activity.saturated_fraction)
     text = f"{name}: {share} of its {activity.rates.numel():,} neurons fire at nearly every step."
@@ -71,9 +74,24 @@ def _saturated(name: str, layer: SpikingLayer, activity: LayerActivity, gain: fl
         return f"{text} Its threshold has fallen to {threshold:.3g}. Try a smaller optimizer.lr_threshold."
     median = float(activity.peaks.median())
     text += f" Median largest membrane {median:.3g}, threshold {threshold:.3g}."
-    raised = _round_up(max(2 * threshold, median / 2))
-    gain = _round_down(gain * threshold / max(2 * threshold, median / 2))
-    return f"{text} Try neuron.threshold={raised:g}, or model.gain={gain:g} (smaller initial weights)."
+    wanted = max(2 * threshold, median / 2)
+    text += f" Try neuron.threshold={_round_up(wanted):g}"
+    if gain is None:
+        return f"{text}."
+    return f"{text}, or model.gain={_round_down(gain * threshold / wanted):g} (smaller initial weights)."
+
+
+def _gain(network: Network, name: str) -> float | None:
+    """The gain of the initial weights, or None if a normalisation before the layer takes every gain out again."""
+    if network.normalises_weights:
+        return None
+    index = next(i for i, layer in enumerate(network.layers) if layer.name == name)
+    for layer in reversed(network.layers[:index]):
+        if layer.kind in ("batch_norm", "layer_norm"):
+            return None
+        if layer.kind in WEIGHT_KINDS:
+            break
+    return network.gain
 
 
 def _percent(share: float) -> str:

@@ -58,6 +58,7 @@ class Network(nn.Module):
         self.input_shape = tuple(info.shape)
         self.bn_per_step = model.bn_per_step
         self.gain = float(model.gain)  # of the initial weights
+        self.normalises_weights = model.weight_norm
         self.channels_last = False
         self.neurons: dict[str, SpikingLayer] = {}  # all of them; `spiking_layers` leaves out a mere integrator
 
