@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from local_server import Site, serve
 
 from snnexp.config import DatasetConf, EventDatasetConf, ImageDatasetConf
-from snnexp.data import fetching, sources
+from snnexp.data import downloads, fetching, sources
 from snnexp.data.downloads import ensure, prepare
 from snnexp.data.facts import FACTS
 from snnexp.data.sources import SOURCES, Archive, Source
@@ -188,6 +189,19 @@ def test_a_read_only_root(site: Site, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(DataError, match=r"cannot be written to\. Set dataset\.root"):
         ensure(conf(tmp_path))
+
+
+def test_waiting_for_another_process_is_said(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(downloads, "LOCK_TIMEOUT_S", 0.1)
+    (tmp_path / "NMNIST").mkdir()
+    with (
+        FileLock(tmp_path / "NMNIST" / ".nmnist.lock"),
+        pytest.raises(DataError, match="another process has been busy"),
+    ):
+        ensure(conf(tmp_path))
+    assert "waiting for another process" in caplog.text and site.requests == []
 
 
 JOB = (

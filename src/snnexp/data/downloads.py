@@ -38,8 +38,16 @@ def ensure(conf: DatasetConf) -> list[str]:
 
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with FileLock(directory / f".{conf.name}.lock", timeout=LOCK_TIMEOUT_S):
+        lock = FileLock(directory / f".{conf.name}.lock")
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            logger.warning("dataset=%s: waiting for another process that is busy in %s", conf.name, directory)
+            lock.acquire(timeout=LOCK_TIMEOUT_S)
+        try:
             return [_provide(conf, source, archive, directory) for archive in source.missing(conf.root)]
+        finally:
+            lock.release()
     except Timeout as error:
         raise DataError(f"dataset={conf.name}: another process has been busy in {directory} for a day.") from error
     except OSError as error:
