@@ -4,6 +4,7 @@ import concurrent.futures
 import itertools
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from snnexp.config import NeuronConf, SurrogateConf
 from snnexp.errors import ConfigError
-from snnexp.neurons.engines import choose_engine, run_neurons
+from snnexp.neurons.engines import choose_engine, run_neurons, support_table
 from snnexp.neurons.engines.numba_engine import NumbaBackend
 from snnexp.neurons.equation import Dynamics
 from snnexp.neurons.layer import SpikingLayer
@@ -277,6 +278,12 @@ def test_values_that_do_not_broadcast_are_refused_with_both_shapes():
         run_neurons(rand(2, 1, 8, 4, 4), None, torch.tensor(0.9), torch.ones(8), PLAIN)
     with pytest.raises(ConfigError, match=r"neuron.beta has shape \[3, 2\].*\[2\]"):
         run_neurons(rand(2, 1, 2), None, torch.ones(3, 2), torch.tensor(1.0), PLAIN)
+
+
+def test_the_documented_table_is_the_one_the_code_goes_by():
+    page = (Path(__file__).parents[2] / "docs" / "neurons.md").read_text()
+    assert support_table() in page
+    assert "| surrogate: snntorch:... | yes | no | no |" in page
 
 
 def test_names_and_engine_choice_cost_no_heavy_import():
