@@ -16,6 +16,7 @@ from fake_files import write_cifar10dvs, write_dvs_npy, write_dvs_trials, write_
 
 from snnexp.config import AugmentConf, EventDatasetConf, MotionDatasetConf, RandmanDatasetConf
 from snnexp.data.base import Batch, EventFrames
+from snnexp.data.buffers import BufferPool
 from snnexp.data.event_source import EventSource, open_events
 from snnexp.data.prefetch import Prefetch
 from snnexp.errors import ConfigError, DataError
@@ -325,6 +326,36 @@ def test_prefetch_keeps_order_passes_errors_on_and_ends_its_thread() -> None:
     assert threading.active_count() == before
 
 
+def test_pool_lends_again_only_what_nobody_holds() -> None:
+    pool = BufferPool()
+    first = torch.from_numpy(pool.take(10, np.float32))
+    address = first.data_ptr()
+    view = first.view(2, 5)[1:]
+    del first
+    view.fill_(7.0)
+    second = pool.take(10, np.float32)  # the view still needs the first array
+    second[:] = 0
+    assert view.tolist() == [[7.0] * 5] and pool.nbytes == 80
+    del view
+    assert torch.from_numpy(pool.take(5, np.int64)).data_ptr() == address  # the same 40 bytes
+    del second
+    assert pool.take(100, np.uint8).nbytes == pool.nbytes == 100  # both were too small and are let go
+
+
+def test_batches_that_are_kept_do_not_change(nmnist_root: Path) -> None:
+    """A loop may hold on to batches (autograd does), while the next ones reuse memory."""
+    for wanted in ("always", "never"):
+        data = source(nmnist_root, batch_size=4, sparse=wanted)
+        kept = list(data.batches("train"))
+        for batch, again in zip(kept, data.batches("train"), strict=True):
+            assert torch.equal(dense(batch), dense(again))
+        held = data._pool.nbytes
+        del kept, batch, again
+        for _ in range(3):
+            list(map(dense, data.batches("train")))
+        assert data._pool.nbytes <= held  # and memory does not grow from epoch to epoch
+
+
 def test_leaving_an_epoch_early_ends_the_thread(nmnist_root: Path) -> None:
     data = source(nmnist_root, batch_size=2)
     before = threading.active_count()
@@ -341,6 +372,7 @@ import numpy as np, torch
 from pathlib import Path
 from snnexp.config import EventDatasetConf
 from snnexp.data import nmnist
+from snnexp.data.buffers import BufferPool
 from snnexp.data.event_source import EventSource
 from snnexp.data.packing import open_store
 from snnexp.data.recordings import Recording

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from snnexp.data.base import EventFrames
+from snnexp.data.buffers import BufferPool
 
 BIN_BY = {"time": 0, "count": 1, "width": 2}
 
@@ -83,7 +84,15 @@ def build_binning(
 
 
 @numba.njit(nogil=True, cache=True)
-def _first_at_least(time, low, high, wanted):  # type: ignore[no-untyped-def]
+def _first_at_least(time, low, stop, wanted):  # type: ignore[no-untyped-def]
+    """First index in low..stop whose time is at least `wanted`: doubling steps, since the next edge is mostly near."""
+    step = 1
+    high = low
+    while high < stop and time[high] < wanted:
+        low = high + 1
+        high += step
+        step *= 2
+    high = min(high, stop)
     while low < high:
         middle = (low + high) // 2
         if time[middle] < wanted:
@@ -176,15 +185,23 @@ def _fill_signed(address, edges, table, signs, binary, frames):  # type: ignore[
 
 
 def bin_dense(
-    address: NDArray[np.unsignedinteger], edges: NDArray[np.int64], binning: Binning, dtype: torch.dtype = torch.float32
+    address: NDArray[np.unsignedinteger],
+    edges: NDArray[np.int64],
+    binning: Binning,
+    dtype: torch.dtype = torch.float32,
+    pool: BufferPool | None = None,
 ) -> Tensor:
     """Count a batch's events into [T, B, C, H, W]; `edges` from `bin_edges`. Exact in float32 up to 2^24 events a cell.
 
     Other types are counted in float32 and rounded once (bf16 is exact up to 256 events a cell).
     """
-    # np.zeros, not torch.zeros: the system hands out zeroed pages, where torch's threads would fill them, and this may
-    # run in a thread beside the training step
-    frames = np.zeros((binning.num_steps * len(edges), binning.features), dtype=np.float32)
+    rows = binning.num_steps * len(edges)
+    # NumPy, not torch.zeros, whose threads would compete with those of the training step that runs meanwhile
+    if pool is None:
+        frames = np.zeros((rows, binning.features), dtype=np.float32)
+    else:
+        frames = pool.take(rows * binning.features, np.float32).reshape(rows, binning.features)
+        frames.fill(0)
     table = binning.table.view(np.uint32)  # -1 becomes larger than any position: one comparison
     if binning.signed:
         _fill_signed(address, edges, table, binning.signs, binning.binary, frames)
@@ -203,10 +220,12 @@ LOWEST[[((int(DE_BRUIJN) << k) & (2**64 - 1)) >> 58 for k in range(64)]] = np.ar
 
 @numba.njit(nogil=True, cache=True)
 def _fill_lists(address, edges, table, signs, features, indices, values, offsets):  # type: ignore[no-untyped-def]
+    # A bit per position, and a bit per word of those: reading them back from the lowest is sorting.
     samples, num_steps = edges.shape[0], edges.shape[1] - 1
     total = np.zeros(features, dtype=np.int32)
-    seen = np.zeros((features + 63) // 64, dtype=np.uint64)  # a bit per position: reading it back is sorting
-    one = np.uint64(1)
+    seen = np.zeros((features + 63) // 64, dtype=np.uint64)
+    words = np.zeros((seen.size + 63) // 64, dtype=np.uint64)
+    one, six, mask = np.uint64(1), np.uint32(6), np.uint32(63)
     used = 0
     offsets[0] = 0
     for t in range(num_steps):
@@ -215,30 +234,42 @@ def _fill_lists(address, edges, table, signs, features, indices, values, offsets
                 position = table[stored]
                 if position < features:
                     total[position] += signs[stored]
-                    seen[position >> 6] |= one << np.uint64(position & 63)
-            for word in range(seen.size):
-                bits = seen[word]
-                if bits == 0:
-                    continue
-                seen[word] = 0
-                while bits != 0:
-                    low = bits & (~bits + one)
-                    bits ^= low
-                    position = np.uint32(word * 64 + LOWEST[(low * DE_BRUIJN) >> np.uint64(58)])
-                    if total[position] != 0:  # on and off events may cancel
-                        indices[used] = position
-                        values[used] = total[position]
-                        used += 1
-                        total[position] = 0
+                    word = position >> six
+                    seen[word] |= one << np.uint64(position & mask)
+                    words[word >> six] |= one << np.uint64(word & mask)
+            for group in range(words.size):
+                marked = words[group]
+                words[group] = 0
+                while marked != 0:
+                    lowest = marked & (~marked + one)
+                    marked ^= lowest
+                    word = np.uint32(group * 64 + LOWEST[(lowest * DE_BRUIJN) >> np.uint64(58)])
+                    bits = seen[word]
+                    seen[word] = 0
+                    while bits != 0:
+                        lowest = bits & (~bits + one)
+                        bits ^= lowest
+                        position = np.uint32(word * 64 + LOWEST[(lowest * DE_BRUIJN) >> np.uint64(58)])
+                        if total[position] != 0:  # on and off events may cancel
+                            indices[used] = position
+                            values[used] = total[position]
+                            used += 1
+                            total[position] = 0
             offsets[t * samples + b + 1] = used
     return used
 
 
-def bin_lists(address: NDArray[np.unsignedinteger], edges: NDArray[np.int64], binning: Binning) -> EventFrames:
+def bin_lists(
+    address: NDArray[np.unsignedinteger],
+    edges: NDArray[np.int64],
+    binning: Binning,
+    pool: BufferPool | None = None,
+) -> EventFrames:
     """The same counts as `bin_dense`, as sorted lists of the non-zero positions; needs no dense tensor."""
     upper = int((edges[:, -1] - edges[:, 0]).sum())
-    indices = np.empty(upper, dtype=np.int32)
-    values = np.empty(upper, dtype=np.float32)
+    pool = pool or BufferPool()
+    indices = pool.take(upper, np.int32)
+    values = pool.take(upper, np.float32)
     offsets = np.empty(binning.num_steps * len(edges) + 1, dtype=np.int64)
     table = binning.table.view(np.uint32)
     used = _fill_lists(address, edges, table, binning.signs, np.uint32(binning.features), indices, values, offsets)
@@ -246,9 +277,9 @@ def bin_lists(address: NDArray[np.unsignedinteger], edges: NDArray[np.int64], bi
     if binning.binary:
         listed = np.sign(values[:used]) if binning.signed else None
     return EventFrames(
-        torch.from_numpy(indices[:used].copy()),  # copies: what merging left unused goes back to the system
+        torch.from_numpy(indices[:used]),
         torch.from_numpy(offsets),
-        None if listed is None else torch.from_numpy(listed.copy()),
+        None if listed is None else torch.from_numpy(listed),
         binning.num_steps,
         len(edges),
         binning.shape,

@@ -19,6 +19,7 @@ from snnexp.config import EventDatasetConf
 from snnexp.data.augment import augment, gather, is_active
 from snnexp.data.base import Batch, DataInfo, EventFrames
 from snnexp.data.binning import Binning, DeviceBinning, bin_dense, bin_edges, bin_lists, build_binning
+from snnexp.data.buffers import BufferPool
 from snnexp.data.packing import open_store, pack_in_memory
 from snnexp.data.prefetch import Prefetch
 from snnexp.data.recordings import EventReader
@@ -94,6 +95,7 @@ class EventSource:
             conf.crop,
             conf.downsample,
         )
+        self._pool = BufferPool()
         notes: list[str] = []
         self.splits = make_splits(conf, reader, store, notes)
         self.density = self._measure_density()
@@ -153,8 +155,8 @@ class EventSource:
                 return self._on_device.lists(edges, replaced)
             return self._on_device.dense(edges, address=replaced)
         if self.sparse:
-            return bin_lists(address, edges, self.binning).to(self.device)
-        return bin_dense(address, edges, self.binning).to(self.device, non_blocking=True)
+            return bin_lists(address, edges, self.binning, self._pool).to(self.device)
+        return bin_dense(address, edges, self.binning, pool=self._pool).to(self.device)
 
     # --- what is decided once -------------------------------------------------------------------------------------
 
@@ -170,7 +172,7 @@ class EventSource:
                 self.store.starts[index + 1 : index + 2],
                 self.binning,
             )
-            used += bin_lists(self.store.address, edges, self.binning).indices.numel()
+            used += bin_lists(self.store.address, edges, self.binning, self._pool).indices.numel()
             self.store.touched(int(self.store.starts[index + 1] - self.store.starts[index]))
         return used / (len(some) * self.binning.num_steps * self.binning.features)
 
@@ -255,7 +257,7 @@ class EventSource:
         lengths = np.sort(np.diff(self.store.starts))[::-1][:size]
         events = int(lengths.sum())
         dense = 4 * size * self.binning.num_steps * self.binning.features
-        lists = 16 * events + 8 * (size * self.binning.num_steps + 1)  # indices and values, with their spare copies
+        lists = 8 * events + 8 * (size * self.binning.num_steps + 1)  # indices and values; offsets
         copies = 30 * events if is_active(self.conf.augment) else 0
         return 3 * (lists if self.sparse else dense) + copies
 
