@@ -243,6 +243,19 @@ def test_metrics_that_the_store_missed_are_sent_when_the_run_goes_on(config: dic
     assert points(second.store, second.run_id, "accuracy") == [(2, 0.5)]
 
 
+def test_a_lost_metrics_file_is_restored_from_the_store(config: dict[str, Any], open_run: OpenRun) -> None:
+    first, folder = open_run(config)
+    first.log_epoch(1, {"loss": 2.0})
+    first.log_epoch(2, {"loss": 1.0})
+    folder.finish("KILLED")
+    folder.metrics_path.unlink()
+    second, folder = open_run(config)
+    assert isinstance(second, MlflowTracker)
+    assert second.history() == {"loss": [(1, 2.0), (2, 1.0)]}
+    second.log_epoch(2, {"loss": 1.5})
+    assert points(second.store, second.run_id, "loss") == [(1, 2.0), (2, 1.0)]
+
+
 def test_a_run_whose_record_was_deleted_is_recorded_anew(
     config: dict[str, Any], open_run: OpenRun, caplog: pytest.LogCaptureFixture
 ) -> None:

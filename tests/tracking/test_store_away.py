@@ -203,7 +203,14 @@ def test_a_request_that_arrived_without_its_answer_is_not_sent_twice(
 
     client.client.log_batch = arrives_and_fails
     tracker.log_epoch(1, {"loss": 3.0})
-    client.client.log_batch = real
+    sent: list[tuple[str, int]] = []
+
+    def recording(*arguments: Any, metrics: Any = (), **more: Any) -> None:
+        sent.extend((metric.key, metric.step) for metric in metrics)
+        real(*arguments, metrics=metrics, **more)
+
+    client.client.log_batch = recording
     clock.now += 31
     tracker.log_epoch(2, {"loss": 2.0})
+    assert set(sent) == {("loss", 2)}
     assert losses(tracker, client.client) == [(1, 3.0), (2, 2.0)]

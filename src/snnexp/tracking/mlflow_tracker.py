@@ -165,11 +165,12 @@ class MlflowTracker(OffTracker):
         self._send_params(self.local.params, known=run.data.params)
         self._send_tags(self.local.tags)
         self._send_dataset()
-        there = {
-            (key, point.step)
-            for key in run.data.metrics
-            for point in self.store.client.get_metric_history(self.run_id, key)
-        }
+        there = set()
+        for key in run.data.metrics:
+            for point in self.store.client.get_metric_history(self.run_id, key):
+                there.add((key, point.step))
+                # a metrics.jsonl that was lost or damaged is completed, so that nothing is logged a second time
+                self.local.metrics.append(point.step, {key: point.value})
         missing = []
         for entry in self.local.metrics.entries:
             new = {key: value for key, value in entry.metrics.items() if (key, entry.step) not in there}

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 SWEEP_FILE = "mlflow_parent.json"
 SKIPPED_FOLDER = "skipped"  # one empty file per MLflow run that the sweep found finished
 ROLE_TAG = "snnexp.role"  # "sweep" on parents, absent on runs
+MAX_COMPARED = 40  # an address with more run ids is cut off by some terminals and servers
 SUMMARY = ("test/accuracy", "test/loss", "val/accuracy")
 
 
@@ -212,7 +213,7 @@ def close_parent(opened: dict[str, str], complete: bool, jobs: Counter[str]) -> 
     client.set_terminated(parent, _status(complete, counts, jobs))
 
     pages = [links.experiment_link(store.uri, store.experiment_id)]
-    if len(children) > 1:
+    if 1 < len(children) <= MAX_COMPARED:
         pages.append(links.compare_link(store.uri, store.experiment_id, [run.info.run_id for run in children]))
     lines += [page for page in pages if page]
     command = links.ui_command(store.uri)
