@@ -80,6 +80,9 @@ class Case:
             spk = (mem > 1).double()
             fired = spk.clone() if self.dynamics.remembers_firing else None
             self.state = State(mem, spk, draw(batch, *shape) if has_current else None, fired)
+        self.recurrent = None
+        if len(shape) == 1 and pick.random() < 0.5:
+            self.recurrent = draw(*shape, *shape) - 0.5
         self.to("cpu")
 
     def to(self, device: str) -> None:
@@ -88,18 +91,25 @@ class Case:
         def leaf(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.detach().to(device).requires_grad_()
 
-        self.x, self.alpha, self.beta, self.threshold = (
-            leaf(t) for t in (self.x, self.alpha, self.beta, self.threshold)
+        self.x, self.alpha, self.beta, self.threshold, self.recurrent = (
+            leaf(t) for t in (self.x, self.alpha, self.beta, self.threshold, self.recurrent)
         )
         if self.state is not None:
             mem, spk, cur, fired = self.state
             self.state = State(leaf(mem), leaf(spk), leaf(cur), None if fired is None else fired.to(device))
-        inputs = [self.x, self.alpha, self.beta, self.threshold, *(self.state[:3] if self.state else ())]
+        inputs = [
+            self.x,
+            self.alpha,
+            self.beta,
+            self.threshold,
+            self.recurrent,
+            *(self.state[:3] if self.state else ()),
+        ]
         self.leaves = [t for t in inputs if t is not None]
 
     def run(self, run: Run) -> tuple[Tensor, Tensor, State, list[Tensor | None]]:
         """Outputs, and gradients of a loss that all outputs and the last state enter."""
-        spk, mem, state = run(self.x, self.alpha, self.beta, self.threshold, self.dynamics, self.state)
+        spk, mem, state = run(self.x, self.alpha, self.beta, self.threshold, self.dynamics, self.state, self.recurrent)
         generator = torch.Generator().manual_seed(5)
         a, b = torch.rand(2, *spk.shape, generator=generator, dtype=torch.float64).to(spk.device)
         loss = (a * spk).sum() + (b * mem**2).sum() + (state.mem**3).sum() + 0.7 * state.spk.sum()
@@ -108,9 +118,9 @@ class Case:
         return spk, mem, state, list(torch.autograd.grad(loss, self.leaves, allow_unused=True))
 
     def run_reference(self) -> tuple[Tensor, Tensor, State, list[Tensor | None]]:
-        def run(x, alpha, beta, threshold, dynamics, state):
+        def run(x, alpha, beta, threshold, dynamics, state, recurrent):
             start = state or initial_state(x[0], dynamics, self.has_current)
-            return reference.run(x, alpha, beta, threshold, dynamics, start)
+            return reference.run(x, alpha, beta, threshold, dynamics, start, recurrent)
 
         return self.run(run)
 
@@ -118,7 +128,7 @@ class Case:
 def check(case: Case, backend: Any) -> None:
     """Outputs and last state bit for bit, gradients to 1e-10 relative."""
     spk, mem, state, grads = case.run_reference()
-    spk2, mem2, state2, grads2 = case.run(lambda *arguments: run_fused(*arguments, backend))
+    spk2, mem2, state2, grads2 = case.run(lambda *given: run_fused(*given[:6], backend, recurrent=given[6]))
     assert torch.equal(spk, spk2) and torch.equal(mem, mem2), case.dynamics
     for a, b in zip(state, state2, strict=True):
         assert (a is None) == (b is None) and (a is None or torch.equal(a, b)), case.dynamics

@@ -162,9 +162,10 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
         like = self.raw_beta.new_empty((batch_size, *self.shape), device=device, dtype=dtype, requires_grad=False)
         return initial_state(like, self.dynamics, self.has_current)
 
-    def forward(self, x: Tensor, state: State | None = None) -> NeuronOutput:
+    def forward(self, x: Tensor, state: State | None = None, recurrent: Tensor | None = None) -> NeuronOutput:
         """Run all time steps of x [T, B, *shape] from `state` (None: at rest).
 
+        recurrent [N, N]: weights V of a recurrent layer, x[t] + V S[t-1] drives it; as in nn.Linear, V[to, from].
         Half-precision input is computed in float32; spikes come back in the input's dtype, membranes in float32.
         Raises: ConfigError if x is not [T, B, *shape], or the engine asked for cannot run here.
         """
@@ -176,7 +177,9 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
         dynamics = self.active_dynamics()
         self.engine, self.engine_reason = choose_engine(self.requested_engine, x.device, dynamics, x.dtype)
         return NeuronOutput(
-            *run_neurons(x, self.alpha, self.beta, self.threshold, dynamics, state, self.engine, self.overwrite_input)
+            *run_neurons(
+                x, self.alpha, self.beta, self.threshold, dynamics, state, self.engine, self.overwrite_input, recurrent
+            )
         )
 
     def single_step(self, x_t: Tensor, state: State, last: bool = False) -> tuple[Tensor, Tensor, State]:

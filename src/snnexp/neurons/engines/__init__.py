@@ -29,6 +29,7 @@ def run_neurons(
     state: State | None = None,
     engine: str = "reference",
     overwrite_input: bool = False,
+    recurrent: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, State]:
     """Run spiking neurons over all time steps (equation and options: `snnexp.neurons.equation`).
 
@@ -40,6 +41,8 @@ def run_neurons(
         overwrite_input: the engine may put the membranes into x's memory. Safe if nothing else reads x later: its
             producer must not need its own output in backward (linear, convolution and batch norm do not), else
             backward raises torch's error about a tensor modified in place. The reference engine never does it.
+        recurrent: weights [N, N] from the neurons' spikes S[t-1] to their own input x[t], for neurons of shape [N];
+            computed in the neurons' precision.
     Returns: spikes in x's dtype, membranes before the reset in the dtype computed in, both like x, and the last state.
         All of them, state included, carry gradients to x, alpha, beta, threshold and the given state.
     Raises: ConfigError if a value does not broadcast to [*shape]; the message has both shapes.
@@ -51,21 +54,29 @@ def run_neurons(
             _check_broadcast(name, value, x.shape[2:])
     if state is not None and state.mem.shape != x.shape[1:]:
         raise ConfigError(f"the state has shape {list(state.mem.shape)}, but the input needs {list(x.shape[1:])}.")
-    if engine == "triton":
-        from snnexp.neurons.engines import triton_engine
-
-        return triton_engine.run(x, alpha, beta, threshold, dynamics, state, overwrite_input)
+    if recurrent is not None:
+        if x.dim() != 3 or recurrent.shape != (x.shape[2], x.shape[2]):
+            raise ConfigError(
+                f"recurrent weights {list(recurrent.shape)} need neurons of shape [N], not {list(x.shape[2:])}."
+            )
+        if recurrent.dtype != x.dtype:
+            recurrent = recurrent.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
     exact = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    if engine == "numba":
-        from snnexp.neurons.engines import numba_engine
-
-        spk, mem, state = numba_engine.run(
-            exact, alpha, beta, threshold, dynamics, state, overwrite_input or exact is not x
-        )
-    else:
+    overwrite_input = overwrite_input or exact is not x
+    if engine == "reference":
         if state is None:
             state = initial_state(exact[0], dynamics, alpha is not None)
-        spk, mem, state = reference.run(exact, alpha, beta, threshold, dynamics, state)
+        spk, mem, state = reference.run(exact, alpha, beta, threshold, dynamics, state, recurrent)
+    elif engine == "numba":
+        from snnexp.neurons.engines import numba_engine
+
+        spk, mem, state = numba_engine.run(exact, alpha, beta, threshold, dynamics, state, overwrite_input, recurrent)
+    else:
+        from snnexp.neurons.engines import triton_engine
+
+        # its kernels read half precision themselves; the matrix product of a recurrent layer does not mix precisions
+        given = x if recurrent is None else exact
+        spk, mem, state = triton_engine.run(given, alpha, beta, threshold, dynamics, state, overwrite_input, recurrent)
     return spk.to(x.dtype), mem, state
 
 

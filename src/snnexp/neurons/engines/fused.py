@@ -6,7 +6,7 @@ activations are neither copied nor reordered; values per neuron are brought into
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -19,7 +19,11 @@ from snnexp.neurons.equation import Dynamics, State, reset_terms
 
 @dataclass
 class ForwardCall:
-    """One forward pass over flat tensors. `cur` and `fired` [M]: in, before the first step; out, after the last."""
+    """One forward pass over flat tensors.
+
+    Everything of shape [M] goes in as it is before the first step, and comes out as it is after the last, so that one
+    pass over all steps and one pass for each step are the same.
+    """
 
     dynamics: Dynamics
     x: Tensor  # [T, M]
@@ -29,17 +33,22 @@ class ForwardCall:
     threshold: Tensor  # [1] or [neurons]
     beta: Tensor
     alpha: Tensor | None
-    kept: Tensor  # [M]: U' of the step before the first
-    removed: Tensor | None  # [M]: R of the first step (reset subtract)
+    kept: Tensor  # [M]: U', which the next step's beta multiplies
+    removed: Tensor | None  # [M]: R of the next step (reset subtract)
     cur: Tensor | None
     fired: Tensor | None
-    first: Tensor | None  # [M], out: step of the first spike; -1 if fired before, T if never (fire_once only)
+    first: Tensor | None  # [M]: step of the first spike; -1 if before this sample's start, T if never (fire_once only)
     in_place: bool
+    last: int  # number of the sample's last step
+    time: int = 0  # number of this pass's first step
 
 
 @dataclass
 class BackwardCall:
-    """One backward pass over flat tensors; tensors that are None are not wanted or not there."""
+    """One backward pass over flat tensors; those that are None are not wanted or not there.
+
+    As in `ForwardCall`, everything of shape [M] goes in and out, here from the last step to the first.
+    """
 
     dynamics: Dynamics
     mem: Tensor  # [T, M]
@@ -51,12 +60,13 @@ class BackwardCall:
     beta: Tensor
     alpha: Tensor | None
     first: Tensor | None
-    grad_u: Tensor  # [M] out: gradient of U[0]
-    grad_cur: Tensor | None  # [M] out: gradient of I[0]
-    to_cur: Tensor | None  # [M] in: gradient of the last state's current; out: what I[0] passes on to the first state's
-    grad_threshold: Tensor | None  # [M] out, to be summed over what shares a value
+    grad_u: Tensor  # [M]: gradient of U of the step after; out, of the first step's U
+    grad_cur: Tensor | None  # [M], out: gradient of the first step's I
+    to_cur: Tensor | None  # [M]: what the step after passes back to I
+    grad_threshold: Tensor | None  # [M], added to; to be summed over what shares a value
     grad_beta: Tensor | None
     grad_alpha: Tensor | None
+    time: int = 0
 
 
 class Backend(Protocol):
@@ -82,6 +92,7 @@ def run_fused(
     state: State | None,
     backend: Backend,
     overwrite_input: bool = False,
+    recurrent: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, State]:
     """Run all time steps of x [T, B, *shape] with the backend's kernels; see `run_neurons` for the rest.
 
@@ -95,7 +106,7 @@ def run_fused(
     given = [None if s is None else s.permute(state_order).contiguous() for s in (state or (None, None, None, None))]
     values = [None if v is None else _permute_value(v, order) for v in (alpha, beta, threshold)]
     options = _Options(dynamics, backend, overwrite_input and not (x.is_leaf and x.requires_grad))
-    spk, mem, cur, fired = _Fused.apply(flat_x, *values, *given, options)  # type: ignore[no-untyped-call]
+    spk, mem, cur, fired = _Fused.apply(flat_x, *values, recurrent, *given, options)  # type: ignore[no-untyped-call]
     back = [order.index(d) for d in range(len(order))]
     spk, mem = spk.permute(back), mem.permute(back)
     state_back = [d - 1 for d in back[1:]]
@@ -135,18 +146,18 @@ def _sum_to(columns: Tensor, full: torch.Size, value: Tensor) -> Tensor:
 
 
 class _Fused(torch.autograd.Function):
-    """(x [T, B, *], alpha, beta, threshold, mem, spk, cur, fired, options) -> spk, mem, last cur, last fired."""
+    """(x [T, B, *], alpha, beta, threshold, recurrent, mem, spk, cur, fired, options) -> spk, mem, cur, fired."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        alpha, beta, threshold, mem0, spk0, cur0, fired0, options = rest
+        alpha, beta, threshold, recurrent, mem0, spk0, cur0, fired0, options = rest
         dynamics, backend, overwrite_input = options
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         steps, columns = x.shape[0], x[0].numel()
         needs = ctx.needs_input_grad
-        keeps_x = alpha is None and dynamics.tau_form and needs[2]
+        keeps_x = alpha is None and dynamics.tau_form and needs[2]  # then x is the current
         keeps_current = alpha is not None and (needs[1] or (dynamics.tau_form and needs[2]))
-        in_place = overwrite_input and not keeps_x and x.dtype == dtype
+        in_place = overwrite_input and not keeps_x and x.dtype == dtype and recurrent is None
 
         def column(start: Tensor | None) -> Tensor:
             if start is None:
@@ -155,7 +166,7 @@ class _Fused(torch.autograd.Function):
 
         mem = _share_memory(x) if in_place else torch.empty(x.shape, dtype=dtype, device=x.device)
         spk = torch.empty_like(x) if dynamics.spiking else torch.zeros_like(x)
-        stored = torch.empty_like(mem) if keeps_current else None
+        stored = torch.empty_like(mem) if keeps_current or (keeps_x and recurrent is not None) else None
         kept, removed = None, None
         if mem0 is not None:
             kept, removed = reset_terms(mem0, spk0, threshold, dynamics)
@@ -178,14 +189,19 @@ class _Fused(torch.autograd.Function):
             fired=fired,
             first=first,
             in_place=in_place,
+            last=steps - 1,
         )
-        if columns:
+        if columns and recurrent is None:
             backend.forward(call)
+        elif columns:
+            _forward_recurrent(backend, call, recurrent.detach(), spk0)
         if in_place:
             torch.autograd.graph.increment_version(x)  # whoever saved x for backward gets torch's error, not garbage
         ctx.options, ctx.input_dtype = options, x.dtype
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(mem, x if keeps_x else stored, alpha, beta, threshold, mem0, spk0, cur0, call.first)
+        kept_spk = None if recurrent is None else spk
+        current = x if keeps_x and stored is None else stored
+        ctx.save_for_backward(mem, current, alpha, beta, threshold, recurrent, kept_spk, mem0, spk0, cur0, call.first)
         last_cur = None if call.cur is None else call.cur.view(x.shape[1:])
         last_fired = None if call.fired is None else call.fired.view(x.shape[1:])
         ctx.mark_non_differentiable(*(t for t in (last_fired, None if dynamics.spiking else spk) if t is not None))
@@ -195,7 +211,7 @@ class _Fused(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         grad_spk, grad_mem, grad_last_cur, _ = grads
-        mem, stored, alpha, beta, threshold, mem0, spk0, cur0, first = ctx.saved_tensors
+        mem, stored, alpha, beta, threshold, recurrent, spk, mem0, spk0, cur0, first = ctx.saved_tensors
         dynamics, backend, _ = cast(_Options, ctx.options)
         shape, columns, steps, dtype = mem.shape, mem[0].numel(), mem.shape[0], mem.dtype
         needs = ctx.needs_input_grad
@@ -228,8 +244,11 @@ class _Fused(torch.autograd.Function):
             grad_beta=column(needs[2]),
             grad_alpha=column(alpha is not None and needs[1]),
         )
-        if columns:
+        grad_recurrent = None
+        if columns and recurrent is None:
             backend.backward(call)
+        elif columns:
+            grad_recurrent, from_first = _backward_recurrent(backend, call, recurrent, spk, spk0, needs[4])
         values = [
             None if g is None or v is None else _sum_to(g, shape[1:], v)
             for g, v in ((call.grad_alpha, alpha), (call.grad_beta, beta), (call.grad_threshold, threshold))
@@ -238,7 +257,59 @@ class _Fused(torch.autograd.Function):
         if mem0 is not None:
             more_values, states = _first_step(call, alpha, beta, threshold, mem0, spk0, cur0, dynamics)
             values = [v if v is None or m is None else v + m for v, m in zip(values, more_values, strict=True)]
-        return (grad_x, *values, *states, None, None)
+            if recurrent is not None and columns:
+                states[1] = from_first if states[1] is None else states[1] + from_first
+        return (grad_x, *values, grad_recurrent, *states, None, None)
+
+
+def _rows(call: Any, t: int, names: tuple[str, ...]) -> dict[str, Any]:
+    """Step t of those of the call's tensors that have all steps."""
+    tensors = ((name, getattr(call, name)) for name in names)
+    return {name: None if tensor is None else tensor[t : t + 1] for name, tensor in tensors}
+
+
+def _forward_recurrent(backend: Backend, call: ForwardCall, weight: Tensor, spk0: Tensor | None) -> None:
+    """One pass per step, whose input also has the weighted spikes of the step before; x itself is left alone."""
+    size = weight.shape[0]
+    before = spk0
+    for t in range(call.x.shape[0]):
+        row = _rows(call, t, ("spk", "mem", "stored"))
+        keeps_input = call.alpha is None and call.stored is not None
+        drive = row["stored"] if keeps_input else row["mem"]
+        target = drive.view(-1, size)
+        if before is None:
+            target.copy_(call.x[t].view(-1, size))
+        else:
+            torch.addmm(call.x[t].view(-1, size), before, weight.t(), out=target)
+        if keeps_input:
+            row["stored"] = None
+        backend.forward(replace(call, x=drive, **row, in_place=not keeps_input, time=t))
+        before = call.spk[t].view(-1, size)
+
+
+def _backward_recurrent(
+    backend: Backend, call: BackwardCall, weight: Tensor, spk: Tensor, spk0: Tensor | None, wants_weight: bool
+) -> tuple[Tensor | None, Tensor]:
+    """One pass per step, back; returns the gradients of the weights and of the spikes before the first step."""
+    steps, size = call.mem.shape[0], weight.shape[0]
+    grad_alpha, call.grad_alpha = call.grad_alpha, None
+    grad_x = call.grad_x.view(steps, -1, size)
+    back = torch.zeros_like(grad_x[0])
+    for t in reversed(range(steps)):
+        row = _rows(call, t, ("mem", "stored", "grad_mem", "grad_x"))
+        outside = None if call.grad_spk is None else call.grad_spk[t].view(-1, size)
+        grad_spk = back if outside is None else back.add_(outside)
+        backend.backward(replace(call, **row, grad_spk=grad_spk.view(1, -1), time=t))
+        torch.mm(grad_x[t], weight, out=back)
+    if grad_alpha is not None and call.stored is not None:  # I[t] = alpha I[t-1] + ...: what one pass would have summed
+        grad_alpha += (call.grad_x[1:] * call.stored[:-1]).sum(0)
+        call.grad_alpha = grad_alpha
+    grad_weight = None
+    if wants_weight:
+        grad_weight = grad_x[1:].flatten(0, 1).t() @ spk[:-1].reshape(-1, size)
+        if spk0 is not None:
+            grad_weight += grad_x[0].t() @ spk0
+    return grad_weight, back
 
 
 def _share_memory(x: Tensor) -> Tensor:

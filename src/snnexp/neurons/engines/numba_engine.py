@@ -34,9 +34,10 @@ def run(
     dynamics: Dynamics,
     state: State | None,
     overwrite_input: bool = False,
+    recurrent: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, State]:
     """Run all time steps of x [T, B, *shape] on the CPU; returns spikes, membranes (like x) and the last state."""
-    return run_fused(x, alpha, beta, threshold, dynamics, state, NumbaBackend(), overwrite_input)
+    return run_fused(x, alpha, beta, threshold, dynamics, state, NumbaBackend(), overwrite_input, recurrent)
 
 
 class NumbaBackend:
@@ -67,7 +68,8 @@ class NumbaBackend:
             *(_array(t, grid) for t in (call.x, call.spk, call.mem, call.stored)),
             *(_array(t, flat) for t in (call.threshold, call.beta, _or(call.alpha, call.beta))),
             *(_array(_or(t, call.kept), flat) for t in (call.kept, call.removed, call.cur, call.fired, call.first)),
-            np.arange(call.x.shape[0], dtype=number),
+            np.arange(call.time, call.time + call.x.shape[0], dtype=number),
+            number(call.last),
             number(1),
             number(0),
         )
@@ -105,7 +107,7 @@ class NumbaBackend:
             *(_array(t, flat) for t in (call.threshold, call.beta, _or(call.alpha, call.beta))),
             *(_array(_or(t, call.grad_u), flat) for t in columns),
             *(_array(_or(t, call.grad_u), flat) for t in (call.grad_threshold, call.grad_beta, call.grad_alpha)),
-            np.arange(call.mem.shape[0], dtype=number),
+            np.arange(call.time, call.time + call.mem.shape[0], dtype=number),
             number(a),
             number(b),
             number(1),

@@ -136,15 +136,16 @@ def _spread(values, column, out, width):
 def forward_kernel(options: ForwardOptions) -> Any:
     """Return the forward kernel for these options, compiled on its first call.
 
-    Its arrays: x, spk, mem, stored [T, M] (stored: I, or empty); threshold, beta, alpha [1 or neurons]; kept, removed
-    [M]: beta's factor and R of the first step; cur, fired, first [M]: I, F and time of the first spike, in and out.
+    Its arrays: x, spk, mem, stored [T, M] (stored: I, or empty); threshold, beta, alpha [1 or neurons]; kept, removed,
+    cur, fired, first [M]: beta's factor and R of the next step, I, F and the time of the first spike, in and out; times
+    [T] and last: the steps' numbers and that of the sample's last one.
     """
     reset, strict, tau_form, fire_once, force_last, relative, spiking, has_current, in_place, store_current = options
     remembers = fire_once or force_last
 
     @numba.njit(nogil=True, error_model="numpy", cache=True)
     def forward(
-        x, spk, mem, stored, threshold, beta, alpha, kept, removed, cur, fired, first, times, one, zero,
+        x, spk, mem, stored, threshold, beta, alpha, kept, removed, cur, fired, first, times, last, one, zero,
         block, start, stop,
     ):  # fmt: skip
         steps, columns = x.shape
@@ -163,7 +164,7 @@ def forward_kernel(options: ForwardOptions) -> Any:
                 now = times[t]
                 x_, spk_ = x[t, c : c + width], spk[t, c : c + width]
                 mem_ = x_ if in_place else mem[t, c : c + width]
-                forced = force_last and t == steps - 1
+                forced = force_last and now == last
                 for j in range(width):
                     i = x_[j]
                     if has_current:

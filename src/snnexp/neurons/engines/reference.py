@@ -9,12 +9,23 @@ from snnexp.neurons.equation import Dynamics, State, step
 
 
 def run(
-    x: Tensor, alpha: Tensor | None, beta: Tensor, threshold: Tensor, dynamics: Dynamics, state: State
+    x: Tensor,
+    alpha: Tensor | None,
+    beta: Tensor,
+    threshold: Tensor,
+    dynamics: Dynamics,
+    state: State,
+    recurrent: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, State]:
-    """Run all time steps of x [T, B, *shape]; returns spikes, membranes (like x) and the last state."""
+    """Run all time steps of x [T, B, *shape]; returns spikes, membranes (like x) and the last state.
+
+    recurrent [N, N]: weights from the layer's spikes to its own input one step later.
+    """
     spks, mems = [], []
     steps = x.unbind(0)  # indexing x[t] would make the backward pass quadratic in T
     for t, x_t in enumerate(steps):
+        if recurrent is not None:
+            x_t = torch.addmm(x_t, state.spk, recurrent.t())
         spk, mem, state = step(x_t, state, alpha, beta, threshold, dynamics, last=t == len(steps) - 1)
         spks.append(spk)
         mems.append(mem)

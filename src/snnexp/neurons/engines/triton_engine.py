@@ -31,9 +31,10 @@ def run(
     dynamics: Dynamics,
     state: State | None,
     overwrite_input: bool = False,
+    recurrent: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, State]:
     """Run all time steps of x [T, B, *shape]; spikes in x's dtype, membranes and state in float32 (float64 for it)."""
-    return run_fused(x, alpha, beta, threshold, dynamics, state, TritonBackend(), overwrite_input)
+    return run_fused(x, alpha, beta, threshold, dynamics, state, TritonBackend(), overwrite_input, recurrent)
 
 
 class TritonBackend:
@@ -46,7 +47,7 @@ class TritonBackend:
             forward_kernel[_grid(columns)](
                 call.x, call.spk, call.mem, _or(call.stored, call.mem), call.threshold, call.beta, alpha,
                 *(_or(t, call.kept) for t in (call.kept, call.removed, call.cur, call.fired, call.first)),
-                steps, columns, call.threshold.numel(), call.beta.numel(), alpha.numel(),
+                call.time, call.last, steps, columns, call.threshold.numel(), call.beta.numel(), alpha.numel(),
                 RESET=RESETS.index(d.reset) if d.spiking else 0,
                 STRICT=d.strict,
                 TAU_FORM=d.tau_form,
@@ -70,7 +71,7 @@ class TritonBackend:
                 call.mem, *(_or(t, call.mem) for t in (call.stored, call.grad_spk, call.grad_mem)), call.grad_x,
                 call.threshold, call.beta, alpha, _or(call.first, call.grad_u), call.grad_u,
                 *(_or(t, call.grad_u) for t in outs),
-                steps, columns, call.threshold.numel(), call.beta.numel(), alpha.numel(),
+                call.time, steps, columns, call.threshold.numel(), call.beta.numel(), alpha.numel(),
                 RESET=0 if d.ignore_reset_in_backward else reset,
                 KEPT_RESET=reset,
                 STRICT=d.strict,

@@ -64,7 +64,7 @@ def _spike(u, theta, STRICT: tl.constexpr, RELATIVE: tl.constexpr, DOUBLE: tl.co
 
 @triton.jit
 def _forward_step(
-    x, t, steps, kept, removed, cur, fired, first, theta, beta, alpha, spk_at, mem_at, stored_at, active,
+    x, now, last, kept, removed, cur, fired, first, theta, beta, alpha, spk_at, mem_at, stored_at, active,
     RESET: tl.constexpr, STRICT: tl.constexpr, TAU_FORM: tl.constexpr, FIRE_ONCE: tl.constexpr,
     FORCE_LAST: tl.constexpr, RELATIVE: tl.constexpr, SPIKING: tl.constexpr, HAS_CURRENT: tl.constexpr,
     STORE_CURRENT: tl.constexpr, DOUBLE: tl.constexpr,
@@ -89,21 +89,21 @@ def _forward_step(
             if FIRE_ONCE:
                 s = s * silent
             if FORCE_LAST:
-                s = tl.where(t == steps - 1, tl.maximum(silent, s), s)
+                s = tl.where(now == last, tl.maximum(silent, s), s)
             if FIRE_ONCE:
-                first = tl.where(active, tl.where(s > 0, t.to(first.dtype), first), first)
+                first = tl.where(active, tl.where(s > 0, now.to(first.dtype), first), first)
             fired = tl.where(active, tl.maximum(s, fired), fired)
         tl.store(spk_at, s.to(spk_at.dtype.element_ty), mask=active)
         if RESET == ZERO:
-            kept = u * (1.0 - s)
+            kept = tl.where(active, u * (1.0 - s), kept)
         elif RESET == SUBTRACT_FIRST:
-            kept = u - theta * s
+            kept = tl.where(active, u - theta * s, kept)
         else:
-            kept = u
+            kept = tl.where(active, u, kept)
         if RESET == SUBTRACT:
-            removed = theta * s
+            removed = tl.where(active, theta * s, removed)
     else:
-        kept = u
+        kept = tl.where(active, u, kept)
     tl.store(mem_at, u, mask=active)
     return kept, removed, cur, fired, first
 
@@ -112,7 +112,7 @@ def _forward_step(
 def forward_kernel(
     x_ptr, spk_ptr, mem_ptr, stored_ptr, theta_ptr, beta_ptr, alpha_ptr,
     kept_ptr, removed_ptr, cur_ptr, fired_ptr, first_ptr,
-    steps, columns, theta_period, beta_period, alpha_period,
+    time, last, steps, columns, theta_period, beta_period, alpha_period,
     RESET: tl.constexpr, STRICT: tl.constexpr, TAU_FORM: tl.constexpr, FIRE_ONCE: tl.constexpr,
     FORCE_LAST: tl.constexpr, RELATIVE: tl.constexpr, SPIKING: tl.constexpr, HAS_CURRENT: tl.constexpr,
     STORE_CURRENT: tl.constexpr, DOUBLE: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
@@ -145,10 +145,13 @@ def forward_kernel(
             at = t.to(tl.int64) * columns + column
             active = column < tl.where(t < steps, columns, 0)
             kept, removed, cur, fired, first = _forward_step(
-                ahead[k], t, steps, kept, removed, cur, fired, first, theta, beta, alpha,
+                ahead[k], time + t, last, kept, removed, cur, fired, first, theta, beta, alpha,
                 spk_ptr + at, mem_ptr + at, stored_ptr + at, active,
                 RESET, STRICT, TAU_FORM, FIRE_ONCE, FORCE_LAST, RELATIVE, SPIKING, HAS_CURRENT, STORE_CURRENT, DOUBLE,
             )  # fmt: skip
+    tl.store(kept_ptr + column, kept, mask=inside)
+    if SPIKING and RESET == SUBTRACT:
+        tl.store(removed_ptr + column, removed, mask=inside)
     if HAS_CURRENT:
         tl.store(cur_ptr + column, cur, mask=inside)
     if SPIKING and (FIRE_ONCE or FORCE_LAST):
@@ -229,7 +232,7 @@ def _backward_step(
 def backward_kernel(
     mem_ptr, current_ptr, grad_spk_ptr, grad_mem_ptr, grad_x_ptr, theta_ptr, beta_ptr, alpha_ptr,
     first_ptr, grad_u_ptr, grad_cur_ptr, to_cur_ptr, grad_theta_ptr, grad_beta_ptr, grad_alpha_ptr,
-    steps, columns, theta_period, beta_period, alpha_period,
+    time, steps, columns, theta_period, beta_period, alpha_period,
     RESET: tl.constexpr, KEPT_RESET: tl.constexpr, STRICT: tl.constexpr, TAU_FORM: tl.constexpr,
     DETACH: tl.constexpr, FIRE_ONCE: tl.constexpr, RELATIVE: tl.constexpr, SPIKING: tl.constexpr,
     SURROGATE: tl.constexpr, A: tl.constexpr, B: tl.constexpr, HAS_CURRENT: tl.constexpr,
@@ -249,7 +252,14 @@ def backward_kernel(
         to_cur = tl.load(to_cur_ptr + column, mask=inside, other=0.0)
     if SPIKING and FIRE_ONCE:
         first = tl.load(first_ptr + column, mask=inside, other=0.0)
-    later, gi, g_theta, g_beta, g_alpha = zero, zero, zero, zero, zero
+    later = tl.load(grad_u_ptr + column, mask=inside, other=0.0)
+    gi, g_theta, g_beta, g_alpha = zero, zero, zero, zero
+    if WANTS_THRESHOLD:
+        g_theta = tl.load(grad_theta_ptr + column, mask=inside, other=0.0)
+    if WANTS_BETA:
+        g_beta = tl.load(grad_beta_ptr + column, mask=inside, other=0.0)
+    if WANTS_ALPHA:
+        g_alpha = tl.load(grad_alpha_ptr + column, mask=inside, other=0.0)
     for chunk in range(tl.cdiv(steps, UNROLL)):
         us, currents, befores, spks, mems = (), (), (), (), ()
         for k in tl.static_range(UNROLL):
@@ -279,7 +289,7 @@ def backward_kernel(
             if t >= 0:
                 at = t.to(tl.int64) * columns + column
                 later, gi, to_cur, g_theta, g_beta, g_alpha = _backward_step(
-                    us[k], currents[k], befores[k], spks[k], mems[k], t, later, to_cur, g_theta, g_beta, g_alpha,
+                    us[k], currents[k], befores[k], spks[k], mems[k], time + t, later, to_cur, g_theta, g_beta, g_alpha,
                     theta, beta, alpha, first,
                     RESET, KEPT_RESET, STRICT, TAU_FORM, DETACH, FIRE_ONCE, RELATIVE, SPIKING, SURROGATE, A, B,
                     HAS_CURRENT, WANTS_THRESHOLD, WANTS_BETA, WANTS_ALPHA, DOUBLE,
