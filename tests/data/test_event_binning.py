@@ -103,7 +103,7 @@ def batches(draw: st.DrawFn) -> list[Sample]:
     return samples
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     samples=batches(),
     num_steps=st.integers(1, 9),

@@ -43,12 +43,22 @@ class Binning:
     sensor: tuple[int, int, int]
     shape: tuple[int, int, int]
     table: NDArray[np.int32]
-    signs: NDArray[np.int8]
+    signs: NDArray[np.float32]
 
     @property
     def features(self) -> int:
         """Inputs per time step, C * H * W."""
         return self.shape[0] * self.shape[1] * self.shape[2]
+
+    @property
+    def lookup(self) -> NDArray[np.uint32] | None:
+        """The table for the kernels, -1 turned into more than any position; None if it changes nothing."""
+        return None if self.shape == self.sensor else self.table.view(np.uint32)
+
+    @property
+    def lookup_signs(self) -> NDArray[np.float32] | None:
+        """The signs for the kernels; None unless polarity=difference."""
+        return self.signs if self.signed else None
 
 
 def build_binning(
@@ -78,7 +88,7 @@ def build_binning(
     position = (channel * shape[1] + y // downsample) * shape[2] + x // downsample
     table = np.where(inside, position, -1).astype(np.int32).ravel()
     signed = polarity == "difference"
-    signs = np.where((p == 0) & (channels > 1) & signed, -1, 1).astype(np.int8).ravel()
+    signs = np.where((p == 0) & (channels > 1) & signed, -1, 1).astype(np.float32).ravel()
     bin_us = 1000.0 * bin_ms if bin_ms is not None else 0.0
     return Binning(num_steps, bin_by, bin_us, value == "binary", signed, sensor, shape, table, signs)
 
@@ -144,44 +154,33 @@ def bin_edges(
     return edges
 
 
+# In the kernels, `table` is None if stored positions are the network's (no crop, down-sampling or merging), `signs` is
+# None unless polarity=difference: numba compiles each case by itself and leaves out what it does not need.
+
+
 @numba.njit(nogil=True, cache=True)
-def _fill_counts(address, edges, table, frames):  # type: ignore[no-untyped-def]
+def _fill_frames(address, edges, table, signs, binary, frames):  # type: ignore[no-untyped-def]
     samples, num_steps = edges.shape[0], edges.shape[1] - 1
     one = np.float32(1)  # a Python 1 would make each addition a float64 one
-    for b in range(samples):
-        for t in range(num_steps):
+    for t in range(num_steps):
+        for b in range(samples):
             row = frames[t * samples + b]
+            row[:] = 0  # here, where it stays in the cache for the counting
             for stored in address[edges[b, t] : edges[b, t + 1]]:
-                position = table[stored]
-                if position < row.size:
+                position = np.uint32(stored)
+                if table is not None:
+                    position = table[stored]
+                    if position >= row.size:
+                        continue
+                if signs is not None:
+                    row[position] += signs[stored]
+                elif binary:
+                    row[position] = one
+                else:
                     row[position] += one
-
-
-@numba.njit(nogil=True, cache=True)
-def _fill_any(address, edges, table, frames):  # type: ignore[no-untyped-def]
-    samples, num_steps = edges.shape[0], edges.shape[1] - 1
-    for b in range(samples):
-        for t in range(num_steps):
-            row = frames[t * samples + b]
-            for stored in address[edges[b, t] : edges[b, t + 1]]:
-                position = table[stored]
-                if position < row.size:
-                    row[position] = np.float32(1)
-
-
-@numba.njit(nogil=True, cache=True)
-def _fill_signed(address, edges, table, signs, binary, frames):  # type: ignore[no-untyped-def]
-    samples, num_steps = edges.shape[0], edges.shape[1] - 1
-    for b in range(samples):
-        for t in range(num_steps):
-            row = frames[t * samples + b]
-            for stored in address[edges[b, t] : edges[b, t + 1]]:
-                position = table[stored]
-                if position < row.size:
-                    row[position] += np.float32(signs[stored])
-            if binary:
-                for position in range(row.size):
-                    row[position] = np.sign(row[position])
+            if signs is not None and binary:
+                for i in range(row.size):
+                    row[i] = np.sign(row[i])
 
 
 def bin_dense(
@@ -193,22 +192,13 @@ def bin_dense(
 ) -> Tensor:
     """Count a batch's events into [T, B, C, H, W]; `edges` from `bin_edges`. Exact in float32 up to 2^24 events a cell.
 
-    Other types are counted in float32 and rounded once (bf16 is exact up to 256 events a cell).
+    Other types are counted in float32 and rounded once (bf16 is exact up to 256 events a cell). Memory comes from the
+    pool if there is one. One thread does it all, because it may run beside a training step that uses the others.
     """
     rows = binning.num_steps * len(edges)
-    # NumPy, not torch.zeros, whose threads would compete with those of the training step that runs meanwhile
-    if pool is None:
-        frames = np.zeros((rows, binning.features), dtype=np.float32)
-    else:
-        frames = pool.take(rows * binning.features, np.float32).reshape(rows, binning.features)
-        frames.fill(0)
-    table = binning.table.view(np.uint32)  # -1 becomes larger than any position: one comparison
-    if binning.signed:
-        _fill_signed(address, edges, table, binning.signs, binning.binary, frames)
-    elif binning.binary:
-        _fill_any(address, edges, table, frames)
-    else:
-        _fill_counts(address, edges, table, frames)
+    pool = pool or BufferPool()
+    frames = pool.take(rows * binning.features, np.float32).reshape(rows, binning.features)
+    _fill_frames(address, edges, binning.lookup, binning.lookup_signs, binning.binary, frames)
     return torch.from_numpy(frames).to(dtype).view(binning.num_steps, len(edges), *binning.shape)
 
 
@@ -222,7 +212,7 @@ LOWEST[[((int(DE_BRUIJN) << k) & (2**64 - 1)) >> 58 for k in range(64)]] = np.ar
 def _fill_lists(address, edges, table, signs, features, indices, values, offsets):  # type: ignore[no-untyped-def]
     # A bit per position, and a bit per word of those: reading them back from the lowest is sorting.
     samples, num_steps = edges.shape[0], edges.shape[1] - 1
-    total = np.zeros(features, dtype=np.int32)
+    total = np.zeros(features, dtype=np.float32)  # unused if values is None: all are 1
     seen = np.zeros((features + 63) // 64, dtype=np.uint64)
     words = np.zeros((seen.size + 63) // 64, dtype=np.uint64)
     one, six, mask = np.uint64(1), np.uint32(6), np.uint32(63)
@@ -231,12 +221,18 @@ def _fill_lists(address, edges, table, signs, features, indices, values, offsets
     for t in range(num_steps):
         for b in range(samples):
             for stored in address[edges[b, t] : edges[b, t + 1]]:
-                position = table[stored]
-                if position < features:
+                position = np.uint32(stored)
+                if table is not None:
+                    position = table[stored]
+                    if position >= features:
+                        continue
+                if signs is not None:
                     total[position] += signs[stored]
-                    word = position >> six
-                    seen[word] |= one << np.uint64(position & mask)
-                    words[word >> six] |= one << np.uint64(word & mask)
+                elif values is not None:
+                    total[position] += np.float32(1)
+                word = position >> six
+                seen[word] |= one << np.uint64(position & mask)
+                words[word >> six] |= one << np.uint64(word & mask)
             for group in range(words.size):
                 marked = words[group]
                 words[group] = 0
@@ -250,11 +246,14 @@ def _fill_lists(address, edges, table, signs, features, indices, values, offsets
                         lowest = bits & (~bits + one)
                         bits ^= lowest
                         position = np.uint32(word * 64 + LOWEST[(lowest * DE_BRUIJN) >> np.uint64(58)])
-                        if total[position] != 0:  # on and off events may cancel
-                            indices[used] = position
-                            values[used] = total[position]
+                        indices[used] = position
+                        if values is None:
                             used += 1
+                        else:
+                            count = total[position]
                             total[position] = 0
+                            values[used] = count
+                            used += count != 0  # on and off events may cancel: written over by the next one
             offsets[t * samples + b + 1] = used
     return used
 
@@ -269,17 +268,18 @@ def bin_lists(
     upper = int((edges[:, -1] - edges[:, 0]).sum())
     pool = pool or BufferPool()
     indices = pool.take(upper, np.int32)
-    values = pool.take(upper, np.float32)
+    values = None if binning.binary and not binning.signed else pool.take(upper, np.float32)
     offsets = np.empty(binning.num_steps * len(edges) + 1, dtype=np.int64)
-    table = binning.table.view(np.uint32)
-    used = _fill_lists(address, edges, table, binning.signs, np.uint32(binning.features), indices, values, offsets)
-    listed: NDArray[np.float32] | None = values[:used]
-    if binning.binary:
-        listed = np.sign(values[:used]) if binning.signed else None
+    features = np.uint32(binning.features)
+    used = _fill_lists(address, edges, binning.lookup, binning.lookup_signs, features, indices, values, offsets)
+    if values is not None:
+        values = values[:used]
+        if binning.binary:
+            np.sign(values, out=values)
     return EventFrames(
         torch.from_numpy(indices[:used]),
         torch.from_numpy(offsets),
-        None if listed is None else torch.from_numpy(listed),
+        None if values is None else torch.from_numpy(values),
         binning.num_steps,
         len(edges),
         binning.shape,
@@ -297,7 +297,7 @@ class DeviceBinning:
         self.device = device
         self.address = self.upload(address)
         self.table = torch.from_numpy(binning.table.astype(np.int64)).to(device)
-        self.signs = torch.from_numpy(binning.signs.astype(np.float32)).to(device)
+        self.signs = torch.from_numpy(binning.signs).to(device)
 
     def upload(self, address: NDArray[np.unsignedinteger]) -> Tensor:
         """Copy positions to the device, bit for bit, as the signed type of the same size."""
