@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import math
 import pickle
 import weakref
 
@@ -133,6 +134,49 @@ def test_single_steps_equal_the_whole(engine):
     assert torch.equal(torch.stack([m for _, m in steps]), out.mem)
     for ours, theirs in zip(state, out.state, strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("engine", ["reference", "numba"])
+def test_recurrent_weights_feed_spikes_back_one_step_later(engine):
+    layer = build((2,), engine=engine, threshold=1, beta=0.5, learn_threshold=True)
+    weight = torch.tensor([[0.0, 0.0], [0.75, 0.25]], requires_grad=True)  # [to, from]: neuron 0 drives neuron 1
+    x = torch.tensor([[1.0, 0.5], [0.0, 0.0], [0.0, 0.0]]).view(3, 1, 2)
+    out = layer(x, recurrent=weight)
+    assert out.spk.squeeze(1).tolist() == [[1, 0], [0, 1], [0, 0]]
+    assert out.mem.squeeze(1).tolist() == [[1.0, 0.5], [0.0, 1.0], [0.0, 0.25]]  # 0.25 + 0.75; 0 + 0.25
+    out.mem[2, 0, 1].backward()
+    # U1[2] = V11 S1[1] + V10 S0[1] + 0 (the reset is detached), and S1[1] = 1, so V11 gets 1. Through S1[1], with
+    # surrogate 1 at U = theta, times V11 to U1[1], where V10 gets S0[0] = 1 of it. Through S0[1], with the surrogate
+    # at U - theta = -1, times V10 to U0[1], where V00 gets S0[0] = 1 of it.
+    assert weight.grad.tolist() == [[pytest.approx(0.75 / (1 + math.pi**2)), 0.0], [0.25, 1.0]]
+
+
+def test_recurrent_weights_of_the_wrong_shape_are_refused():
+    with pytest.raises(ConfigError, match=r"recurrent weights \[3, 3\] need neurons of shape \[N\], not \[2\]"):
+        build((2,))(torch.ones(2, 1, 2), recurrent=torch.ones(3, 3))
+
+
+@pytest.mark.parametrize(
+    ("options", "tensors"),
+    [
+        ({}, 1),  # the membranes
+        ({"learn_threshold": True, "learn_beta": True, "alpha": 0.5}, 1),
+        ({"learn_alpha": True, "alpha": 0.5}, 2),  # and the current
+        ({"learn_beta": True, "tau_form": True}, 2),  # and the input
+    ],
+)
+def test_numba_saves_only_what_backward_needs(options, tensors):
+    layer = build((50,), engine="numba", **options)
+    big = []
+
+    def pack(tensor):
+        if tensor.numel() >= 9 * 3 * 50:
+            big.append(tensor.data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        layer(rand(9, 3, 50).requires_grad_())
+    assert len(set(big)) == tensors
 
 
 def test_checkpoints_hold_thresholds_and_decays(tmp_path):
