@@ -122,6 +122,24 @@ def test_event_lists_equal_the_dense_input(spec: str, values: bool) -> None:
         torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("spec", ["FC-SN", "RFC9-SN-FC-SN", "c4k3-SN-NN-MP2-DP-FC-SN"])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_bfloat16_autocast_stays_near_float32(spec: str, sparse: bool) -> None:
+    info = make_info()
+    quiet = NeuronConf(name="quiet", beta=0.5, threshold=50.0, engine="reference")  # a spike more or less would hide it
+    network = make_network(spec, info, neuron=quiet, decoder=DecoderConf(name="membrane")).eval()
+    frames = make_spikes(info)
+    x = as_events(frames) if sparse else frames
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = network(x)
+    half.mem.sum().backward()
+    exact = network(frames).mem
+    assert half.mem.dtype == torch.float32
+    assert exact.abs().max() > 0.2
+    torch.testing.assert_close(half.mem, exact, atol=0.02, rtol=0.02)
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
+
+
 def test_batch_norm_per_step_uses_each_steps_statistics() -> None:
     info = make_info(steps=2)
     frames = torch.stack([torch.rand(3, *info.shape), 5 + torch.rand(3, *info.shape)])

@@ -21,7 +21,7 @@ from snnexp.models.layers import NeuNorm, TimeDropout, Vote, build_batch_norm, b
 from snnexp.models.observer import Observer
 from snnexp.models.spec import WEIGHT_KINDS, LayerPlan, Shape, effective_spec, plan
 from snnexp.models.weights import Linear, RecurrentLinear, build_weights
-from snnexp.neurons.layer import SpikingLayer
+from snnexp.neurons.layer import NeuronOutput, SpikingLayer
 
 __all__ = ["LayerRow", "Network", "Observer", "Output", "build_network"]
 
@@ -110,16 +110,16 @@ class Network(nn.Module):
         if before.kind == "recurrent":
             weights = self.get_submodule(before.name)
             assert isinstance(weights, RecurrentLinear)
-            spk, mem = _run_recurrent(neuron, weights.recurrent, current)
+            out: NeuronOutput = neuron(current, recurrent=weights.recurrent.weight)
             if flow.observer:
-                previous = torch.cat([torch.zeros_like(spk[:1]), spk[:-1]]).flatten(0, 1)
+                previous = torch.cat([torch.zeros_like(out.spk[:1]), out.spk[:-1]]).flatten(0, 1)
                 flow.observer.connection(f"{before.name}.recurrent", weights.recurrent, previous, 1)
         else:
-            spk, mem, _ = neuron(current)
+            out = neuron(current)
         if flow.observer and neuron.dynamics.spiking:
-            flow.observer.spiking(layer.name, neuron, spk, mem)
-        flow.x = spk.flatten(0, 1)
-        return mem
+            flow.observer.spiking(layer.name, neuron, out.spk, out.mem)
+        flow.x = out.spk.flatten(0, 1)
+        return out.mem
 
     def _stateless(self, layer: LayerPlan, flow: _Flow) -> None:
         """Run any other layer on the flow."""
@@ -220,21 +220,6 @@ class _Flow:
             self.constant = False  # every caller goes on with what it makes of the expanded view
             return x.expand(self.steps, *x.shape)
         return x.view(self.steps, self.batch, *x.shape[1:])
-
-
-def _run_recurrent(neuron: SpikingLayer, recurrent: nn.Linear, current: Tensor) -> tuple[Tensor, Tensor]:
-    """I[t] = current[t] + V S[t-1], step by step. All [T, B, N]."""
-    state = neuron.init_state(current.shape[1], current.device)
-    previous: Tensor | None = None
-    spks, mems = [], []
-    steps = current.unbind(0)
-    for t, step in enumerate(steps):
-        drive = step if previous is None else step + recurrent(previous)
-        spk, mem, state = neuron.single_step(drive, state, last=t == len(steps) - 1)
-        spks.append(spk)
-        mems.append(mem)
-        previous = spk
-    return torch.stack(spks), torch.stack(mems)
 
 
 def build_network(
