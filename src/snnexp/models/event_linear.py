@@ -4,7 +4,9 @@
 
 The weight is kept as [out, in] for everybody, but stored column by column (`event_driven_weight`), so that the weights
 of one input are neighbours in memory: both directions then add whole rows. On the CPU two numba kernels do it; on CUDA
-torch's embedding_bag. Sums run in the order of the events, whatever the number of threads.
+torch's embedding_bag. Sums run in the order of the events, whatever the number of threads. Lists pay up to about 8 % of
+non-zero inputs (docs/models.md); `dataset.sparse` decides whether they are handed over, and a network that gets them
+uses them.
 """
 
 from __future__ import annotations
@@ -18,10 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snnexp.data.base import EventFrames
-
-# Share of non-zero inputs up to which event lists beat the dense product (docs/models.md has the measurement). The data
-# path decides by it whether to hand over lists; a network that gets lists uses them.
-MAX_DENSITY = {"cpu": 0.08, "cuda": 0.05}
 
 
 def event_driven_weight(linear: nn.Linear) -> None:
