@@ -144,6 +144,15 @@ def test_dvs128_trials_cut_at_every_row(tmp_path: Path) -> None:
     assert columns(recordings[2], 128, 128) == expected and invalid == 0 and len(expected[0]) > 10
 
 
+def test_dvs128_trials_begin_at_start_and_end_before_end(tmp_path: Path) -> None:
+    write_dvs_trials(tmp_path, users=(1,))
+    t = np.array([999, 1000, 1450, 1899, 1900])  # the second row is 1,000 to 1,900
+    path = tmp_path / "DvsGesture/user01_led.aedat"
+    path.write_bytes(aedat31_bytes((t, t % 7, t % 5, t % 2)))
+    second = list(dvs128.open_reader(conf("dvs128", tmp_path)).recordings())[1]
+    assert second.time.tolist() == [0, 450, 899] and second.name == "user01_led/1"
+
+
 def test_dvs128_both_variants_need_a_choice(tmp_path: Path) -> None:
     write_dvs_npy(tmp_path)
     write_dvs_trials(tmp_path)
@@ -214,6 +223,26 @@ def test_shd_lengths_that_differ(tmp_path: Path) -> None:
     path = tmp_path / "SHD/shd_test.h5"
     write_h5(path, [np.zeros(3, np.float16)], [np.zeros(2, np.uint16)], [0], 20, [0])
     with pytest.raises(DataError, match=r"shd_test\.h5: sample 0 has 3 times and 2 units"):
+        list(heidelberg.open_reader(conf("shd", tmp_path)).recordings())
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_shd_row_that_claims_to_be_longer_than_the_file(tmp_path: Path, chunked: bool) -> None:
+    """HDF5 itself would take half a minute and gigabytes to find out."""
+    write_heidelberg(tmp_path, "shd", per_class=1)
+    path = tmp_path / "SHD/shd_train.h5"
+    with h5py.File(path, "r+") as file:
+        rows = [np.arange(4, dtype=np.float16)] * 20
+        del file["spikes/times"]
+        options = {"chunks": (7,)} if chunked else {}
+        times = file.create_dataset("spikes/times", (20,), dtype=h5py.vlen_dtype(np.float16), **options)
+        for i, row in enumerate(rows):
+            times[i] = row
+        offset = times.id.get_chunk_info(0).byte_offset if chunked else times.id.get_offset()
+    with open(path, "r+b") as raw:
+        raw.seek(offset)
+        raw.write(b"\xff\xff\xff\x7f")
+    with pytest.raises(DataError, match=r"shd_train\.h5: /spikes/times claims 2,147,483,723 values"):
         list(heidelberg.open_reader(conf("shd", tmp_path)).recordings())
 
 

@@ -22,6 +22,7 @@ from snnexp.errors import DataError
 PARTS = {"shd": {"train": "train", "test": "test"}, "ssc": {"train": "train", "valid": "val", "test": "test"}}
 SSC_VALIDATION = 9981
 ROWS = 256  # samples read at a time
+ROW_REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])  # HDF5 file format, III.A.1 and IV
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class HeidelbergReader:
         speakers = file.get("extra/speaker")
         if not len(times) == len(units) == len(labels) or (speakers is not None and len(speakers) != len(labels)):
             raise DataError(damaged(path, "times, units, labels and speakers differ in number"))
+        for rows_of in (times, units):
+            check_lengths(path, rows_of)
         for first in range(0, len(labels), ROWS):
             rows = slice(first, first + ROWS)
             chunk = zip(
@@ -84,6 +87,30 @@ class HeidelbergReader:
                 x = unit.astype(np.int64)
                 stored, address, dropped = order_events(time_us, x, np.zeros_like(x), np.zeros_like(x), self.shape)
                 yield Recording(f"{file_part}/{number}", part, int(label), stored, address, int(speaker), dropped)
+
+
+def check_lengths(path: Path, rows: Any) -> None:
+    """Refuse rows that claim more values than the file can hold: HDF5 would ask for gigabytes, and take half a minute.
+
+    A row is stored as its length and where its values are. Compressed data sets are left to HDF5's own checks.
+    """
+    if rows.id.get_create_plist().get_nfilters() or h5py.check_vlen_dtype(rows.dtype) is None:
+        return
+    size = path.stat().st_size
+    if rows.chunks is None:
+        offset = rows.id.get_offset()  # None: nothing was ever written
+        pieces = [] if offset is None else [(offset, len(rows) * ROW_REFERENCE.itemsize)]
+    else:
+        found = [rows.id.get_chunk_info(i) for i in range(rows.id.get_num_chunks())]
+        pieces = [(chunk.byte_offset, chunk.size) for chunk in found]
+    values = 0
+    for offset, length in pieces:
+        if offset + length > size:
+            raise DataError(damaged(path, f"{rows.name} lies beyond its end"))
+        references = np.fromfile(path, ROW_REFERENCE, length // ROW_REFERENCE.itemsize, offset=offset)
+        values += int(references["length"].astype(np.int64).sum())
+    if values * h5py.check_vlen_dtype(rows.dtype).itemsize > size:
+        raise DataError(damaged(path, f"{rows.name} claims {values:,} values, more than the file can hold"))
 
 
 def open_reader(conf: EventDatasetConf) -> HeidelbergReader:
