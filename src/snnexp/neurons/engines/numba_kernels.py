@@ -60,6 +60,15 @@ class BackwardOptions(NamedTuple):
     wants_alpha: bool
 
 
+def _compile(kernel):
+    """Compile on the first call, with the GIL released, and keep the result on disk where that is possible."""
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        return numba.njit(cache=True, **options)(kernel)
+    except RuntimeError:  # neither this folder nor the user's cache folder can be written
+        return numba.njit(**options)(kernel)
+
+
 @intrinsic
 def _float_from_bits(typing_context, bits):
     """Reinterpret an int32 as a float32."""
@@ -124,12 +133,17 @@ def derivative(code, x, a, b, one, zero):
 def _spread(values, column, out, width):
     """Fill out[:width] with the values of columns column, column + 1, ...; `values` repeats over the columns."""
     period = values.shape[0]
-    k = column % period
-    for j in range(width):
-        out[j] = values[k]
-        k += 1
-        if k == period:
-            k = 0
+    if period == 1:
+        value = values[0]
+        for j in range(width):
+            out[j] = value
+        return
+    done, k = 0, column % period
+    while done < width:
+        run = min(period - k, width - done)
+        for j in range(run):
+            out[done + j] = values[k + j]
+        done, k = done + run, 0
 
 
 @cache
@@ -143,7 +157,7 @@ def forward_kernel(options: ForwardOptions) -> Any:
     reset, strict, tau_form, fire_once, force_last, relative, spiking, has_current, in_place, store_current = options
     remembers = fire_once or force_last
 
-    @numba.njit(nogil=True, error_model="numpy", cache=True)
+    @_compile
     def forward(
         x, spk, mem, stored, threshold, beta, alpha, kept, removed, cur, fired, first, times, last, one, zero,
         block, start, stop,
@@ -155,9 +169,11 @@ def forward_kernel(options: ForwardOptions) -> Any:
         for index in range(start, stop):
             c = index * block
             width = min(block, columns - c)
-            _spread(threshold, c, theta, width)
+            if spiking:
+                _spread(threshold, c, theta, width)
             _spread(beta, c, leak, width)
-            _spread(alpha, c, share, width)
+            if has_current:
+                _spread(alpha, c, share, width)
             kept_, removed_, cur_ = kept[c : c + width], removed[c : c + width], cur[c : c + width]
             fired_, first_ = fired[c : c + width], first[c : c + width]
             for t in range(steps):
@@ -214,7 +230,7 @@ def backward_kernel(options: BackwardOptions) -> Any:
     reset, kept_reset, strict, tau_form, detach, fire_once, relative, spiking, surrogate = options[:9]
     has_current, has_grad_spk, has_grad_mem, wants_threshold, wants_beta, wants_alpha = options[9:]
 
-    @numba.njit(nogil=True, error_model="numpy", cache=True)
+    @_compile
     def backward(
         mem, current, grad_spk, grad_mem, grad_x, threshold, beta, alpha, first, grad_u, grad_cur, to_cur,
         grad_threshold, grad_beta, grad_alpha, times, a, b, one, zero, block, start, stop,
@@ -226,9 +242,11 @@ def backward_kernel(options: BackwardOptions) -> Any:
         for index in range(start, stop):
             c = index * block
             width = min(block, columns - c)
-            _spread(threshold, c, theta, width)
+            if spiking:
+                _spread(threshold, c, theta, width)
             _spread(beta, c, leak, width)
-            _spread(alpha, c, share, width)
+            if has_current:
+                _spread(alpha, c, share, width)
             grad_u_, grad_cur_, to_cur_ = grad_u[c : c + width], grad_cur[c : c + width], to_cur[c : c + width]
             first_ = first[c : c + width]
             g_threshold, g_beta, g_alpha = (
