@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -185,11 +187,33 @@ def test_fuzz_aedat2(tmp_path: Path, content: bytes) -> None:
     check_reader(cifar10dvs.read_original, tmp_path / "cifar10_cat_0.aedat")
 
 
-@settings(FUZZ, max_examples=200)
+@pytest.fixture(scope="module")
+def decoder() -> Iterator[aedat.Aedat4Decoder]:
+    with aedat.Aedat4Decoder() as made:
+        yield made
+
+
+@settings(FUZZ, max_examples=100)
 @given(content=st.one_of(st.binary(max_size=300), damage(aedat4_bytes([EVENTS, EVENTS]))))
-def test_fuzz_aedat4(tmp_path: Path, content: bytes) -> None:
+def test_fuzz_aedat4(tmp_path: Path, decoder: aedat.Aedat4Decoder, content: bytes) -> None:
     (tmp_path / "cifar10_cat_0.aedat4").write_bytes(content)
-    check_reader(aedat.read_aedat4, tmp_path / "cifar10_cat_0.aedat4")
+    check_reader(decoder.read, tmp_path / "cifar10_cat_0.aedat4")
+
+
+def crash(path: str) -> str:
+    os.abort()
+
+
+def test_a_decoder_that_crashes_takes_nobody_with_it(
+    tmp_path: Path, decoder: aedat.Aedat4Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "cifar10_cat_0.aedat4"
+    path.write_bytes(aedat4_bytes([EVENTS]))
+    with monkeypatch.context() as patch:
+        patch.setattr(aedat, "_decode_aedat4", crash)
+        with pytest.raises(DataError, match=r"cifar10_cat_0\.aedat4: its decoder crashed"):
+            decoder.read(path)
+    assert decoder.read(path)[0].tolist() == EVENTS[0].tolist()
 
 
 def npy_bytes(tmp_path: Path) -> bytes:

@@ -266,7 +266,9 @@ def test_cifar10dvs_both_variants_hold_the_same_columns(tmp_path: Path) -> None:
     (tmp_path / "a.aedat4").write_bytes(
         aedat4_bytes([(t[:200], x[:200], y[:200], p[:200]), (t[200:], x[200:], y[200:], p[200:])])
     )
-    for read, written in zip(aedat.read_aedat4(tmp_path / "a.aedat4"), (t, x, y, p), strict=True):
+    with aedat.Aedat4Decoder() as decoder:
+        columns_read = decoder.read(tmp_path / "a.aedat4")
+    for read, written in zip(columns_read, (t, x, y, p), strict=True):
         np.testing.assert_array_equal(read, written)
     # by hand from the layout: bit 0 polarity, bits 1-7 and 8-14 the axes, bit 15 an external event
     words = (127 - y) << 1 | (127 - x) << 8 | (1 - p)

@@ -5,6 +5,10 @@ Layouts: https://docs.inivation.com/software/software-advanced-usage/file-format
 
 from __future__ import annotations
 
+import importlib.util
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +32,7 @@ PACKET_HEADER = np.dtype(
 )
 POLARITY_TYPE = 1
 POLARITY_BYTES = 8
+DECODE_SECONDS = 120  # for one file; a recording takes milliseconds
 
 
 def _read(path: Path, version: str) -> bytes:
@@ -106,33 +111,65 @@ def read_aedat2(path: Path) -> tuple[Column, NDArray[np.uint32]]:
     return time, pairs[:, 0].astype(np.uint32)
 
 
-def read_aedat4(path: Path) -> tuple[Column, Column, Column, Column]:
-    """Read all events of the first event stream of an AEDAT 4 file: time in us, x, y, polarity (0 off, 1 on).
+class Aedat4Decoder:
+    """Reads AEDAT 4 files with the package `aedat`, in a process of its own: some malformed bytes make it abort.
 
-    Raises: DataError naming the file if it is malformed, or saying how to install the package that decodes it.
+    A context; the process starts with the first file and is replaced after a crash.
     """
-    try:
-        import aedat
-    except ImportError:
-        raise DataError(
-            "reading .aedat4 files needs the package aedat. Install it with: pip install 'snnexp[cifar10dvs]'"
-        ) from None
-    _check_aedat4(path)
+
+    def __init__(self) -> None:
+        if importlib.util.find_spec("aedat") is None:
+            raise DataError(
+                "reading .aedat4 files needs the package aedat. Install it with: pip install 'snnexp[cifar10dvs]'"
+            )
+        self._pool: ProcessPoolExecutor | None = None
+
+    def read(self, path: Path) -> tuple[Column, Column, Column, Column]:
+        """All events of the first event stream: time in us, x, y, polarity. Raises: DataError naming the file."""
+        _check_aedat4(path)
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        try:
+            result = self._pool.submit(_decode_aedat4, str(path)).result(timeout=DECODE_SECONDS)
+        except BrokenProcessPool:
+            self.__exit__()
+            raise DataError(damaged(path, "its decoder crashed on it")) from None
+        except TimeoutError:
+            for process in list(self._pool._processes.values()):
+                process.kill()
+            self.__exit__()
+            raise DataError(damaged(path, f"not decoded within {DECODE_SECONDS} s")) from None
+        if isinstance(result, str):
+            raise DataError(damaged(path, result))
+        return result
+
+    def __enter__(self) -> Aedat4Decoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+
+def _decode_aedat4(path: str) -> tuple[Column, Column, Column, Column] | str:
+    """Runs in the decoder's process; returns the columns, or what is wrong."""
+    import aedat
+
     try:
         decoder = aedat.Decoder(path)
         streams = [number for number, stream in decoder.id_to_stream().items() if stream["type"] == "events"]
         if not streams:
-            raise DataError(damaged(path, "no event stream in it"))
+            return "no event stream in it"
         packets = [packet["events"] for packet in decoder if packet["stream_id"] == min(streams)]
-    except (DataError, KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of the Rust decoder is not an Exception
-        raise DataError(damaged(path, f"not a readable AEDAT 4 file ({error})")) from None
+        return f"not a readable AEDAT 4 file ({error})"
     if not packets:
-        raise DataError(damaged(path, "no events in it"))
+        return "no events in it"
     events = np.concatenate(packets)
-    names = events.dtype.names or ()
-    polarity = events["on"] if "on" in names else events["p"]
+    polarity = events["on"] if "on" in (events.dtype.names or ()) else events["p"]
     time = events["t"].astype(np.int64)  # unsigned in the file's array: differences would wrap
     return time, events["x"].astype(np.int64), events["y"].astype(np.int64), polarity.astype(np.int64)
 

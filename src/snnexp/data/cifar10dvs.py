@@ -13,7 +13,7 @@ Both variants are read as their files have them; the original's axes are turned 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snnexp.config import EventDatasetConf
-from snnexp.data.aedat import Column, read_aedat2, read_aedat4
+from snnexp.data.aedat import Aedat4Decoder, Column, read_aedat2
 from snnexp.data.facts import FACTS
 from snnexp.data.recordings import Recording, damaged, missing_files, order_events
 from snnexp.data.splits import stratified_split
@@ -65,8 +65,15 @@ class CIFAR10DVSReader:
 
     def recordings(self) -> Iterator[Recording]:
         """Yield one recording per file, its times counted from its first event."""
+        if self.variant == "aedat4":
+            with Aedat4Decoder() as decoder:
+                yield from self._read(decoder.read)
+        else:
+            yield from self._read(read_original)
+
+    def _read(self, read: Callable[[Path], tuple[Column, Column, Column, Column]]) -> Iterator[Recording]:
         for path in self.files:
-            t, x, y, p = read_aedat4(path) if self.variant == "aedat4" else read_original(path)
+            t, x, y, p = read(path)
             if len(t) == 0:
                 raise DataError(damaged(path, "no events in it"))
             time, address, dropped = order_events(t - t.min(), x, y, p, SHAPE)

@@ -87,7 +87,7 @@ def read_npy(path: Path) -> NDArray[np.generic]:
     """Load the [N, 4] columns x, y, p, t of one file. Raises: DataError naming the file."""
     try:
         columns = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, SyntaxError, MemoryError) as error:
+    except Exception as error:  # NumPy parses the header as Python: ValueError, SyntaxError, TokenError, and others
         raise DataError(damaged(path, f"not a readable .npy file ({error})")) from None
     if (
         not isinstance(columns, np.ndarray)
