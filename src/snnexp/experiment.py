@@ -5,19 +5,20 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from snnexp.config import Config, ImageDatasetConf
+from snnexp.config import Config, DatasetConf, EventDatasetConf, ImageDatasetConf
 from snnexp.data import open_data
 from snnexp.data.base import Batch, DataSource
 from snnexp.decoders import Decoder, build_decoder
 from snnexp.encoders import encode
 from snnexp.errors import ConfigError
 from snnexp.models.network import Network, Observer, Output, build_network
+from snnexp.models.tokens import takes_events
 from snnexp.training.seeding import derive_seed, seed_everything
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def assemble(conf: Config) -> Experiment:
     """
     device = choose_device(conf.device)
     prepare_torch(conf, device)
-    source = open_data(conf.dataset, device)
+    source = open_data(_fitting_batches(conf), device)
     seed_everything(derive_seed(conf.seed, "weights"))
     network = build_network(
         conf.model,
@@ -104,3 +105,11 @@ def assemble(conf: Config) -> Experiment:
     ).to(device)
     decoder = build_decoder(conf.decoder, source.info.num_classes, source.info.num_steps)
     return Experiment(conf, device, source, network, decoder)
+
+
+def _fitting_batches(conf: Config) -> DatasetConf:
+    """Event lists are of use to a fully connected first layer only; a convolution takes dense frames."""
+    data = conf.dataset
+    if isinstance(data, EventDatasetConf) and data.sparse == "auto" and not takes_events(conf.model.spec):
+        return replace(data, sparse="never")
+    return data

@@ -1,4 +1,4 @@
-"""Pull the plug: after kill -9, Ctrl-C or SIGTERM the same command continues the same run and ends with the same bits."""
+"""Pull the plug: after kill -9, Ctrl-C or SIGTERM the same command continues the same run and ends bit for bit."""
 
 from __future__ import annotations
 

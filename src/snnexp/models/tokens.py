@@ -180,3 +180,9 @@ _OTHER_NOTATIONS: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
     (r"vot(?:e|ing)\D*(\d*)", lambda m: f"VOTE{m[1] or 10}"),
     (r"(?:dropout|drop|d)(0?\.\d+)?", lambda m: f"DP{m[1] or ''}"),
 )
+
+
+def takes_events(spec: str) -> bool:
+    """Whether the first layer is fully connected, so that lists of events can drive it without a dense input."""
+    first = next((token for token in parse(spec) if token.kind != "flatten"), None)
+    return first is not None and first.kind in ("linear", "recurrent")

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from snnexp.config import Config
 from snnexp.tasks.environment import Environment, environment
 from snnexp.tracking.runs import RunFolder, Status, claim
+from snnexp.tracking.sweep import current_sweep
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,8 @@ def train(conf: Config, cfg: DictConfig) -> float | None:
     if folder.action == "skip":
         print(folder.skip_reason, flush=True)
         log.info("%s", folder.skip_reason)
+        if env.in_sweep and (sweep := current_sweep()) is not None:
+            sweep.record_skip(folder.record.mlflow_run_id)
         return None
     try:
         return _train(conf, config, env, folder)
