@@ -20,7 +20,9 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 def snnexp(tmp_path: Path) -> Command:
     """Run the real command in a subprocess, started in an empty folder."""
 
-    def run(*arguments: str, timeout: float = 240, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: str, timeout: float = 240, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_TRACKING", "SNNEXP_START"))}
         return subprocess.run(
             [sys.executable, "-m", "snnexp", *arguments],

@@ -73,7 +73,7 @@ def choose_device(requested: str) -> torch.device:
 
 def prepare_torch(conf: Config, device: torch.device) -> None:
     """Process-wide settings of a run. A sweep runs its jobs in one process, so every job sets all of them."""
-    # Surrogates such as exp(-|U - theta|/width) make gradients below 1e-38 by the million. Processors handle such numbers
+    # Surrogates such as exp(-|U - theta|/width) make gradients below 1e-38 by the million. Processors handle those
     # in microcode: a backward pass over 300 steps became five times slower within ten batches. Set before the first
     # parallel operation, because worker threads inherit the setting when they are made.
     torch.set_flush_denormal(True)
