@@ -50,9 +50,10 @@ typecheck: setup  ## mypy, strict
 bench: setup  ## the benchmarks of docs/benchmarks.md; peers: pip install -r benchmarks/peers.txt
 	$(BIN)/python -m benchmarks
 
-# The local label of a CPU build is cut off, so that plain pip takes the right build of the same version anywhere.
+# The local label of a CPU build is cut off, so that plain pip takes the right build of the same version anywhere;
+# triton is left out, because a CUDA build of torch asks for its own.
 lock: setup  ## write constraints.txt from what is installed in .venv
-	$(BIN)/pip freeze --exclude-editable | grep -v '^snnexp' | sed -E 's/^(torch==[^+]*)\+.*/\1/' > constraints.txt
+	$(BIN)/pip freeze --exclude-editable | grep -vE '^(snnexp|triton|nvidia)' | sed -E 's/^(torch==[^+]*)\+.*/\1/' > constraints.txt
 
 build: setup  ## wheel and source archive in dist/
 	$(BIN)/python -m build
