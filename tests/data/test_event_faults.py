@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from snnexp.config import EventDatasetConf
-from snnexp.data import aedat, cifar10dvs, dvs128, heidelberg, nmnist
+from snnexp.data import aedat, cifar10dvs, dvs128, heidelberg, isolated, nmnist
 from snnexp.data.packing import open_store, pack_in_memory
 from snnexp.errors import DataError
 
@@ -216,6 +216,17 @@ def test_a_decoder_that_crashes_takes_nobody_with_it(
     assert decoder.read(path)[0].tolist() == EVENTS[0].tolist()
 
 
+def sleep(path: str) -> None:
+    time.sleep(60)
+
+
+def test_a_decoder_that_never_returns_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some damaged HDF5 heaps make the library loop for ever."""
+    monkeypatch.setattr(isolated, "SECONDS", 0.5)
+    with isolated.Isolated() as worker, pytest.raises(DataError, match=r"a\.h5: not decoded within 0\.5 s"):
+        worker.call(sleep, tmp_path / "a.h5")
+
+
 def npy_bytes(tmp_path: Path) -> bytes:
     t, x, y, p = EVENTS
     np.save(tmp_path / "good.npy", np.stack([x, y, p, t], axis=1).astype(np.int32))
@@ -247,19 +258,23 @@ def good_h5(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
-@settings(FUZZ, max_examples=150)
+@pytest.fixture(scope="module")
+def worker() -> Iterator[isolated.Isolated]:
+    with pytest.MonkeyPatch.context() as patch, isolated.Isolated() as made:
+        patch.setattr(isolated, "SECONDS", 5.0)
+        yield made
+
+
+@settings(FUZZ, max_examples=80)
 @given(data=st.data())
-def test_fuzz_h5(tmp_path: Path, good_h5: bytes, data: st.DataObject) -> None:
-    path = tmp_path / "SHD/shd_train.h5"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = data.draw(st.one_of(st.binary(max_size=300), damage(good_h5)))
-    path.write_bytes(content)
-    (tmp_path / "SHD/shd_test.h5").write_bytes(content)
+def test_fuzz_h5(tmp_path: Path, worker: isolated.Isolated, good_h5: bytes, data: st.DataObject) -> None:
+    """An answer or a DataError, whatever HDF5 does: some damaged heaps make it loop for ever."""
+    path = tmp_path / "shd_train.h5"
+    path.write_bytes(data.draw(st.one_of(st.binary(max_size=300), damage(good_h5))))
     try:
-        reader = heidelberg.open_reader(EventDatasetConf(name="shd", root=str(tmp_path)))
-        recordings = list(reader.recordings())
+        count = worker.call(heidelberg.count_samples, path)
+        rows = worker.call(heidelberg.read_rows, path, 0, 256)
     except DataError as error:
-        assert "shd_t" in str(error)
+        assert "shd_train.h5" in str(error)
     else:
-        for recording in recordings:
-            assert (np.diff(recording.time) >= 0).all() and (recording.address < 700).all()
+        assert len(rows) == min(count, 256)

@@ -6,14 +6,12 @@ Layouts: https://docs.inivation.com/software/software-advanced-usage/file-format
 from __future__ import annotations
 
 import importlib.util
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from snnexp.data.isolated import Isolated
 from snnexp.data.recordings import damaged
 from snnexp.errors import DataError
 
@@ -32,7 +30,6 @@ PACKET_HEADER = np.dtype(
 )
 POLARITY_TYPE = 1
 POLARITY_BYTES = 8
-DECODE_SECONDS = 120  # for one file; a recording takes milliseconds
 
 
 def _read(path: Path, version: str) -> bytes:
@@ -111,45 +108,21 @@ def read_aedat2(path: Path) -> tuple[Column, NDArray[np.uint32]]:
     return time, pairs[:, 0].astype(np.uint32)
 
 
-class Aedat4Decoder:
-    """Reads AEDAT 4 files with the package `aedat`, in a process of its own: some malformed bytes make it abort.
-
-    A context; the process starts with the first file and is replaced after a crash.
-    """
+class Aedat4Decoder(Isolated):
+    """Reads AEDAT 4 files with the package `aedat`, in a process of its own: some malformed bytes make it abort."""
 
     def __init__(self) -> None:
+        super().__init__()
         if importlib.util.find_spec("aedat") is None:
             raise DataError(
                 "reading .aedat4 files needs the package aedat. Install it with: pip install 'snnexp[cifar10dvs]'"
             )
-        self._pool: ProcessPoolExecutor | None = None
 
     def read(self, path: Path) -> tuple[Column, Column, Column, Column]:
         """All events of the first event stream: time in us, x, y, polarity. Raises: DataError naming the file."""
         _check_aedat4(path)
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-        try:
-            result = self._pool.submit(_decode_aedat4, str(path)).result(timeout=DECODE_SECONDS)
-        except BrokenProcessPool:
-            self.__exit__()
-            raise DataError(damaged(path, "its decoder crashed on it")) from None
-        except TimeoutError:
-            for process in list(self._pool._processes.values()):
-                process.kill()
-            self.__exit__()
-            raise DataError(damaged(path, f"not decoded within {DECODE_SECONDS} s")) from None
-        if isinstance(result, str):
-            raise DataError(damaged(path, result))
-        return result
-
-    def __enter__(self) -> Aedat4Decoder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            self._pool = None
+        columns: tuple[Column, Column, Column, Column] = self.call(_decode_aedat4, path)
+        return columns
 
 
 def _decode_aedat4(path: str) -> tuple[Column, Column, Column, Column] | str:

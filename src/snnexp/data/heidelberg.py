@@ -13,14 +13,17 @@ from typing import Any
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from snnexp.config import EventDatasetConf
 from snnexp.data.facts import FACTS
+from snnexp.data.isolated import Isolated
 from snnexp.data.recordings import Recording, damaged, missing_files, order_events
 from snnexp.errors import DataError
 
 PARTS = {"shd": {"train": "train", "test": "test"}, "ssc": {"train": "train", "valid": "val", "test": "test"}}
 SSC_VALIDATION = 9981
+UNREADABLE = (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, MemoryError, OverflowError)
 ROWS = 256  # samples read at a time
 ROW_REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])  # HDF5 file format, III.A.1 and IV
 
@@ -56,37 +59,48 @@ class HeidelbergReader:
 
     def recordings(self) -> Iterator[Recording]:
         """Yield the samples of each file in its own order."""
-        for path, (file_part, part) in zip(self.files, PARTS[self.name].items(), strict=True):
-            try:
-                with h5py.File(path, "r") as file:
-                    yield from self._samples(path, file, file_part, part)
-            except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-                raise DataError(damaged(path, f"not a readable HDF5 file of spikes ({error})")) from None
+        with Isolated() as worker:
+            for path, (file_part, part) in zip(self.files, PARTS[self.name].items(), strict=True):
+                count = worker.call(count_samples, path)
+                for first in range(0, count, ROWS):
+                    rows = worker.call(read_rows, path, first, first + ROWS)
+                    for number, (time, unit, label, speaker) in enumerate(rows, start=first):
+                        if time.shape != unit.shape or time.ndim != 1:
+                            why = f"sample {number} has {time.size} times and {unit.size} units"
+                            raise DataError(damaged(path, why))
+                        # float64 before the factor: float16 overflows at 65,504 (tonic#321)
+                        time_us, x = time.astype(np.float64) * 1e6, unit.astype(np.int64)
+                        none = np.zeros_like(x)
+                        stored, address, dropped = order_events(time_us, x, none, none, self.shape)
+                        yield Recording(f"{file_part}/{number}", part, label, stored, address, speaker, dropped)
 
-    def _samples(self, path: Path, file: Any, file_part: str, part: str) -> Iterator[Recording]:
-        times, units, labels = file["spikes/times"], file["spikes/units"], file["labels"]
-        speakers = file.get("extra/speaker")
-        if not len(times) == len(units) == len(labels) or (speakers is not None and len(speakers) != len(labels)):
-            raise DataError(damaged(path, "times, units, labels and speakers differ in number"))
-        for rows_of in (times, units):
-            check_lengths(path, rows_of)
-        for first in range(0, len(labels), ROWS):
-            rows = slice(first, first + ROWS)
-            chunk = zip(
-                times[rows],
-                units[rows],
-                labels[rows],
-                speakers[rows] if speakers is not None else np.full(len(labels[rows]), -1),
-                strict=True,
-            )
-            for number, (time, unit, label, speaker) in enumerate(chunk, start=first):
-                if time.shape != unit.shape or time.ndim != 1:
-                    raise DataError(damaged(path, f"sample {number} has {time.size} times and {unit.size} units"))
-                # float64 before the factor: float16 overflows at 65,504 (tonic#321)
-                time_us = time.astype(np.float64) * 1e6
-                x = unit.astype(np.int64)
-                stored, address, dropped = order_events(time_us, x, np.zeros_like(x), np.zeros_like(x), self.shape)
-                yield Recording(f"{file_part}/{number}", part, int(label), stored, address, int(speaker), dropped)
+
+def count_samples(name: str) -> int | str:
+    """Number of samples after a check of the layout; what is wrong, as a text. Runs in the decoder's process."""
+    try:
+        with h5py.File(name, "r") as file:
+            times, units, labels = file["spikes/times"], file["spikes/units"], file["labels"]
+            speakers = file.get("extra/speaker")
+            if not len(times) == len(units) == len(labels) == (len(labels) if speakers is None else len(speakers)):
+                return "times, units, labels and speakers differ in number"
+            for rows in (times, units):
+                check_lengths(Path(name), rows)
+            return len(labels)
+    except UNREADABLE as error:
+        return f"not a readable HDF5 file of spikes ({error})"
+
+
+def read_rows(name: str, first: int, stop: int) -> list[tuple[NDArray[Any], NDArray[Any], int, int]] | str:
+    """Times, units, label and speaker of some samples, or what is wrong. Runs in the decoder's process."""
+    rows = slice(first, stop)
+    try:
+        with h5py.File(name, "r") as file:
+            labels = file["labels"][rows]
+            speakers = file["extra/speaker"][rows] if "extra/speaker" in file else np.full(len(labels), -1)
+            times, units = file["spikes/times"][rows], file["spikes/units"][rows]
+        return [(t, u, int(k), int(s)) for t, u, k, s in zip(times, units, labels, speakers, strict=True)]
+    except UNREADABLE as error:
+        return f"not a readable HDF5 file of spikes ({error})"
 
 
 def check_lengths(path: Path, rows: Any) -> None:
@@ -106,11 +120,11 @@ def check_lengths(path: Path, rows: Any) -> None:
     values = 0
     for offset, length in pieces:
         if offset + length > size:
-            raise DataError(damaged(path, f"{rows.name} lies beyond its end"))
+            raise ValueError(f"{rows.name} lies beyond its end")
         references = np.fromfile(path, ROW_REFERENCE, length // ROW_REFERENCE.itemsize, offset=offset)
         values += int(references["length"].astype(np.int64).sum())
     if values * h5py.check_vlen_dtype(rows.dtype).itemsize > size:
-        raise DataError(damaged(path, f"{rows.name} claims {values:,} values, more than the file can hold"))
+        raise ValueError(f"{rows.name} claims {values:,} values, more than the file can hold")
 
 
 def open_reader(conf: EventDatasetConf) -> HeidelbergReader:
@@ -131,7 +145,7 @@ def open_reader(conf: EventDatasetConf) -> HeidelbergReader:
                 total += len(file["labels"])
                 if keys is None and "extra/keys" in file:
                     keys = [key.decode() if isinstance(key, bytes) else str(key) for key in file["extra/keys"][()]]
-        except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        except UNREADABLE as error:
             raise DataError(damaged(path, f"not a readable HDF5 file of spikes ({error})")) from None
     classes = FACTS[conf.name].num_classes
     if keys is None or len(keys) != classes:
