@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 
 import pytest
 
+from snnexp.cli import _unexpected
 from snnexp.helptext import GROUPS
 
 
@@ -93,3 +95,19 @@ def test_inspect_prints_layers_and_records_nothing(snnexp, tmp_path) -> None:
         assert word in done.stdout
     assert not (tmp_path / "mlflow.db").exists()
     assert not (tmp_path / "runs").exists()
+
+
+def test_warnings_reach_the_terminal(snnexp, tmp_path) -> None:
+    job = ("trainer=smoke", "model.spec=FC-SN", "tracking=off", "trainer.plots=false")
+    assert snnexp(*job).returncode == 0
+    (record,) = tmp_path.glob("runs/*/001/run.json")
+    record.write_text("{")
+    done = snnexp(*job)
+    assert done.returncode == 0
+    assert f"snnexp: {record} is damaged" in done.stderr
+
+
+def test_a_full_disk_is_named_with_the_way_out() -> None:
+    message = _unexpected(OSError(errno.ENOSPC, "No space left on device", "runs/metrics.jsonl"))
+    assert message.startswith("No space left on device: runs/metrics.jsonl.")
+    assert "Free some disk space" in message

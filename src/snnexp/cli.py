@@ -6,6 +6,7 @@ Exit codes (DESIGN section 6): 0 done; 2 wrong configuration or data; 130 interr
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -91,6 +92,11 @@ def _fail(code: int, message: str) -> int:
 
 def _unexpected(error: BaseException) -> str:
     """One line for an error that nobody foresaw, with the place of the traceback."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"{error.strerror}{f': {error.filename}' if error.filename else ''}. What was finished is kept. Free some "
+            "disk space (or set state_dir, tracking.uri or hydra.run.dir to another disk), then give the command again."
+        )
     files = [h.baseFilename for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
     if files:
         where = f"The traceback is in {files[0]}"

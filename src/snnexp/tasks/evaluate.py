@@ -33,7 +33,7 @@ def evaluate(conf: Config, cfg: DictConfig) -> float:
     restored = validate(stored)
     absolute_paths(restored, stored)
     experiment = assemble(restored)
-    apply_weights(experiment.network, weights, path)
+    apply_weights(experiment.network, weights, path, config)
     display = Display(restored.trainer.max_epochs)
     display.say(f"{path}: {restored.dataset.name}, {restored.neuron.name}, weights of epoch {facts.get('epoch')}")
     outcome = test(experiment, display, int(facts.get("epoch", 0)))

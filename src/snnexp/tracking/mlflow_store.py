@@ -56,8 +56,9 @@ def import_mlflow() -> Any:
     warnings.filterwarnings("ignore", message="The ``noload`` loader strategy is deprecated")
     import mlflow
 
-    for name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.client", "mlflow.utils.environment"):
+    for name in ("alembic", "mlflow.tracking.client", "mlflow.utils.environment"):
         logging.getLogger(name).setLevel(logging.WARNING)  # "Running upgrade 451aebb31d03 -> ..." forty times
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback for each error; we say it once
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # each retry; we say it once
     return mlflow
 

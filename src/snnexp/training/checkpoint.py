@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from snnexp import __version__
-from snnexp.errors import DataError, SnnexpError, TrainingError
+from snnexp.errors import DataError, TrainingError
 
 STATE_VERSION = 1
 
@@ -90,13 +90,22 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[st
         raise DataError(f"{path} has weights but no snnexp configuration in its header.") from error
 
 
-def apply_weights(network: torch.nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
+def apply_weights(
+    network: torch.nn.Module, weights: Mapping[str, Tensor], source: Path, config: Mapping[str, Any] | None = None
+) -> None:
     """Load weights into a network of the same shape.
 
+    config: the one that the weights were trained with, if this run's may differ (trainer.init_from, task=evaluate).
+    A threshold or decay is then taken over only where both learn it in the same parametrisation; any other keeps the
+    value that this run's configuration, and so its record, says.
+
     Raises:
-        SnnexpError: names or shapes differ; the message lists the first few.
+        DataError: names or shapes differ; the message lists the first few.
     """
     own = network.state_dict()
+    if config is not None:
+        kept = {k: own[k] for k in own if k in weights and _is_set_here(network, k, config["neuron"])}
+        weights = {**weights, **kept}
     wrong = [f"{k} (missing)" for k in own if k not in weights] + [f"{k} (unknown)" for k in weights if k not in own]
     wrong += [
         f"{k} ({list(weights[k].shape)} for {list(own[k].shape)})"
@@ -104,7 +113,19 @@ def apply_weights(network: torch.nn.Module, weights: Mapping[str, Tensor], sourc
         if k in weights and own[k].shape != weights[k].shape
     ]
     if wrong:
-        raise SnnexpError(
-            f"{source} does not fit this network: {', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}"
-        )
+        raise DataError(f"{source} does not fit this network: {', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}")
     network.load_state_dict(dict(weights))
+
+
+def _is_set_here(network: torch.nn.Module, key: str, trained: Mapping[str, Any]) -> bool:
+    """Whether `key` is a neuron's value that this run's configuration decides, not weights trained with `trained`."""
+    from snnexp.neurons.layer import SpikingLayer
+
+    path, _, name = key.rpartition(".")
+    layer = network.get_submodule(path)
+    if not isinstance(layer, SpikingLayer):
+        return False
+    quantity = name.removeprefix("raw_")
+    form = trained["threshold_param" if quantity == "threshold" else "decay_param"]
+    same = trained[f"learn_{quantity}"] and quantity in layer.learned() and getattr(layer, f"{quantity}_param") == form
+    return not same

@@ -137,6 +137,8 @@ class Display:
             chosen = f"epoch {state.best.epoch}, chosen on validation (accuracy {state.best.accuracy:.4f})"
             if "val/accuracy" not in state.history:
                 chosen = f"epoch {state.best.epoch}, the last (there is no validation split)"
+            if state.epoch == 0:
+                chosen = "epoch 0, the untrained network"
             self.say(f"weights of {chosen}; {state.epoch} epochs in {duration(state.seconds)}; test was run once")
 
     def farewell(self, link: str | None, run_id: str | None, folder: RunFolder) -> None:

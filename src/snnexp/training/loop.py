@@ -18,6 +18,7 @@ from torch import Tensor
 
 from snnexp.analysis.activity import ActivityMeter
 from snnexp.analysis.diagnosis import diagnose
+from snnexp.errors import DataError
 from snnexp.experiment import Experiment
 from snnexp.tracking.runs import RunFolder
 from snnexp.tracking.store import Tracker
@@ -88,7 +89,8 @@ def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Di
             from pathlib import Path
 
             path = Path(conf.trainer.init_from)
-            apply_weights(network, load_weights(path)[0], path)
+            weights, trained_with, _ = load_weights(path)
+            apply_weights(network, weights, path, trained_with)
         _before_training(experiment, state, meters, tracker, display, validates)
         _save(folder, state, experiment, optimizer, scheduler, meters, config)
 
@@ -123,7 +125,7 @@ def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Di
         state.record(epoch, metrics)
 
         if improved:  # before the state: a state that names an epoch as the best has its weights on the disk
-            facts = {"epoch": epoch, "val_accuracy": state.best.accuracy}
+            facts = {"epoch": epoch, f"{'val' if validates else 'train'}_accuracy": state.best.accuracy}
             save_weights(folder.best, network.state_dict(), config, facts)
         _save(folder, state, experiment, optimizer, scheduler, meters, config)
         tracker.log_epoch(epoch, metrics)
@@ -180,6 +182,7 @@ def _save(
             "optimizer": optimizer.state_dict(),
             "scheduler": scheduler.state_dict() if scheduler is not None else None,
             "meters": {split: meter.state_dict() for split, meter in meters.items()},
+            "split_hash": experiment.source.info.split_hash,
             "fit": {
                 "epoch": state.epoch,
                 "stopped_early": state.stopped_early,
@@ -200,6 +203,14 @@ def _restore(
     meters: dict[str, ActivityMeter],
 ) -> Fit:
     saved = load_state(folder.state)
+    now = experiment.source.info.split_hash
+    if saved.get("split_hash", now) != now:
+        # what was held out before the interruption may be in the training part now
+        raise DataError(
+            f"dataset={experiment.source.info.name}: the samples are not those that {folder.path} was trained on "
+            f"(split {now}, then {saved['split_hash']}). Put the data back as it was, or start afresh with "
+            "trainer.resume=never."
+        )
     apply_weights(experiment.network, saved["network"], folder.state)
     optimizer.load_state_dict(saved["optimizer"])
     if scheduler is not None:

@@ -119,7 +119,8 @@ def train_pass(
             if not math.isfinite(_report(progress, tally)):
                 raise _non_finite(experiment, batch, epoch, tally.batches)
     mean_loss, accuracy = tally.means()  # waits for the device: the clock below is honest
-    if not math.isfinite(mean_loss):
+    # a membrane that is nan never reaches its threshold: rate losses stay finite over weights that are lost
+    if not math.isfinite(mean_loss) or _non_finite_parameter(network):
         raise _non_finite(experiment, batch, epoch, tally.batches)
     return PassResult(mean_loss, accuracy, tally.samples, time.perf_counter() - start, clock.wait)
 
@@ -133,10 +134,13 @@ def evaluation_pass(
     progress: Progress | None = None,
     keep: Callable[[Batch, Output, Tensor], None] | None = None,
 ) -> PassResult:
-    """Evaluate on one split; `keep` sees every batch with its output and predictions."""
-    seed_everything(
-        derive_seed(experiment.conf.seed, split, epoch)
-    )  # a random encoder draws the same test set each time
+    """Evaluate on one split; `keep` sees every batch with its output and predictions.
+
+    Raises:
+        TrainingError: the loss is not finite, and so selects nothing; on the test split it is reported as it is.
+    """
+    # a random encoder draws the same test set each time
+    seed_everything(derive_seed(experiment.conf.seed, split, epoch))
     experiment.network.eval()
     tally, start, shown = _Tally(experiment.device), time.perf_counter(), 0.0
     clock = _Clock(experiment.source.batches(split), experiment.conf.trainer.smoke_steps)
@@ -150,6 +154,8 @@ def evaluation_pass(
             shown = now
             _report(progress, tally)
     mean_loss, accuracy = tally.means()
+    if split != "test" and not math.isfinite(mean_loss):
+        raise _non_finite(experiment, batch, epoch, tally.batches)
     return PassResult(mean_loss, accuracy, tally.samples, time.perf_counter() - start, clock.wait)
 
 
@@ -163,18 +169,22 @@ def _report(progress: Progress | None, tally: _Tally) -> float:
 
 def _non_finite(experiment: Experiment, batch: Batch, epoch: int, number: int) -> TrainingError:
     """Find the first layer that is not finite, in the parameters or else in the activity of this batch."""
-    culprit = next(
-        (f"parameter {name}" for name, p in experiment.network.named_parameters() if not torch.isfinite(p).all()), None
-    )
+    culprit = _non_finite_parameter(experiment.network)
     if culprit is None:
         finder = _NonFiniteFinder()
         with torch.no_grad():
             experiment.forward(batch, finder)
         culprit = finder.found or "the loss itself"
     return TrainingError(
-        f"epoch {epoch}, batch {number}: the loss is not finite; first seen in {culprit}. "
+        f"epoch {epoch}, batch {number}: the loss or a parameter is not finite; first seen in {culprit}. "
         "The last finished epoch is kept. Try a lower optimizer.lr or optimizer.lr_threshold, or trainer.grad_clip=1."
     )
+
+
+def _non_finite_parameter(network: torch.nn.Module) -> str | None:
+    """The first parameter with a nan or an infinity in it."""
+    lost = (name for name, p in network.named_parameters() if not torch.isfinite(p).all())
+    return next((f"parameter {name}" for name in lost), None)
 
 
 class _NonFiniteFinder:
