@@ -180,11 +180,11 @@ class EventSource:
         by_rule = self.density < SPARSE_BELOW
         sparse = by_rule if self.conf.sparse == "auto" else self.conf.sparse == "always"
         form = "event lists" if sparse else "dense frames"
-        why = (
-            f"auto: lists below {SPARSE_BELOW:.0%}"
-            if self.conf.sparse == "auto"
-            else f"dataset.sparse={self.conf.sparse}"
-        )
+        why = {
+            "auto": f"auto: lists below {SPARSE_BELOW:.0%}",
+            "always": "dataset.sparse=always",
+            "never": "dataset.sparse=never, or a convolution comes first",  # `experiment` asks for never then
+        }[self.conf.sparse]
         notes.append(f"density {self.density:.3%}, batches as {form} ({why})")
         log.info("%s: %.3f %% of the inputs are non-zero: %s (%s)", self.conf.name, 100 * self.density, form, why)
         return sparse

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from snnexp.config import Config
 from snnexp.tasks.environment import Environment, environment
+from snnexp.tracking.links import ui_command
 from snnexp.tracking.runs import RunFolder, Status, claim
 from snnexp.tracking.sweep import current_sweep
 
@@ -71,6 +72,10 @@ def _train(conf: Config, config: dict[str, Any], env: Environment, folder: RunFo
         tracker.finish(status)
         folder.finish(status)
     display.farewell(tracker.link(), tracker.run_id, folder)
+    store = folder.record.tracking_uri
+    command = ui_command(store) if store and not env.in_sweep else None  # a sweep says it once, at its end
+    if command:
+        display.say(f"pages:  {command}")
     return state.best.accuracy
 
 

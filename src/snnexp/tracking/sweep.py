@@ -212,10 +212,11 @@ def close_parent(opened: dict[str, str], complete: bool, jobs: Counter[str]) -> 
         client.set_tag(parent, key, text)
     client.set_terminated(parent, _status(complete, counts, jobs))
 
-    pages = [links.experiment_link(store.uri, store.experiment_id)]
+    pages = {"charts": links.experiment_link(store.uri, store.experiment_id)}
     if 1 < len(children) <= MAX_COMPARED:
-        pages.append(links.compare_link(store.uri, store.experiment_id, [run.info.run_id for run in children]))
-    lines += [page for page in pages if page]
+        ids = [run.info.run_id for run in children]
+        pages["these runs side by side"] = links.compare_link(store.uri, store.experiment_id, ids)
+    lines += [f"{title}: {page}" for title, page in pages.items() if page]
     command = links.ui_command(store.uri)
     if command:
         lines.append(f"Serve these pages with: {command}")
