@@ -7,6 +7,7 @@ came in with `+`, words out of range, and combinations that cannot work.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -133,7 +134,8 @@ def _neuron(conf: Config) -> Iterator[str]:
             f"neuron.engine={n.engine}: has no kernel for surrogate {n.surrogate.name}. "
             f"Use neuron.engine=reference (or auto), or one of {', '.join(FUSED_SURROGATES)}."
         )
-    if conf.device == "cpu" and n.engine == "triton":
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's kernels in Python, on any device
+    if conf.device == "cpu" and n.engine == "triton" and not interpreted:
         yield "neuron.engine=triton: needs device=cuda. On the CPU use neuron.engine=numba, reference or auto."
     if conf.device == "cuda" and n.engine == "numba":
         yield "neuron.engine=numba: runs on the CPU only. With device=cuda use neuron.engine=triton, reference or auto."
