@@ -47,7 +47,11 @@ format: setup  ## let ruff rewrite the files
 typecheck: setup  ## mypy, strict
 	$(BIN)/mypy
 
-bench: setup  ## the benchmarks of docs/benchmarks.md; peers: pip install -r benchmarks/peers.txt
+benchmarks/.peers: benchmarks/peers.txt
+	$(BIN)/pip install -q --no-deps --upgrade --target $@ -r $<
+	@touch $@
+
+bench: setup benchmarks/.peers  ## the benchmarks of docs/benchmarks.md, about 12 minutes; results in outputs/bench
 	$(BIN)/python -m benchmarks
 
 # The local label of a CPU build is cut off, so that plain pip takes the right build of the same version anywhere;

@@ -64,6 +64,9 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
 def _run(arguments: list[str]) -> int:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let exceptions reach us instead of Hydra's own exit
     os.environ.setdefault("SNNEXP_START_DIR", os.getcwd())
+    from snnexp.allocator import prepare_allocator
+
+    prepare_allocator()  # before anything imports torch
     from snnexp.errors import ConfigError, SnnexpError
 
     try:

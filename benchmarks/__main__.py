@@ -1,0 +1,229 @@
+"""python -m benchmarks [--only W1,W3,scaling] [--device cpu|cuda] [--quick] [--out DIR]: see docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import io
+import json
+import logging
+import os
+import platform
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+from snnexp.allocator import prepare_allocator
+
+PARTS = ("W1", "W2", "W2r", "W3", "W4", "W5", "W6", "W7", "W8", "scaling")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the parts asked for; prints the tables and writes bench.json, bench.md and the plots."""
+    options = _options(arguments)
+    prepare_allocator()  # before torch is imported, and the same for all candidates
+    warnings.filterwarnings("ignore", category=UserWarning)
+    import torch
+
+    torch.set_flush_denormal(True)  # for all candidates, as the command does it; before the first parallel operation
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.memory:
+        _print_memory(options)
+        return
+    record = run(options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "bench.json").write_text(json.dumps(record, indent=1) + "\n")
+    from benchmarks import report
+
+    text = report.markdown(record)
+    (options.out / "bench.md").write_text(text)
+    if record["workloads"]:
+        report.plot_steps(record, options.out)
+    if record.get("scaling"):
+        report.plot_scaling(record, options.out)
+    print(text)
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--only", default=",".join(PARTS), help="some of " + ",".join(PARTS))
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: tries the bench out, measures nothing")
+    parser.add_argument("--out", type=Path, default=Path("outputs/bench"))
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--threads", type=int, default=0, help="torch's threads; 0: its own choice")
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("SNNEXP_DATA", "data")), help="W7: real data")
+    parser.add_argument("--memory", default="", help=argparse.SUPPRESS)  # workload:candidate, in a subprocess
+    options = parser.parse_args(arguments)
+    options.parts = options.only.split(",")
+    options.arguments = sys.argv[1:] if arguments is None else arguments
+    if unknown := [part for part in options.parts if part not in PARTS]:
+        parser.error(f"--only: no such part {', '.join(unknown)}. There are {', '.join(PARTS)}.")
+    return options
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure; returns what goes into bench.json."""
+    import torch
+
+    from benchmarks.peers import find_peers
+    from benchmarks.scaling import measure_scaling, roofline
+    from benchmarks.workloads import WORKLOADS
+
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device cuda: torch sees no CUDA device. Use --device cpu, or install a CUDA build.")
+    peers = find_peers()
+    if peers["norse"]:
+        logging.getLogger().setLevel(logging.ERROR)  # it reports what it did not compile
+    _quiet_spikingjelly()
+    record: dict[str, Any] = {
+        "command": " ".join(["python -m benchmarks", *options.arguments]),
+        "quick": options.quick,
+        "device": str(device),
+        "machine": _machine(device),
+        "versions": _versions(peers),
+        "roofline": roofline(device, options.quick),
+        "workloads": {},
+    }
+    for name, workload in WORKLOADS.items():
+        if name in options.parts:
+            record["workloads"][name] = measure_workload(
+                workload.shrunk() if options.quick else workload, device, peers, options
+            )
+            print(f"{name} done", file=sys.stderr, flush=True)
+    if "scaling" in options.parts:
+        others = [n for n in ("snntorch", "spikingjelly") if peers[n]]
+        record["scaling"] = measure_scaling(device, options.quick, others, record["roofline"])
+    if "W7" in options.parts:
+        record["data_path"] = _data_path(options)
+    if "W8" in options.parts:
+        from benchmarks.startup import measure_startup
+
+        record["startup"] = measure_startup(1 if options.quick else 5)
+    return record
+
+
+def measure_workload(w: Any, device: Any, peers: dict[str, str | None], options: argparse.Namespace) -> dict[str, Any]:
+    """Check that the candidates of a workload agree, time those that do, and measure their memory."""
+    from benchmarks.candidates import BARE, build, compare, firing_rates, names_for, on_device
+    from benchmarks.harness import interleave, memory_in_subprocess
+    from benchmarks.peers import Refused
+    from benchmarks.workloads import make_inputs, matrix_flops, neuron_bytes
+
+    inputs = on_device(make_inputs(w), device)
+    names, missing = names_for(w, peers)
+    rows: dict[str, dict[str, Any]] = {}
+    runs = {}
+    for name in names:
+        try:
+            training = build(name, w, inputs, device)
+        except Refused as reason:
+            rows[name] = {"refused": str(reason)}
+            continue
+        rows[name] = {}
+        if name != BARE:
+            agreement = compare(name, training, w, inputs, device)
+            rows[name] = {"loss": agreement.loss, "expected_loss": agreement.expected, "cosine": agreement.direction}
+            if agreement.problem:
+                rows[name]["refused"] = agreement.problem
+                continue
+            training = build(name, w, inputs, device)  # batch norm has seen the batch
+        runs[name] = training.step
+    for name, timing in interleave(runs, device, options.rounds if not options.quick else 2, budget_s=45).items():
+        rows[name] |= timing.record()
+    runs.clear()
+    if not options.quick or device.type == "cuda":
+        extra = ["--device", str(device), *(["--quick"] if options.quick else [])]
+        for name, row in rows.items():
+            if "refused" not in row:
+                row["memory_mb"] = memory_in_subprocess(["--memory", f"{w.name}:{name}", *extra])
+    return {
+        "title": w.title,
+        "num_steps": w.num_steps,
+        "batch": w.batch,
+        "firing_rates": firing_rates(w, inputs, device),
+        "matrix_flops": matrix_flops(w),
+        "neuron_bytes": neuron_bytes(w),
+        "candidates": rows,
+        "missing": missing,
+    }
+
+
+def _print_memory(options: argparse.Namespace) -> None:
+    """In a subprocess: growth of peak memory over making the inputs the candidate reads and three steps."""
+    import torch
+
+    from benchmarks.candidates import build, measured_inputs
+    from benchmarks.harness import peak_growth_mb
+    from benchmarks.peers import find_peers
+    from benchmarks.workloads import WORKLOADS
+
+    workload, _, candidate = options.memory.partition(":")
+    w = WORKLOADS[workload].shrunk() if options.quick else WORKLOADS[workload]
+    device = torch.device(options.device)
+    find_peers()
+    _quiet_spikingjelly()
+    tiny = WORKLOADS[workload].shrunk()
+    build(candidate, tiny, measured_inputs(candidate, tiny, device), device).step()  # imports, compilations, pools
+
+    def prepare() -> Any:
+        return build(candidate, w, measured_inputs(candidate, w, device), device).step
+
+    print(json.dumps({"peak_growth_mb": peak_growth_mb(prepare, 3, device)}))
+
+
+def _quiet_spikingjelly() -> None:
+    with contextlib.suppress(ImportError):
+        importlib.import_module("loguru").logger.remove()
+
+
+def _data_path(options: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks import data_path
+
+    printed = io.StringIO()
+    with tempfile.TemporaryDirectory(prefix="snnexp-bench-") as folder, contextlib.redirect_stdout(printed):
+        path = Path(folder) / "w7.json"
+        repeats = "1" if options.quick else "3"
+        data_path.main(["--root", str(options.data), "--repeats", repeats, "--json", str(path)])
+        found: dict[str, Any] = json.loads(path.read_text())
+    return {**found, "table": printed.getvalue().rstrip()}
+
+
+def _machine(device: Any) -> dict[str, Any]:
+    import torch
+
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    machine = {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "allocator": "torch's own" if os.environ.get("SNNEXP_ALLOC") == "0" else "snnexp's",
+    }
+    if device.type == "cuda":
+        machine["gpu"] = torch.cuda.get_device_name()
+    return machine
+
+
+def _versions(peers: dict[str, str | None]) -> dict[str, str]:
+    import numba
+    import numpy
+    import torch
+
+    from snnexp import __version__
+
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
+    versions |= {"numba": numba.__version__, "snnexp": __version__}
+    return versions | {name: version or "not installed" for name, version in peers.items()}
+
+
+if __name__ == "__main__":
+    main()

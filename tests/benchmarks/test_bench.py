@@ -1,0 +1,146 @@
+"""The bench at tiny sizes: candidates that differ are refused, those that agree are timed, tables come out right."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import benchmarks.__main__ as bench
+from benchmarks import candidates, report
+from benchmarks.harness import Timing, interleave, peak_growth_mb
+from benchmarks.peers import BUILDERS, Refused, find_peers
+from benchmarks.workloads import WORKLOADS, Inputs, Workload, make_inputs, matrix_flops, neuron_bytes
+
+CPU = torch.device("cpu")
+TINY = Workload("tiny", "two layers", "FC24-SN-FC5-SN", (1, 1, 30), 25, 3, 5, density=0.2, gain=3.0)
+RECURRENT = Workload("tiny", "recurrent", "RFC24-SN-FC5-SN", (1, 1, 30), 25, 3, 5, density=0.2, gain=3.0)
+MAPS = Workload("tiny", "maps", "c4k3-BN-SN-MP2-FC10-SN-VOTE2", (2, 8, 8), 6, 2, 5, density=0.3, gain=2.0)
+ROUSER = Workload(
+    "tiny", "Rouser", "FC24-SN-FC5-SN", (1, 1, 30), 25, 3, 5, density=0.04, current_based=True, reset="subtract",
+    bias=False, gain=3.0,
+)  # fmt: skip
+INSTALLED = find_peers()
+
+
+@pytest.mark.filterwarnings("ignore")  # of the peers
+@pytest.mark.parametrize("w", [TINY, RECURRENT, MAPS, ROUSER], ids=lambda w: w.title)
+@pytest.mark.parametrize("name", [candidates.OURS, candidates.LISTS, candidates.ROUSER, *BUILDERS])
+def test_candidates_compute_the_same(name: str, w: Workload) -> None:
+    if name in BUILDERS and not INSTALLED[BUILDERS[name][0]]:
+        pytest.skip(f"{BUILDERS[name][0]} is not installed")
+    inputs = make_inputs(w)
+    try:
+        training = candidates.build(name, w, inputs, CPU)
+    except Refused:
+        assert w.current_based and name not in (candidates.OURS, "snntorch")
+        return
+    agreement = candidates.compare(name, training, w, inputs, CPU)
+    assert agreement.problem is None, agreement
+    assert agreement.expected != pytest.approx(np.log(w.classes), abs=1e-3)  # the output does spike
+    weight = next(p for p in training.network.parameters() if p.dim() > 1)
+    before = weight.detach().clone()
+    assert float(training.step()) == pytest.approx(agreement.loss, rel=1e-4)
+    assert not torch.equal(weight, before)
+
+
+def test_a_candidate_with_other_dynamics_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = make_inputs(TINY)
+    training = candidates.build(candidates.OURS, TINY, inputs, CPU)
+    for neuron in training.network.neurons.values():
+        neuron.raw_beta.fill_(0.8)
+    assert "loss" in (candidates.compare(candidates.OURS, training, TINY, inputs, CPU).problem or "")
+    training = candidates.build(candidates.OURS, TINY, inputs, CPU)
+    loss, gradient = training.first_gradient()
+    monkeypatch.setattr(training, "first_gradient", lambda: (loss, gradient.flip(0)))
+    assert "gradient" in (candidates.compare(candidates.OURS, training, TINY, inputs, CPU).problem or "")
+
+
+def test_inputs_have_the_density_and_are_the_same_in_both_forms() -> None:
+    inputs = make_inputs(WORKLOADS["W2"].shrunk())
+    assert inputs.events is not None
+    assert float(inputs.dense.mean()) == pytest.approx(0.1, rel=0.05)
+    assert torch.equal(inputs.dense, inputs.events.to_dense())
+    lists_only = candidates.measured_inputs(candidates.OURS, WORKLOADS["W5"].shrunk(), CPU)
+    assert lists_only.events is not None and lists_only.dense.numel() == 0
+
+
+def test_operations_and_bytes_by_hand() -> None:
+    # W1: 512*512 multiply-adds per row, 500*16 rows; forward and the weights' gradient, no input gradient
+    assert matrix_flops(WORKLOADS["W1"]) == 2 * 2 * 512 * 512 * 8000
+    assert neuron_bytes(WORKLOADS["W1"]) == 6 * 4 * 512 * 8000
+    # 700*256 twice, then 256*20 three times; recurrent: 256*256 three times more
+    assert matrix_flops(WORKLOADS["W2"]) == 2 * 12800 * (2 * 700 * 256 + 3 * 256 * 20)
+    assert matrix_flops(WORKLOADS["W2r"]) - matrix_flops(WORKLOADS["W2"]) == 2 * 12800 * 3 * 256 * 256
+
+
+def test_rounds_are_interleaved() -> None:
+    calls: list[str] = []
+    timings = interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, CPU, rounds=3, warmup=1)
+    assert "".join(calls) == "abababab"
+    assert len(timings["a"].seconds) == 3
+
+
+def test_median_and_spread() -> None:
+    row = Timing([0.003, 0.001, 0.002]).record()
+    assert (row["median_ms"], row["min_ms"], row["max_ms"]) == pytest.approx((2, 1, 3))
+
+
+def test_peak_memory_counts_what_is_made_and_freed() -> None:
+    def prepare():  # type: ignore[no-untyped-def]
+        return lambda: torch.ones(64 * 1024 * 1024 // 4).sum()
+
+    try:
+        assert 60 < peak_growth_mb(prepare, 2, CPU) < 100  # 67.1 MB
+    except OSError:
+        pytest.skip("needs Linux's /proc/self/clear_refs")
+
+
+def record_of(**rows: float) -> dict:
+    timed = {
+        name.replace("_", " "): Timing([ms / 1000] * 3).record() | {"memory_mb": 10.0} for name, ms in rows.items()
+    }
+    result = {
+        "title": "t", "num_steps": 1, "batch": 1, "firing_rates": {"sn1": 0.1}, "matrix_flops": 1e9,
+        "neuron_bytes": 1e6, "candidates": timed, "missing": {"norse": "norse is not installed"},
+    }  # fmt: skip
+    roof = {"sgemm_flops": 1e11, "copy_bytes": 1e10}
+    return {"machine": {}, "versions": {}, "command": "c", "workloads": {"W1": result}, "roofline": roof}
+
+
+def test_table_says_what_is_missed_and_missing() -> None:
+    record = record_of(snnexp=10, snntorch=50, spikingjelly=31, no_neurons=9)
+    record["workloads"]["W1"]["candidates"]["peer"] = {"refused": "its loss is 2, ours 1"}
+    assert report.figures(record)["W1"] == pytest.approx(
+        {"snntorch": 5, "spikingjelly": 3.1, "no neurons": 10 / 9, "memory": 1}
+    )
+    text = report.markdown(record)
+    assert "5.0x (>= 6, **missed**)" in text and "3.1x (>= 3)" in text and "1.11 (<= 1.15)" in text
+    assert "norse is not installed" in text and "refused: its loss is 2, ours 1" in text
+    assert "| W1 | 1.00 | 10.0 | 1 | 0.1 | 10.1 | 10.0 |" in text  # 1 GFLOP at 100 GFLOP/s; 1 MB at 10 GB/s
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_whole_run_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
+    bench.main(["--quick", "--only", "W1,W2", "--out", str(tmp_path)])
+    torch.set_num_threads(threads)
+    record = json.loads((tmp_path / "bench.json").read_text())
+    assert set(record["workloads"]) == {"W1", "W2"}
+    rows = record["workloads"]["W1"]["candidates"]
+    assert {"snnexp", "no neurons", "snntorch"} <= set(rows) and rows["snnexp"]["median_ms"] > 0
+    assert (tmp_path / "bench.md").read_text() in capsys.readouterr().out
+    assert (tmp_path / "bench_steps.png").stat().st_size > 1000
+
+
+def test_unknown_part_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bench.main(["--only", "W9"])
+    assert "no such part W9" in capsys.readouterr().err
+
+
+def test_lists_are_none_where_values_are_not_counts() -> None:
+    inputs: Inputs = make_inputs(WORKLOADS["W1"].shrunk())
+    assert inputs.events is None
+    assert inputs.dense.std().item() == pytest.approx(1, rel=0.05)
