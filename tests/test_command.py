@@ -41,7 +41,7 @@ def test_help_and_mistakes_import_nothing_heavy(arguments: list[str], tmp_path) 
         (["+neuron.treshold=1"], "neuron.treshold: no such key. Did you mean threshold?"),
         (["+typo=1"], "typo: no such key."),
         (["optimizer.lr=abc"], "optimizer.lr=abc: Value 'abc' of type 'str' could not be converted to Float."),
-        (["device=gpu"], "device=gpu: no such option. Did you mean cpu?"),
+        (["device=gpu"], "device=gpu: no such option. Did you mean cuda?"),
         (["neuron=rouser,fixed"], "To run one after the other: -m neuron=rouser,fixed"),
         (["neuron=[rouser,fixed]"], "To sweep: -m neuron=rouser,fixed"),
         (["experiment=rouser_fig6"], "no such option. Did you mean rouser_fig6"),
@@ -65,6 +65,7 @@ def test_help_and_mistakes_import_nothing_heavy(arguments: list[str], tmp_path) 
         (["task=evaluate"], "needs run_id="),
         (["task=evaluate", "run_id=123"], "run_id=123: no best.safetensors"),
         (["seed"], "Write KEY=VALUE"),
+        (["model.spec=(FC8-SN)x2-FC-SN"], """Quote it twice: 'model.spec="(FC8-SN)x2-FC-SN"'"""),
         (["dataset.root=${nope}"], "dataset.root"),
     ],
 )

@@ -22,12 +22,20 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, MissingConfigException):
         return _missing_option(error)
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: not an override. Write KEY=VALUE. ({str(error).splitlines()[0]})"
+        return _bad_override(error)
     if isinstance(error, ConfigCompositionException | OmegaConfBaseException):
         return _bad_key_or_value(error)
     if isinstance(error, HydraException):
         return str(error).strip()
     return None
+
+
+def _bad_override(error: OverrideParseException) -> str:
+    key, equals, value = error.override.partition("=")
+    if not equals:
+        return f"{error.override}: not an override. Write KEY=VALUE. ({str(error).splitlines()[0]})"
+    # brackets, commas and colons mean something to Hydra; two pairs of quotes, since the shell takes one away
+    return f"{error.override}: the value has signs with a meaning of their own. Quote it twice: '{key}=\"{value}\"'"
 
 
 def _missing_option(error: MissingConfigException) -> str:

@@ -143,6 +143,16 @@ def test_a_sweep_is_one_parent_that_a_second_sweep_continues(program: Program) -
     assert again.data.metrics["val/accuracy"] == pytest.approx(0.6)
 
 
+def test_a_run_that_was_finished_in_another_store_does_not_keep_the_sweep_open(program: Program) -> None:
+    code, _, err = program("tracking.uri=sqlite:///other.db")
+    assert code == 0, err
+    code, out, err = program("-m", "seed=0,1")
+    assert code == 0, err
+    assert "SKIP 0" in out and "Sweep: 1 finished, 0 failed, 0 killed." in out
+    [parent], _ = program.runs()
+    assert parent.info.status == "FINISHED"
+
+
 def test_ctrl_c_marks_the_run_and_the_sweep_killed(program: Program) -> None:
     process = program.start("-m", "seed=0,1", "pause_s=60")
     assert process.stdout is not None

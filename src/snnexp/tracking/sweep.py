@@ -189,7 +189,7 @@ def close_parent(opened: dict[str, str], complete: bool, jobs: Counter[str]) -> 
     known = {run.info.run_id for run in children}
     skipped = Path(opened["folder"]) / SKIPPED_FOLDER
     if skipped.is_dir():
-        children += [client.get_run(path.name) for path in sorted(skipped.iterdir()) if path.name not in known]
+        children += _found(client, [path.name for path in sorted(skipped.iterdir()) if path.name not in known])
     counts = Counter(str(run.info.status) for run in children)
 
     closings = int(client.get_run(parent).data.tags.get("closings", "0")) + 1
@@ -221,6 +221,20 @@ def close_parent(opened: dict[str, str], complete: bool, jobs: Counter[str]) -> 
     if command:
         lines.append(f"Serve these pages with: {command}")
     return lines
+
+
+def _found(client: Any, run_ids: list[str]) -> list[Any]:
+    """The runs that are in this store: one that was skipped may have its record in another."""
+    from mlflow.exceptions import MlflowException
+
+    runs = []
+    for run_id in run_ids:
+        try:
+            runs.append(client.get_run(run_id))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+    return runs
 
 
 def _status(complete: bool, counts: Counter[str], jobs: Counter[str]) -> str:
