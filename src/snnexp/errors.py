@@ -43,4 +43,6 @@ def did_you_mean(word: str, valid: Iterable[str]) -> str:
 def unknown_choice(key: str, value: object, valid: Iterable[str]) -> str:
     """One message for a wrong choice: key, value, nearest valid word and all valid words."""
     options = list(valid)
+    if value == "gpu" and "cuda" in options:
+        return f"{key}=gpu: no such option. Did you mean cuda? Valid: {', '.join(options)}."
     return f"{key}={value}: no such option.{did_you_mean(str(value), options)} Valid: {', '.join(options)}."

@@ -19,6 +19,7 @@ from snnexp.encoders import encode
 from snnexp.errors import ConfigError
 from snnexp.models.network import Network, Observer, Output, build_network
 from snnexp.models.tokens import takes_events
+from snnexp.neurons.engines import choose_engine
 from snnexp.training.seeding import derive_seed, seed_everything
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,11 @@ class Experiment:
     def loss(self, output: Output, labels: Tensor) -> Tensor:
         """Loss of one batch, a scalar."""
         return self.decoder.loss(output.spk, output.mem, labels)
+
+    def engine(self) -> tuple[str, str]:
+        """The engine that the spiking layers run on here, and why."""
+        layer = next(iter(self.network.neurons.values()))
+        return choose_engine(layer.requested_engine, self.device, layer.active_dynamics(), torch.float32)
 
     def predict(self, output: Output) -> Tensor:
         """Predicted classes, [B]."""

@@ -161,7 +161,7 @@ def _training(conf: Config) -> Iterator[str]:
     if conf.optimizer.nesterov and conf.optimizer.momentum == 0:
         yield "optimizer.nesterov=true: needs optimizer.momentum above 0."
     if conf.task in ("evaluate", "export") and conf.run_id is None:
-        yield f"task={conf.task}: needs run_id=<id of an MLflow run>; the closing table of each run prints it."
+        yield f"task={conf.task}: needs run_id=<id of an MLflow run>; the last lines of each run print it."
 
 
 def _network(conf: Config) -> list[str]:

@@ -38,7 +38,7 @@ def test_a_dead_layer_is_named_with_its_numbers() -> None:
     assert text.startswith("sn1: 100 % of its 60 neurons never fired. Largest membrane ")
     assert "smallest threshold 50." in text
     assert "neuron=rouser" in text
-    assert behind.endswith("sn1 before it is silent too, so start there.")
+    assert behind.endswith("Start with sn1, before it.")
 
 
 @pytest.mark.parametrize("key", ["threshold", "gain"])

@@ -18,33 +18,34 @@ def diagnose(network: Network, meter: ActivityMeter) -> list[tuple[str, str]]:
     """Findings about the pass that `meter` closed last: a short key such as "sn1 dead", and the text.
 
     A dead layer gets its largest membrane (in the first batch of the pass) beside its threshold, and a threshold that
-    half of its neurons would have reached. A layer behind a silent one is not to blame: the text says so.
+    half of its neurons would have reached. Only the first finding proposes values: they are for all layers, and what
+    comes later depends on what comes before.
     """
     findings: list[tuple[str, str]] = []
-    silent_source: str | None = None  # the nearest earlier layer that sends (next to) nothing
+    first: str | None = None  # the first layer with a finding: neuron.threshold and model.gain serve all layers
     for name, layer in network.spiking_layers.items():
         activity = meter.last.get(name)
         if activity is None:
             continue
         if activity.dead_fraction > MOSTLY:
-            findings.append((f"{name} dead", _dead(name, layer, activity, silent_source, _gain(network, name))))
+            findings.append(
+                (f"{name} dead", _dead(name, layer, activity, first, _gain(network, name)))
+            )
         elif activity.saturated_fraction > MOSTLY:
-            findings.append((f"{name} saturated", _saturated(name, layer, activity, _gain(network, name))))
-        silent_source = name if activity.dead_fraction > 0.95 else None
+            findings.append((f"{name} saturated", _saturated(name, layer, activity, first, _gain(network, name))))
+        first = findings[0][0].split()[0] if findings else None
     return findings
 
 
-def _dead(
-    name: str, layer: SpikingLayer, activity: LayerActivity, silent_source: str | None, gain: float | None
-) -> str:
+def _dead(name: str, layer: SpikingLayer, activity: LayerActivity, earlier: str | None, gain: float | None) -> str:
     threshold = float(layer.threshold.detach().min())
     peak = float(activity.peaks.max())
     text = f"{name}: {_percent(activity.dead_fraction)} of its {activity.rates.numel():,} neurons never fired."
     if not torch.isfinite(activity.peaks).all():
         return f"{text} Its membranes are not finite: lower optimizer.lr, or set trainer.grad_clip=1."
     text += f" Largest membrane {peak:.3g}, smallest threshold {threshold:.3g}."
-    if silent_source:
-        return f"{text} {silent_source} before it is silent too, so start there."
+    if earlier:
+        return f"{text} Start with {earlier}, before it."
     advice = []
     # Half of the neurons reached the median peak, so a threshold just below it lets that half fire.
     reachable = _round_down(float(activity.peaks.median()))
@@ -60,13 +61,13 @@ def _dead(
     elif gain is not None and peak <= 0:
         advice.append(f"model.gain={3 * gain:g} (no membrane is above 0: larger initial weights)")
     if not layer.threshold_parameters():
-        advice.append("neuron=rouser (learns its threshold)")
+        advice.append("neuron=rouser without neuron.threshold (it learns one)")
     elif threshold > 0:
         advice.append("a larger optimizer.lr_threshold")
     return f"{text} Try {', or '.join(advice)}."
 
 
-def _saturated(name: str, layer: SpikingLayer, activity: LayerActivity, gain: float | None) -> str:
+def _saturated(name: str, layer: SpikingLayer, activity: LayerActivity, earlier: str | None, gain: float | None) -> str:
     threshold = float(layer.threshold.detach().max())
     share = _percent(activity.saturated_fraction)
     text = f"{name}: {share} of its {activity.rates.numel():,} neurons fire at nearly every step."
@@ -74,6 +75,8 @@ def _saturated(name: str, layer: SpikingLayer, activity: LayerActivity, gain: fl
         return f"{text} Its threshold has fallen to {threshold:.3g}. Try a smaller optimizer.lr_threshold."
     median = float(activity.peaks.median())
     text += f" Median largest membrane {median:.3g}, threshold {threshold:.3g}."
+    if earlier:
+        return f"{text} Start with {earlier}, before it."
     wanted = max(2 * threshold, median / 2)
     text += f" Try neuron.threshold={_round_up(wanted):g}"
     if gain is None:

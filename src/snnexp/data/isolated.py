@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from snnexp.data.recordings import damaged
 from snnexp.errors import DataError
@@ -42,7 +42,7 @@ class Isolated:
             raise DataError(damaged(path, result))
         return result
 
-    def __enter__(self) -> Isolated:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -54,7 +54,7 @@ def _with_overrides(stored: DictConfig, conf: Config, overrides: tuple[str, ...]
         key = key.lstrip("+")
         if key in GROUPS and key != "task":
             raise ConfigError(f"{override}: task=evaluate takes {key} from the run. Leave it out, or train a new run.")
-        if "." in key:
+        if key not in ("task", "run_id", "checkpoint", "state_dir"):  # what the command itself is about
             OmegaConf.update(stored, key, OmegaConf.create(f"x: {value}").x, force_add=False)
     return stored
 
@@ -67,21 +67,35 @@ def find_checkpoint(conf: Config, start_dir: Path) -> Path:
     """
     assert conf.run_id is not None  # validated
     name = f"{conf.checkpoint}.safetensors"
-    for record in sorted(Path(conf.state_dir).glob("*/*/run.json")):
-        try:
-            values: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue  # a damaged record of another run is not this command's business
-        if conf.run_id in (values.get("mlflow_run_id"), record.parent.name, record.parent.parent.name):
-            path = record.parent / name
-            if path.is_file():
-                return path
+    found = [path for path in _folders_of(conf.run_id, Path(conf.state_dir)) if (path / name).is_file()]
+    runs = sorted({str(path) for path in found})
+    if len(runs) > 1:
+        raise DataError(f"run_id={conf.run_id}: {len(runs)} runs begin like this. Give more of it.\n" + "\n".join(runs))
+    if found:
+        return found[0] / name
     from snnexp.tracking.fetch import fetch_artifact
 
     fetched = fetch_artifact(conf.tracking, start_dir, conf.run_id, f"checkpoints/{name}")
     if fetched is None:
         raise DataError(
             f"run_id={conf.run_id}: no {name} for it under {conf.state_dir}, nor in the MLflow store. "
-            "Give the full run id (the closing table prints it), and state_dir or tracking.uri if the run is elsewhere."
+            "Give the run id as a run's last lines print it, and state_dir or tracking.uri if it is elsewhere."
         )
     return fetched
+
+
+def _folders_of(run_id: str, state_dir: Path) -> list[Path]:
+    """Folders of the run: by the beginning of its MLflow id (8 digits or more), or by folder or folder/attempt."""
+    newest: dict[Path, Path] = {}  # of each identity, the newest attempt
+    matching = []
+    for record in sorted(state_dir.glob("*/*/run.json"), key=lambda path: (path.parent.parent, int(path.parent.name))):
+        folder, home = record.parent, record.parent.parent
+        newest[home] = folder
+        try:
+            values: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue  # a damaged record of another run is not this command's business
+        by_id = len(run_id) >= 8 and str(values.get("mlflow_run_id")).startswith(run_id)
+        if by_id or run_id in (f"{home.name}/{folder.name}", str(folder)):
+            matching.append(folder)
+    return matching or [folder for home, folder in newest.items() if home.name == run_id]

@@ -21,5 +21,8 @@ def export(conf: Config, cfg: DictConfig) -> None:
     weights, config, facts = load_weights(source)  # a damaged file must not be handed on
     target = Path(env.start_dir) / f"{conf.run_id}-{conf.checkpoint}.safetensors"
     shutil.copyfile(source, target)
-    count = sum(tensor.numel() for tensor in weights.values())
-    print(f"{target}: {count:,} numbers, {config['dataset']['name']}, {config['neuron']['name']}, {facts}")
+    print(
+        f"{target}: {config['dataset']['name']}, {config['neuron']['name']}, epoch {facts.get('epoch')}, "
+        f"{len(weights)} tensors"
+    )
+    print("load it with safetensors.torch.load_file; its header holds the configuration under the key config")

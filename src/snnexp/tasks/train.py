@@ -47,7 +47,11 @@ def _train(conf: Config, config: dict[str, Any], env: Environment, folder: RunFo
     from snnexp.training.loop import fit
     from snnexp.training.outcome import close
 
-    experiment = assemble(conf)  # wrong data or an impossible network stops here, before any record is made
+    try:
+        experiment = assemble(conf)  # wrong data or an impossible network stops here, before any record is made
+    except BaseException:
+        folder.discard()
+        raise
     display = Display(conf.trainer.max_epochs)
     display.announce(experiment, folder)
     tracker = open_tracker(

@@ -245,11 +245,10 @@ class MlflowTracker(OffTracker):
         if "overrides" in tags:
             lines.append(f"`snnexp {tags['overrides']}`")
         history = self.local.history()
-        results = [
-            f"{key} {history[key][-1][1]:.4f}"
-            for key in ("test/accuracy", "val/accuracy", "train/accuracy")
-            if key in history
-        ]
+        # once tested, only what belongs to the tested epoch stands beside the test
+        finished = ("test/accuracy", "best/val_accuracy", "best/epoch")
+        keys = finished if "test/accuracy" in history else ("val/accuracy", "train/accuracy")
+        results = [f"{key} {history[key][-1][1]:.4g}" for key in keys if key in history]
         if results:
             lines.append(", ".join(results))
         if "split_hash" in tags:

@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import socket
 import uuid
 from dataclasses import asdict, dataclass, field, fields
@@ -141,6 +142,13 @@ class RunFolder:
             setattr(self.record, key, value)
         self.record.updated = _now()
         write_atomically(self.path / "run.json", json.dumps(asdict(self.record), indent=1) + "\n")
+
+    def discard(self) -> None:
+        """Remove the folder of a new run that never began; an older attempt stays as it is."""
+        if self.action == "new" and self._lock is not None:
+            shutil.rmtree(self.path, ignore_errors=True)
+            self._lock.release()
+            self._lock = None
 
     def finish(self, status: Status) -> None:
         """Write the final status and let go of the lock; a second call changes nothing.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,13 +26,22 @@ if TYPE_CHECKING:
     from snnexp.training.loop import Fit
 
 
+class _Console(Console):
+    """A console whose reader may go away (`snnexp | head`): training goes on in silence, and the record is complete."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Display:
     """Prints the progress of one run. `quiet` prints nothing."""
 
     def __init__(self, max_epochs: int, console: Console | None = None, quiet: bool = False) -> None:
         # highlight off: rich would colour every number in a plain log line
-        self.console = console or Console(highlight=False, quiet=quiet)
+        self.console = console or _Console(highlight=False, quiet=quiet)
         self.max_epochs = max_epochs
+        self._headed = False
         self._advised: set[str] = set()
 
     def say(self, text: str) -> None:
@@ -85,26 +96,33 @@ class Display:
             self.say(line)
         neurons = sum(row.neurons for row in experiment.network.layer_table())
         parameters = sum(p.numel() for p in experiment.network.parameters())
+        self.say(f"model: {conf.model.name}, {effective_spec(conf.model)}")
         self.say(
-            f"model: {effective_spec(conf.model)}, {parameters:,} parameters, {neurons:,} {conf.neuron.name} neurons, "
-            f"T = {info.num_steps}, on {experiment.device}"
+            f"       {parameters:,} parameters, {neurons:,} {conf.neuron.name} neurons, T = {info.num_steps}, "
+            f"on {experiment.device}, engine {experiment.engine()[0]}"
         )
         self.say(f"state: {folder.path}")
 
     def finish_epoch(self, epoch: int, metrics: dict[str, float], improved: bool) -> None:
-        """One line per finished epoch."""
-        parts = [f"epoch {epoch:>{len(str(self.max_epochs))}}/{self.max_epochs}"]
+        """One line per finished epoch: loss and accuracy of both splits, dead neurons, speed, time; * is a new best."""
+        if not self._headed:
+            self._headed = True
+            self.say(
+                f"{'':<14}{'train loss':>10} {'acc':>6} {'val loss':>10} {'acc':>6} {'dead':>7} "
+                f"{'samples/s':>10} {'time':>8}"
+            )
+        cells = [f"epoch {epoch:>{len(str(self.max_epochs))}}/{self.max_epochs}".ljust(14)]
         for split in ("train", "val"):
-            if f"{split}/loss" in metrics:
-                parts.append(f"{split} loss {metrics[f'{split}/loss']:.4f} acc {metrics[f'{split}/accuracy']:.3f}")
+            known = f"{split}/loss" in metrics
+            loss, accuracy = (metrics[f"{split}/loss"], metrics[f"{split}/accuracy"]) if known else (0.0, 0.0)
+            cells.append(f"{loss:>10.4f} {accuracy:>6.3f}" if known else " " * 17)
         split = "val" if "val/dead_neurons" in metrics else "train"
-        if f"{split}/dead_neurons" in metrics:
-            parts.append(f"dead {metrics[f'{split}/dead_neurons']:.0f}")
+        cells.append(f"{metrics.get(f'{split}/dead_neurons', 0):>7.0f}")
         if "time/samples_per_s" in metrics:
-            parts.append(f"{metrics['time/samples_per_s']:,.0f} samples/s")
             left = (self.max_epochs - epoch) * metrics["time/epoch_s"]
-            parts.append(f"{metrics['time/epoch_s']:.1f} s" + (f", {duration(left)} left" if left > 0 else ""))
-        self.say("  ".join(parts) + ("  *" if improved else ""))
+            cells.append(f"{metrics['time/samples_per_s']:>10,.0f} {duration(metrics['time/epoch_s'], 1):>8}")
+            cells.append(f"{duration(left)} left" if left > 0 else "")
+        self.say(" ".join(cells).rstrip() + (" *" if improved else ""))
 
     def advise(self, findings: Sequence[tuple[str, str]]) -> None:
         """Print each finding (a key such as "sn1 dead", and its text) once per run, not once per epoch."""
@@ -112,6 +130,11 @@ class Display:
             if key not in self._advised:
                 self._advised.add(key)
                 self.say(f"  ! {text}")
+
+    def repeat(self, findings: Sequence[tuple[str, str]]) -> None:
+        """The same about the test pass, after the table, whether it was said before or not."""
+        for _, text in findings:
+            self.say(f"  ! {text}")
 
     def closing_table(self, experiment: Experiment, metrics: dict[str, float], state: Fit | None = None) -> None:
         """The test result and what every spiking layer did in the test pass."""
@@ -139,7 +162,8 @@ class Display:
                 chosen = f"epoch {state.best.epoch}, the last (there is no validation split)"
             if state.epoch == 0:
                 chosen = "epoch 0, the untrained network"
-            self.say(f"weights of {chosen}; {state.epoch} epochs in {duration(state.seconds)}; test was run once")
+            epochs = f"{state.epoch} epoch{'s' * (state.epoch != 1)} in {duration(state.seconds)}"
+            self.say(f"weights of {chosen}; {epochs}; test was run once")
 
     def farewell(self, link: str | None, run_id: str | None, folder: RunFolder) -> None:
         """Where the record is, and what to type next."""
@@ -154,11 +178,11 @@ def _mean(values: Tensor) -> str:
     return f"{float(values):.3f}" if values.numel() == 1 else f"~{float(values.mean()):.3f}"
 
 
-def duration(seconds: float) -> str:
-    """Seconds in words: 42 s, 3 min 5 s, 2 h 10 min."""
+def duration(seconds: float, digits: int = 0) -> str:
+    """Seconds in words: 42 s, 3 min 5 s, 2 h 10 min; `digits` decimals below a minute."""
     total = round(seconds)
     if total < 60:
-        return f"{total} s"
+        return f"{seconds:.{digits}f} s"
     if total < 3600:
         return f"{total // 60} min {total % 60} s"
     return f"{total // 3600} h {total % 3600 // 60} min"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from snnexp.analysis.activity import ActivityMeter
+from snnexp.analysis.diagnosis import diagnose
 from snnexp.analysis.synops import Synops, SynopsMeter, neurobench_results
 from snnexp.data.base import Batch
 from snnexp.experiment import Experiment
@@ -38,6 +39,7 @@ class Outcome:
     raster_label: int
     raster_prediction: int
     rates: dict[str, Tensor]  # layer -> firing rate of every neuron
+    findings: list[tuple[str, str]]  # what is wrong with which layer, in words
 
 
 class _Raster:
@@ -72,7 +74,16 @@ def test(experiment: Experiment, display: Display, epoch: int) -> Outcome:
     metrics = result.metrics("test") | activity.metrics("test") | synops.metrics("test")
     label, prediction = first[0] if first else (0, 0)
     matrix = confusion.view(classes, classes).cpu()
-    return Outcome(metrics, synops.result(), matrix, raster.spikes, label, prediction, activity.rates())
+    return Outcome(
+        metrics,
+        synops.result(),
+        matrix,
+        raster.spikes,
+        label,
+        prediction,
+        activity.rates(),
+        diagnose(experiment.network, activity),
+    )
 
 
 def close(experiment: Experiment, state: Fit, folder: RunFolder, tracker: Tracker, display: Display) -> Outcome:
@@ -81,6 +92,8 @@ def close(experiment: Experiment, state: Fit, folder: RunFolder, tracker: Tracke
         apply_weights(experiment.network, load_weights(folder.best)[0], folder.best)
     outcome = test(experiment, display, state.best.epoch)
     metrics = outcome.metrics | _epochs_to(state)
+    if "val/accuracy" in state.history:
+        metrics |= {"best/val_accuracy": state.best.accuracy, "best/epoch": float(state.best.epoch)}
     tracker.log_epoch(max(state.epoch, state.best.epoch), metrics)
     tracker.log_tags(_tags(experiment, state))
     tracker.log_dict(
@@ -98,6 +111,10 @@ def close(experiment: Experiment, state: Fit, folder: RunFolder, tracker: Tracke
         ):
             tracker.log_artifact(path, "plots")
     display.closing_table(experiment, metrics, state)
+    if experiment.conf.trainer.diagnose and outcome.findings:
+        display.repeat(outcome.findings)
+        tracker.log_text("\n".join(text for _, text in outcome.findings) + "\n", "diagnosis.txt")
+    tracker.log_tags({"diagnosis": ", ".join(key for key, _ in outcome.findings) or "none"})
     return outcome
 
 
@@ -130,7 +147,5 @@ def _tags(experiment: Experiment, state: Fit) -> dict[str, str]:
     tags = {"device": str(experiment.device), "best_epoch": str(state.best.epoch), "test_runs": "1"}
     if experiment.device.type == "cuda":
         tags["device_name"] = torch.cuda.get_device_name(experiment.device)
-    layer = next(iter(experiment.network.neurons.values()))
-    if layer.engine is not None:
-        tags |= {"engine": layer.engine, "engine_reason": layer.engine_reason or ""}
-    return tags
+    engine, reason = experiment.engine()
+    return {**tags, "engine": engine, "engine_reason": reason}
