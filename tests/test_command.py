@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from snnexp.cli import _unexpected
+from snnexp.cli import _disk_full, _not_writable
 from snnexp.helptext import GROUPS
 
 
@@ -108,7 +108,9 @@ def test_warnings_reach_the_terminal(snnexp, tmp_path) -> None:
     assert f"snnexp: {record} is damaged" in done.stderr
 
 
-def test_a_full_disk_is_named_with_the_way_out() -> None:
-    message = _unexpected(OSError(errno.ENOSPC, "No space left on device", "runs/metrics.jsonl"))
-    assert message.startswith("No space left on device: runs/metrics.jsonl.")
-    assert "Free some disk space" in message
+def test_a_full_disk_and_a_read_only_folder_are_named_with_the_way_out() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "runs/metrics.jsonl")
+    assert str(_disk_full(full)).startswith("No space left on device: runs/metrics.jsonl. What was finished is kept.")
+    read_only = OSError(errno.EROFS, "Read-only file system", "outputs")
+    assert "outputs: Read-only file system. Start from a folder that you may write to" in str(_not_writable(read_only))
+    assert _disk_full(read_only) is None and _not_writable(full) is None and _not_writable(ValueError("x")) is None

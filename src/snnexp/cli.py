@@ -81,9 +81,11 @@ def _run(arguments: list[str]) -> int:
     except Exception as error:
         from snnexp.composition import explain
 
-        message = explain(error)
+        message = explain(error) or _not_writable(error)
         if message is not None:
             return _fail(ConfigError.exit_code, message)
+        if (message := _disk_full(error)) is not None:
+            return _fail(1, message)
         return _fail(1, _unexpected(error))
     return 0
 
@@ -93,13 +95,28 @@ def _fail(code: int, message: str) -> int:
     return code
 
 
+def _disk_full(error: BaseException) -> str | None:
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    where = f": {error.filename}" if error.filename else ""
+    return (
+        f"{error.strerror}{where}. What was finished is kept. Free some disk space (or set state_dir, tracking.uri or "
+        "hydra.run.dir to another disk), then give the command again."
+    )
+
+
+def _not_writable(error: BaseException) -> str | None:
+    """Hydra makes its dated folder before any code of ours runs, so nobody else can explain it."""
+    if not isinstance(error, OSError) or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return None
+    return (
+        f"{error.filename}: {error.strerror}. Start from a folder that you may write to, or set hydra.run.dir, "
+        "state_dir and tracking.uri to one."
+    )
+
+
 def _unexpected(error: BaseException) -> str:
     """One line for an error that nobody foresaw, with the place of the traceback."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"{error.strerror}{f': {error.filename}' if error.filename else ''}. What was finished is kept. Free some "
-            "disk space (or set state_dir, tracking.uri or hydra.run.dir to another disk), then give the command again."
-        )
     files = [h.baseFilename for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
     if files:
         where = f"The traceback is in {files[0]}"
