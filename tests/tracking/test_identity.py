@@ -96,3 +96,17 @@ def test_run_name() -> None:
     assert run_name(config) == "dvs128-rouser-s3"
     config["tracking"]["run_name"] = "mine"
     assert run_name(config) == "mine"
+
+
+def test_run_name_tells_what_else_was_chosen() -> None:
+    config = {"dataset": {"name": "digits"}, "neuron": {"name": "fixed"}, "seed": 0}
+    overrides = [
+        "neuron=fixed",
+        "seed=0",
+        "neuron.threshold=50",
+        "tracking.uri=x",
+        "+experiment=fig",
+        "trainer.plots=false",
+    ]
+    assert run_name(config, overrides) == "digits-fixed-s0 threshold=50 experiment=fig"
+    assert len(run_name(config, ["model.spec=" + "FC10-SN-" * 40])) == 80

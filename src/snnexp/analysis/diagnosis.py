@@ -28,9 +28,7 @@ def diagnose(network: Network, meter: ActivityMeter) -> list[tuple[str, str]]:
         if activity is None:
             continue
         if activity.dead_fraction > MOSTLY:
-            findings.append(
-                (f"{name} dead", _dead(name, layer, activity, first, _gain(network, name)))
-            )
+            findings.append((f"{name} dead", _dead(name, layer, activity, first, _gain(network, name))))
         elif activity.saturated_fraction > MOSTLY:
             findings.append((f"{name} saturated", _saturated(name, layer, activity, first, _gain(network, name))))
         first = findings[0][0].split()[0] if findings else None

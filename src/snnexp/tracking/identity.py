@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 # Bookkeeping: keys that say where, how visibly or for what a run is done, and cannot change a number in its record.
@@ -23,6 +24,9 @@ BOOKKEEPING = (
     "trainer.plots",  # drawn from numbers that are logged anyway
     "trainer.diagnose",  # words about numbers that are logged anyway
 )
+
+
+NAME_LENGTH = 80  # longer names are cut in MLflow's lists anyway
 
 
 def is_bookkeeping(key: str) -> bool:
@@ -62,10 +66,19 @@ def run_identity(cfg: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def run_name(cfg: dict[str, Any]) -> str:
-    """The name people see: `tracking.run_name`, else `<dataset>-<neuron>-s<seed>` such as `dvs128-rouser-s0`.
+def run_name(cfg: dict[str, Any], overrides: Sequence[str] = ()) -> str:
+    """The name people see: `tracking.run_name`, else `<dataset>-<neuron>-s<seed>` and what else was chosen.
 
-    MLflow's own names come from Python's `random`: seeded first, as here, all runs would get the same one.
+    `dvs128-rouser-s0`, or `digits-fixed-s0 threshold=50` after `neuron.threshold=50`: in lists and legends, runs that
+    differ must not look the same. MLflow's own names come from Python's `random`: seeded first, as here, all runs would
+    get the same one.
     """
     chosen = (cfg.get("tracking") or {}).get("run_name")
-    return str(chosen) if chosen else f"{cfg['dataset']['name']}-{cfg['neuron']['name']}-s{cfg['seed']}"
+    if chosen:
+        return str(chosen)
+    name = f"{cfg['dataset']['name']}-{cfg['neuron']['name']}-s{cfg['seed']}"
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        if key not in ("dataset", "neuron", "seed", "device") and not is_bookkeeping(key):
+            name += f" {key.rpartition('.')[2]}={value}"
+    return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 3] + "..."

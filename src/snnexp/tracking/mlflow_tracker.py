@@ -285,7 +285,8 @@ def open_mlflow(
             if parent is not None:
                 first[PARENT_TAG] = parent  # at creation: the pages nest a run by it
             first.update(_optional_tags(tags))
-            run_id = store.client.create_run(store.experiment_id, tags=first, run_name=run_name(cfg)).info.run_id
+            name = run_name(cfg, tags.get("overrides", "").split())
+            run_id = store.client.create_run(store.experiment_id, tags=first, run_name=name).info.run_id
         folder.update(mlflow_run_id=run_id, tracking_uri=shown)
         tracker = MlflowTracker(folder, store, run_id)
         tags = {**tags, PARENT_TAG: parent} if parent is not None else tags
