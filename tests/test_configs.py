@@ -11,6 +11,7 @@ from snnexp.cli import conf_dir
 from snnexp.config import Config, register_schemas
 from snnexp.data.facts import FACTS
 from snnexp.helptext import GROUPS, describe
+from snnexp.overrides import complete
 from snnexp.validation import validate
 
 CONF = conf_dir()
@@ -86,3 +87,11 @@ def test_every_option_describes_itself() -> None:
 def test_the_command_line_wins_over_what_follows_from_the_neuron() -> None:
     conf = composed("neuron=ttfs", "decoder=first_spike", "model.init=default")
     assert (conf.decoder.name, conf.model.init) == ("first_spike", "default")
+
+
+def test_the_command_line_wins_over_an_experiment() -> None:
+    arguments = complete(["experiment=rouser_fig6b", "trainer=smoke", "neuron=plif", "neuron.threshold=2"], CONF)
+    conf = composed(*arguments)
+    assert (conf.trainer.max_epochs, conf.trainer.smoke_steps) == (1, 2)
+    assert (conf.neuron.name, conf.neuron.surrogate.name, conf.neuron.threshold) == ("plif", "atan", 2.0)
+    assert conf.dataset.num_steps == 300  # what was not chosen is still the experiment's

@@ -68,9 +68,10 @@ def _run(arguments: list[str]) -> int:
 
     prepare_allocator()  # before anything imports torch
     from snnexp.errors import ConfigError, SnnexpError
+    from snnexp.overrides import complete
 
     try:
-        sys.argv[1:] = _arguments(arguments)
+        sys.argv[1:] = complete(arguments, conf_dir())
         _hydra_main()
     except KeyboardInterrupt:
         return _fail(130, "interrupted. The same command continues from the last finished epoch.")
@@ -126,21 +127,6 @@ def _unexpected(error: BaseException) -> str:
         traceback.print_exception(error)
         where = "The traceback is above"
     return f"{type(error).__name__}: {error}\n{where}. Please report it if you think that snnexp is wrong."
-
-
-def _arguments(arguments: list[str]) -> list[str]:
-    """Accept `experiment=x` for `+experiment=x`, and refuse what Hydra would silently merge."""
-    from snnexp.errors import ConfigError
-    from snnexp.helptext import GROUPS
-
-    result = []
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if key in GROUPS and value.startswith("["):
-            options = ",".join(word.strip() for word in value.strip("[]").split(","))
-            raise ConfigError(f"{argument}: a list would merge these options into one. To sweep: -m {key}={options}")
-        result.append(f"+{argument}" if key == "experiment" else argument)
-    return result
 
 
 def _hydra_main() -> None:

@@ -58,6 +58,14 @@ class Experiment:
         layer = next(iter(self.network.neurons.values()))
         return choose_engine(layer.requested_engine, self.device, layer.active_dynamics(), torch.float32)
 
+    def tags(self) -> dict[str, str]:
+        """What the run uses: device, engine and why."""
+        engine, reason = self.engine()
+        tags = {"device": str(self.device), "engine": engine, "engine_reason": reason}
+        if self.device.type == "cuda":
+            tags["device_name"] = torch.cuda.get_device_name(self.device)
+        return tags
+
     def predict(self, output: Output) -> Tensor:
         """Predicted classes, [B]."""
         with torch.no_grad():

@@ -106,7 +106,15 @@ def record_of(**rows: float) -> dict:
         "neuron_bytes": 1e6, "candidates": timed, "missing": {"norse": "norse is not installed"},
     }  # fmt: skip
     roof = {"sgemm_flops": 1e11, "copy_bytes": 1e10}
-    return {"machine": {}, "versions": {}, "command": "c", "workloads": {"W1": result}, "roofline": roof}
+    return {
+        "machine": {},
+        "versions": {},
+        "command": "c",
+        "clock": "wall",
+        "load": 0.0,
+        "workloads": {"W1": result},
+        "roofline": roof,
+    }
 
 
 def test_table_says_what_is_missed_and_missing() -> None:

@@ -66,6 +66,7 @@ def _train(conf: Config, config: dict[str, Any], env: Environment, folder: RunFo
     status: Status = "FAILED"
     try:
         tracker.log_dataset(experiment.source.info)
+        tracker.log_tags(experiment.tags())
         state = fit(experiment, folder, tracker, display, config)
         close(experiment, state, folder, tracker, display)
         status = "FINISHED"

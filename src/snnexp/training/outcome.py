@@ -95,7 +95,7 @@ def close(experiment: Experiment, state: Fit, folder: RunFolder, tracker: Tracke
     if "val/accuracy" in state.history:
         metrics |= {"best/val_accuracy": state.best.accuracy, "best/epoch": float(state.best.epoch)}
     tracker.log_epoch(max(state.epoch, state.best.epoch), metrics)
-    tracker.log_tags(_tags(experiment, state))
+    tracker.log_tags({"best_epoch": str(state.best.epoch), "test_runs": "1"})
     tracker.log_dict(
         results(experiment, outcome, {"epoch": state.best.epoch, "seed": experiment.conf.seed}), "results.json"
     )
@@ -140,12 +140,3 @@ def _epochs_to(state: Fit) -> dict[str, float]:
     points = state.history.get("val/accuracy", [])
     firsts = {percent: min((e for e, v in points if v >= percent / 100), default=None) for percent in MILESTONES}
     return {f"epochs_to/{percent}": float(epoch) for percent, epoch in firsts.items() if epoch is not None}
-
-
-def _tags(experiment: Experiment, state: Fit) -> dict[str, str]:
-    """What was used and chosen: device, engine and why, the epoch tested."""
-    tags = {"device": str(experiment.device), "best_epoch": str(state.best.epoch), "test_runs": "1"}
-    if experiment.device.type == "cuda":
-        tags["device_name"] = torch.cuda.get_device_name(experiment.device)
-    engine, reason = experiment.engine()
-    return {**tags, "engine": engine, "engine_reason": reason}
