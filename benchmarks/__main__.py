@@ -18,6 +18,7 @@ from typing import Any
 
 from snnexp.allocator import prepare_allocator
 
+MEMORY_OF = ("snnexp", "no neurons", "snntorch", "spikingjelly", "norse")
 PARTS = ("W1", "W2", "W2r", "W3", "W4", "W5", "W6", "W7", "W8", "scaling")
 
 
@@ -35,17 +36,20 @@ def main(arguments: list[str] | None = None) -> None:
         _print_memory(options)
         return
     record = run(options)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "bench.json").write_text(json.dumps(record, indent=1) + "\n")
+    _save(record, options.out)
     from benchmarks import report
 
     text = report.markdown(record)
     (options.out / "bench.md").write_text(text)
-    if record["workloads"]:
-        report.plot_steps(record, options.out)
-    if record.get("scaling"):
-        report.plot_scaling(record, options.out)
+    report.plot_all(record, options.out)
+    if options.docs:
+        report.write_docs(record, Path(__file__).parents[1] / "docs")
     print(text)
+
+
+def _save(record: dict[str, Any], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "bench.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -56,6 +60,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("outputs/bench"))
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--threads", type=int, default=0, help="torch's threads; 0: its own choice")
+    parser.add_argument("--clock", default="wall", choices=["wall", "cpu"], help="cpu: CPU time, for a busy machine")
+    parser.add_argument("--no-memory", action="store_true", help="leave out memory: a process for each candidate")
+    parser.add_argument("--docs", action="store_true", help="put tables and plots into docs/, too")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("SNNEXP_DATA", "data")), help="W7: real data")
     parser.add_argument("--memory", default="", help=argparse.SUPPRESS)  # workload:candidate, in a subprocess
     options = parser.parse_args(arguments)
@@ -84,10 +91,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     record: dict[str, Any] = {
         "command": " ".join(["python -m benchmarks", *options.arguments]),
         "quick": options.quick,
+        "clock": options.clock,
+        "load": os.getloadavg()[0],  # processes that wanted a core in the minute before
         "device": str(device),
         "machine": _machine(device),
         "versions": _versions(peers),
-        "roofline": roofline(device, options.quick),
+        "roofline": roofline(device, options.quick, options.clock),
         "workloads": {},
     }
     for name, workload in WORKLOADS.items():
@@ -95,10 +104,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             record["workloads"][name] = measure_workload(
                 workload.shrunk() if options.quick else workload, device, peers, options
             )
+            _save(record, options.out)  # what is measured is kept if a later part fails
             print(f"{name} done", file=sys.stderr, flush=True)
     if "scaling" in options.parts:
         others = [n for n in ("snntorch", "spikingjelly") if peers[n]]
-        record["scaling"] = measure_scaling(device, options.quick, others, record["roofline"])
+        record["scaling"] = measure_scaling(device, options.quick, others, record["roofline"], options.clock)
     if "W7" in options.parts:
         record["data_path"] = _data_path(options)
     if "W8" in options.parts:
@@ -134,13 +144,15 @@ def measure_workload(w: Any, device: Any, peers: dict[str, str | None], options:
                 continue
             training = build(name, w, inputs, device)  # batch norm has seen the batch
         runs[name] = training.step
-    for name, timing in interleave(runs, device, options.rounds if not options.quick else 2, budget_s=45).items():
+    for name, timing in interleave(
+        runs, device, options.rounds if not options.quick else 2, 1, 30, options.clock
+    ).items():
         rows[name] |= timing.record()
     runs.clear()
-    if not options.quick or device.type == "cuda":
+    if not (options.no_memory or options.quick):
         extra = ["--device", str(device), *(["--quick"] if options.quick else [])]
         for name, row in rows.items():
-            if "refused" not in row:
+            if "refused" not in row and name in MEMORY_OF:
                 row["memory_mb"] = memory_in_subprocess(["--memory", f"{w.name}:{name}", *extra])
     return {
         "title": w.title,

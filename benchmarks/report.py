@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks.workloads import WORKLOADS
 
 Record = dict[str, Any]
+BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 
 
 def workload_table(record: Record) -> str:
@@ -109,7 +110,13 @@ def startup_table(record: Record) -> str:
 def markdown(record: Record) -> str:
     """All tables of a run."""
     machine = ", ".join(f"{key} {value}" for key, value in {**record["machine"], **record["versions"]}.items())
-    parts = [f"Machine and versions: {machine}. Command: `{record['command']}`."]
+    roof = record["roofline"]
+    clock = {"wall": "wall-clock time", "cpu": "CPU time of the process"}[record["clock"]]
+    parts = [
+        f"Machine and versions: {machine}. Command: `{record['command']}`; times are {clock}, load before the run "
+        f"{record['load']:.1f}. Measured rates: sgemm {roof['sgemm_flops'] / 1e9:.0f} GFLOP/s, copy "
+        f"{roof['copy_bytes'] / 1e9:.1f} GB/s."
+    ]
     if record["workloads"]:
         parts += [figure_table(record), limit_table(record), workload_table(record)]
     if record.get("data_path"):
@@ -117,6 +124,24 @@ def markdown(record: Record) -> str:
     if record.get("startup"):
         parts.append(startup_table(record))
     return "\n\n".join(parts) + "\n"
+
+
+def write_docs(record: Record, folder: Path) -> None:
+    """Replace what stands between the two marks of docs/benchmarks.md by this run's tables, and the plots."""
+    page = folder / "benchmarks.md"
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n\n{markdown(record)}\n{END}{after}")
+    plot_all(record, folder / "images")
+
+
+def plot_all(record: Record, folder: Path) -> None:
+    """Write the plots that the run has the numbers for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if record["workloads"]:
+        plot_steps(record, folder)
+    if record.get("scaling"):
+        plot_scaling(record, folder)
 
 
 # --- plots --------------------------------------------------------------------------------------------------------

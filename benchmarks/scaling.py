@@ -15,13 +15,13 @@ BASE = Workload("scaling", "FC-SN", "FC512-SN", (1, 1, 512), 100, 16, 512, gain=
 EVENTS = Workload("density", "FC-SN on events", "FC256-SN", (1, 1, 2048), 100, 32, 256, density=0.01, gain=2.0)
 
 
-def roofline(device: torch.device, quick: bool) -> dict[str, float]:
+def roofline(device: torch.device, quick: bool, clock: str = "wall") -> dict[str, float]:
     """Measured rates: float32 matrix product in FLOP/s, copying in bytes moved (read and written) per second."""
     n, numbers = (256, 1 << 18) if quick else (2048, 1 << 26)
     a, b = torch.rand(2, n, n, device=device)
     source, target = torch.rand(2, numbers, device=device)
     runs = {"sgemm": lambda: a @ b, "copy": lambda: target.copy_(source)}
-    timings = interleave(runs, device, rounds=5 if quick else 9)
+    timings = interleave(runs, device, rounds=5 if quick else 9, clock=clock)
     return {
         "sgemm_flops": 2 * n**3 / timings["sgemm"].median,
         "copy_bytes": 8 * numbers / timings["copy"].median,
@@ -45,7 +45,9 @@ def sweeps(quick: bool) -> dict[str, tuple[list[float], list[Workload]]]:
     }
 
 
-def measure_scaling(device: torch.device, quick: bool, peers: list[str], roof: dict[str, float]) -> dict[str, Any]:
+def measure_scaling(
+    device: torch.device, quick: bool, peers: list[str], roof: dict[str, float], clock: str = "wall"
+) -> dict[str, Any]:
     """Time snnexp, the network without neurons, and the peers along each axis."""
     record: dict[str, Any] = {}
     for title, (values, workloads) in sweeps(quick).items():
@@ -62,7 +64,7 @@ def measure_scaling(device: torch.device, quick: bool, peers: list[str], roof: d
                     runs[label] = build(OURS if uses_lists(w) else LISTS, w, inputs, device).step
                     continue
                 runs[label] = build(name, w, inputs, device).step
-            for name, timing in interleave(runs, device, rounds=3 if quick else 7, budget_s=3).items():
+            for name, timing in interleave(runs, device, 3 if quick else 7, 1, 3, clock).items():
                 found.setdefault(name, []).append(timing.record())
             limits.append(1000 * (matrix_flops(w) / roof["sgemm_flops"] + neuron_bytes(w) / roof["copy_bytes"]))
         record[title] = {"x": values, "candidates": found, "roofline_ms": limits}

@@ -14,8 +14,8 @@ from benchmarks.harness import interleave
 
 FIRST_STEP = """
 import os, sys
-import torch
-torch.optim.optimizer.register_optimizer_step_post_hook(lambda *_: os._exit(0))
+from torch.optim.optimizer import register_optimizer_step_post_hook
+register_optimizer_step_post_hook(lambda *_: os._exit(0))
 sys.argv[1:] = ["tracking=off"]
 from snnexp.cli import main
 main()

@@ -1,6 +1,8 @@
 """The bench at tiny sizes: candidates that differ are refused, those that agree are timed, tables come out right."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import benchmarks.__main__ as bench
 from benchmarks import candidates, report
 from benchmarks.harness import Timing, interleave, peak_growth_mb
 from benchmarks.peers import BUILDERS, Refused, find_peers
+from benchmarks.startup import FIRST_STEP
 from benchmarks.workloads import WORKLOADS, Inputs, Workload, make_inputs, matrix_flops, neuron_bytes
 
 CPU = torch.device("cpu")
@@ -152,3 +155,19 @@ def test_lists_are_none_where_values_are_not_counts() -> None:
     inputs: Inputs = make_inputs(WORKLOADS["W1"].shrunk())
     assert inputs.events is None
     assert inputs.dense.std().item() == pytest.approx(1, rel=0.05)
+
+
+def test_first_step_ends_the_command(tmp_path: Path) -> None:
+    """What W8 times is the command itself, up to the optimizer's first step: no error, and no epoch is finished."""
+    done = subprocess.run([sys.executable, "-c", FIRST_STEP], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "val" not in done.stdout.split("epoch", 1)[-1]
+
+
+def test_docs_get_the_tables_between_the_marks(tmp_path: Path) -> None:
+    (tmp_path / "benchmarks.md").write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    report.write_docs(record_of(snnexp=10, snntorch=50), tmp_path)
+    page = (tmp_path / "benchmarks.md").read_text()
+    assert page.startswith("before\n") and page.endswith("\nafter\n") and "old" not in page
+    assert "5.0x (>= 6, **missed**)" in page
+    assert (tmp_path / "images" / "bench_steps.png").exists()
