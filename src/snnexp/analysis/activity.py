@@ -65,13 +65,20 @@ class _Counter:
 
     def add(self, spk: Tensor) -> None:
         # Half precision would round counts above 2048 (bfloat16: 256)
-        counts = spk.detach().sum(0, dtype=torch.float64 if spk.dtype == torch.float64 else torch.float32).flatten(1)
+        counts = _over_steps(spk.detach(), torch.float64 if spk.dtype == torch.float64 else torch.float32).flatten(1)
         per_neuron = counts.sum(0)
         self.spikes += per_neuron
         self.shares += torch.stack([(per_neuron == 0).double().mean(), (counts == 0).double().sum()])
         self.batches += 1
         self.samples += spk.shape[1]
         self.steps += spk.shape[0] * spk.shape[1]
+
+
+def _over_steps(spk: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum of [T, B, ...] over T, read in the order of memory: torch's sum of channels_last maps is 13 times slower."""
+    order = [0, 1, *sorted(range(2, spk.dim()), key=lambda d: spk.stride()[d], reverse=True)]
+    back = [order.index(d) - 1 for d in range(1, spk.dim())]
+    return spk.permute(order).sum(0, dtype=dtype).permute(back)
 
 
 class ActivityMeter:
