@@ -14,7 +14,7 @@ import pytest
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-# A shell starts background jobs with SIGINT ignored, and children inherit that: the tests of Ctrl-C would wait for ever.
+# A shell starts background jobs with SIGINT ignored and children inherit that: tests of Ctrl-C would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
