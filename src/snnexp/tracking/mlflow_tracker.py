@@ -246,9 +246,9 @@ class MlflowTracker(OffTracker):
             lines.append(f"`snnexp {tags['overrides']}`")
         history = self.local.history()
         # once tested, only what belongs to the tested epoch stands beside the test
-        finished = ("test/accuracy", "best/val_accuracy", "best/epoch")
+        finished = ("test/accuracy", "best/val_accuracy")
         keys = finished if "test/accuracy" in history else ("val/accuracy", "train/accuracy")
-        results = [f"{key} {history[key][-1][1]:.4g}" for key in keys if key in history]
+        results = [f"{key} {history[key][-1][1]:.4f}" for key in keys if key in history]
         if results:
             lines.append(", ".join(results))
         if "split_hash" in tags:
