@@ -10,34 +10,30 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from snnexp.config import Config
+from snnexp.tracking.sweep import Sweep, current_sweep
 
 
 @dataclass(frozen=True)
 class Environment:
-    """`parent_run_id` and `sweep_id` are None outside a sweep."""
+    """`sweep` is None outside a sweep, and in one that is not tracked."""
 
     start_dir: Path
     overrides: tuple[str, ...]
     in_sweep: bool
-    parent_run_id: str | None
-    sweep_id: str | None
+    sweep: Sweep | None
 
 
 def environment(cfg: DictConfig) -> Environment:
     """Read it from Hydra's state; outside a Hydra job (tests) there is no sweep and the folder is the current one."""
     if not HydraConfig.initialized():
-        return Environment(Path.cwd(), (), False, None, None)
-    from snnexp.tracking.sweep import current_sweep
-
+        return Environment(Path.cwd(), (), False, None)
     hydra = HydraConfig.get()
     in_sweep = hydra.mode == RunMode.MULTIRUN
-    sweep = current_sweep(Path(hydra.sweep.dir)) if in_sweep else None
     return Environment(
         start_dir=Path(hydra.runtime.cwd),
         overrides=tuple(hydra.overrides.task),
         in_sweep=in_sweep,
-        parent_run_id=sweep.parent_run_id if sweep else None,
-        sweep_id=sweep.sweep_id if sweep else None,
+        sweep=current_sweep(Path(hydra.sweep.dir)) if in_sweep else None,
     )
 
 

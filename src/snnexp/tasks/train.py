@@ -11,7 +11,6 @@ from snnexp.config import Config
 from snnexp.tasks.environment import Environment, environment
 from snnexp.tracking.links import ui_command
 from snnexp.tracking.runs import RunFolder, Status, claim
-from snnexp.tracking.sweep import current_sweep
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +26,8 @@ def train(conf: Config, cfg: DictConfig) -> float | None:
     if folder.action == "skip":
         print(folder.skip_reason, flush=True)
         log.info("%s", folder.skip_reason)
-        if env.in_sweep and (sweep := current_sweep()) is not None:
-            sweep.record_skip(folder.record.mlflow_run_id)
+        if env.sweep is not None:
+            env.sweep.record_skip(folder.record.mlflow_run_id)
         return None
     try:
         return _train(conf, config, env, folder)
@@ -59,8 +58,8 @@ def _train(conf: Config, config: dict[str, Any], env: Environment, folder: RunFo
         folder,
         config,
         start_dir=env.start_dir,
-        parent_run_id=env.parent_run_id,
-        sweep_id=env.sweep_id,
+        parent_run_id=env.sweep.parent_run_id if env.sweep else None,
+        sweep_id=env.sweep.sweep_id if env.sweep else None,
         source_overrides=env.overrides,
     )
     status: Status = "FAILED"

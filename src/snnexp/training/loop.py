@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -86,8 +87,6 @@ def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Di
         display.say(f"Continuing after epoch {state.epoch} of {conf.trainer.max_epochs}.")
     else:
         if conf.trainer.init_from is not None:
-            from pathlib import Path
-
             path = Path(conf.trainer.init_from)
             weights, trained_with, _ = load_weights(path)
             apply_weights(network, weights, path, trained_with)

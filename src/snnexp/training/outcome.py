@@ -94,7 +94,7 @@ def close(experiment: Experiment, state: Fit, folder: RunFolder, tracker: Tracke
     metrics = outcome.metrics | _epochs_to(state)
     if "val/accuracy" in state.history:
         metrics |= {"best/val_accuracy": state.best.accuracy, "best/epoch": float(state.best.epoch)}
-    tracker.log_epoch(max(state.epoch, state.best.epoch), metrics)
+    tracker.log_epoch(state.epoch, metrics)
     tracker.log_tags({"best_epoch": str(state.best.epoch), "test_runs": "1"})
     tracker.log_dict(
         results(experiment, outcome, {"epoch": state.best.epoch, "seed": experiment.conf.seed}), "results.json"
@@ -105,9 +105,8 @@ def close(experiment: Experiment, state: Fit, folder: RunFolder, tracker: Tracke
     if experiment.conf.trainer.plots:
         from snnexp.analysis.plots import save_run_plots
 
-        history = {name: list(points) for name, points in state.history.items()}
         for path in save_run_plots(
-            folder.path / "plots", history, state.distributions, outcome, experiment.source.info
+            folder.path / "plots", state.history, state.distributions, outcome, experiment.source.info
         ):
             tracker.log_artifact(path, "plots")
     display.closing_table(experiment, metrics, state)
