@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from snnexp.config import DecoderConf, ModelConf, NeuronConf
 from snnexp.data.base import DataInfo, EventFrames
 from snnexp.encoders import ConstantInput
-from snnexp.models.event_linear import event_driven_weight, event_linear
 from snnexp.models.layers import NeuNorm, TimeDropout, Vote, build_batch_norm, build_layer_norm
 from snnexp.models.observer import Observer
 from snnexp.models.spec import WEIGHT_KINDS, LayerPlan, Shape, effective_spec, plan
@@ -132,6 +131,8 @@ class Network(nn.Module):
             if flow.observer:
                 flow.observer.connection(layer.name, module, flow.x, flow.steps if flow.constant else 1)
             if isinstance(flow.x, EventFrames):
+                from snnexp.models.event_linear import event_linear  # numba takes 0.2 s to import
+
                 assert isinstance(module, Linear)
                 y = event_linear(flow.x, module.effective_weight(), module.bias)
                 flow.x = y if module.affine is None else module.affine(y)
@@ -251,6 +252,8 @@ def build_network(
             spikes = 1.0 if analog and not single_spike_input else float(info.num_steps)
             weights = build_weights(layer, model, spikes)
             if analog and network.wants_events and isinstance(weights, Linear) and info.kind == "events":
+                from snnexp.models.event_linear import event_driven_weight
+
                 event_driven_weight(weights)
             network.add_module(layer.name, weights)
             analog = False
