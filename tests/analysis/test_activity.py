@@ -10,12 +10,14 @@ from snnexp.analysis.activity import ActivityMeter
 from snnexp.config import DecoderConf, ModelConf, NeuronConf
 from snnexp.data.base import DataInfo
 from snnexp.models.network import build_network
+from snnexp.models.observer import Firing
+from snnexp.neurons.engines import spikes_over_time
 
 
 def feed(meter: ActivityMeter, *batches: Tensor, layer: str = "sn1") -> None:
     """Show the meter spikes [T, B, ...]; membranes are the spikes times 0.5."""
     for spk in batches:
-        meter.spiking(layer, nn.Identity(), spk, spk * 0.5)
+        meter.spiking(layer, nn.Identity(), Firing(spikes_over_time(spk), spk * 0.5, None))
 
 
 @pytest.fixture

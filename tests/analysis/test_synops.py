@@ -13,6 +13,7 @@ from snnexp.config import DecoderConf, ModelConf, NeuronConf
 from snnexp.data.base import DataInfo, EventFrames
 from snnexp.encoders import ConstantInput
 from snnexp.models.network import Network, build_network
+from snnexp.models.observer import Firing
 
 
 def make(spec: str, shape: tuple[int, int, int], steps: int, classes: int = 2, **model: object) -> Network:
@@ -113,8 +114,11 @@ def test_hidden_spikes_recurrence_and_event_lists() -> None:
     class Spikes:
         total: dict[str, Tensor] = {}
 
-        def spiking(self, name: str, layer: object, spk: Tensor, mem: Tensor) -> None:
-            self.total[name] = spk
+        reads_spikes = True
+
+        def spiking(self, name: str, layer: object, firing: Firing) -> None:
+            assert firing.spk is not None
+            self.total[name] = firing.spk
 
         def connection(self, name: str, module: object, x: object, repeat: int) -> None: ...
 

@@ -16,6 +16,7 @@ from snnexp.data.base import EventFrames
 from snnexp.encoders import ConstantInput
 from snnexp.models.layers import NeuNorm
 from snnexp.models.network import Network
+from snnexp.models.observer import Firing
 from snnexp.models.weights import RecurrentLinear
 
 SPECS = [
@@ -227,13 +228,16 @@ def test_the_state_dict_reads_like_the_spec_and_survives_a_file(tmp_path: Any) -
 class Recorder:
     """Keeps everything that an observer is told."""
 
+    reads_spikes = True
+
     def __init__(self) -> None:
         self.spikes: dict[str, Tensor] = {}
         self.inputs: dict[str, tuple[Tensor | EventFrames, int]] = {}
 
-    def spiking(self, name: str, layer: nn.Module, spk: Tensor, mem: Tensor) -> None:
-        self.spikes[name] = spk
-        assert mem.shape == spk.shape
+    def spiking(self, name: str, layer: nn.Module, firing: Firing) -> None:
+        assert firing.spk is not None and firing.mem.shape == firing.spk.shape
+        assert torch.equal(firing.counts, firing.spk.sum(0))
+        self.spikes[name] = firing.spk
 
     def connection(self, name: str, module: nn.Module, x: Tensor | EventFrames, repeat: int) -> None:
         self.inputs[name] = (x, repeat)

@@ -56,7 +56,8 @@ FORWARD = {
 BACKWARD = {
     "RESET": 3, "KEPT_RESET": 3, "STRICT": False, "TAU_FORM": True, "DETACH": False, "FIRE_ONCE": True,
     "RELATIVE": True, "SPIKING": True, "SURROGATE": 5, "A": 0.4, "B": 0.25, "HAS_CURRENT": True, "HAS_GRAD_SPK": True,
-    "HAS_GRAD_MEM": True, "WANTS_THRESHOLD": True, "WANTS_BETA": True, "WANTS_ALPHA": True, "BLOCK": 64, "UNROLL": 4,
+    "SPK_CONSTANT": False, "HAS_GRAD_MEM": True,
+    "WANTS_THRESHOLD": True, "WANTS_BETA": True, "WANTS_ALPHA": True, "BLOCK": 64, "UNROLL": 4,
 }  # fmt: skip
 
 

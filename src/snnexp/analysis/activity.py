@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from snnexp.data.base import EventFrames
+from snnexp.models.observer import Firing
 
 SATURATED_RATE = 0.95  # spikes per time step
 
@@ -57,36 +58,31 @@ class LayerActivity:
 class _Counter:
     """Running sums of one layer, on the device. float64 holds counts exactly up to 2**53."""
 
-    def __init__(self, spk: Tensor, mem: Tensor) -> None:
-        self.spikes = torch.zeros(spk[0, 0].numel(), dtype=torch.float64, device=spk.device)
-        self.shares = torch.zeros(2, dtype=torch.float64, device=spk.device)  # sums of batch shares, of silent pairs
+    def __init__(self, mem: Tensor) -> None:
+        self.spikes = torch.zeros(mem[0, 0].numel(), dtype=torch.float64, device=mem.device)
+        self.shares = torch.zeros(2, dtype=torch.float64, device=mem.device)  # sums of batch shares, of silent pairs
         self.peaks = mem.detach().amax((0, 1)).flatten().float()
         self.batches = self.samples = self.steps = 0
 
-    def add(self, spk: Tensor) -> None:
-        # Half precision would round counts above 2048 (bfloat16: 256)
-        counts = _over_steps(spk.detach(), torch.float64 if spk.dtype == torch.float64 else torch.float32).flatten(1)
+    def add(self, counts: Tensor, steps: int) -> None:
+        counts = counts.flatten(1)
         per_neuron = counts.sum(0)
         self.spikes += per_neuron
         self.shares += torch.stack([(per_neuron == 0).double().mean(), (counts == 0).double().sum()])
         self.batches += 1
-        self.samples += spk.shape[1]
-        self.steps += spk.shape[0] * spk.shape[1]
-
-
-def _over_steps(spk: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sum of [T, B, ...] over T, read in the order of memory: torch's sum of channels_last maps is 13 times slower."""
-    order = [0, 1, *sorted(range(2, spk.dim()), key=lambda d: spk.stride()[d], reverse=True)]
-    back = [order.index(d) - 1 for d in range(1, spk.dim())]
-    return spk.permute(order).sum(0, dtype=dtype).permute(back)
+        self.samples += counts.shape[0]
+        self.steps += steps * counts.shape[0]
 
 
 class ActivityMeter:
     """Observer that counts spikes over passes; `metrics(split)` closes a pass and starts the next one.
 
-    It costs one reading of the spikes per layer and batch and never waits for the device, except for the one copy in
-    `metrics`. Compared with the pass before (train only), it tells how many neurons were revived and how many died.
+    Neurons are counted by the engine as they run; here that costs one reading of the counts per layer and batch, and
+    no wait for the device except for the one copy in `metrics`. Compared with the pass before (train only), it tells
+    how many neurons were revived and how many died.
     """
+
+    reads_spikes = False
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
@@ -94,12 +90,12 @@ class ActivityMeter:
         self._counters: dict[str, _Counter] = {}
         self._dead_before: dict[str, Tensor] = {}
 
-    def spiking(self, name: str, layer: nn.Module, spk: Tensor, mem: Tensor) -> None:
-        """Count the spikes [T, B, ...] of one batch."""
+    def spiking(self, name: str, layer: nn.Module, firing: Firing) -> None:
+        """Add the spikes of one batch."""
         with torch.no_grad():
             if name not in self._counters:
-                self._counters[name] = _Counter(spk, mem)
-            self._counters[name].add(spk)
+                self._counters[name] = _Counter(firing.mem)
+            self._counters[name].add(firing.counts, firing.mem.shape[0])
 
     def connection(self, name: str, module: nn.Module, x: Tensor | EventFrames, repeat: int) -> None:
         """Inputs of layers do not matter here."""

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from snnexp.data.base import EventFrames
 from snnexp.models.network import Network
+from snnexp.models.observer import Firing
 from snnexp.models.weights import Conv2d, Linear
 
 
@@ -83,6 +84,8 @@ class _Connection:
 class SynopsMeter:
     """Observer that counts operations over passes. It reads every layer's input once more: meant for the test set."""
 
+    reads_spikes = False
+
     def __init__(self, network: Network) -> None:
         self.network = network
         self.reset()
@@ -93,11 +96,11 @@ class SynopsMeter:
         self._spikes: Tensor | None = None
         self._outputs = 0
 
-    def spiking(self, name: str, layer: nn.Module, spk: Tensor, mem: Tensor) -> None:
+    def spiking(self, name: str, layer: nn.Module, firing: Firing) -> None:
         """Count non-zero outputs."""
-        count = spk.detach().count_nonzero()
+        count = firing.counts.sum(dtype=torch.float64).long()
         self._spikes = count if self._spikes is None else self._spikes + count
-        self._outputs += spk.numel()
+        self._outputs += firing.mem.numel()
 
     def connection(self, name: str, module: nn.Module, x: Tensor | EventFrames, repeat: int) -> None:
         """Count non-zero inputs."""

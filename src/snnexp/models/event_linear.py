@@ -17,9 +17,11 @@ import numba
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from snnexp.data.base import EventFrames
+from snnexp.parallel import run_parallel
 
 
 def event_driven_weight(linear: nn.Linear) -> None:
@@ -59,73 +61,127 @@ class _EventProduct(torch.autograd.Function):
     def forward(ctx: Any, columns: Tensor, indices: Tensor, offsets: Tensor, values: Tensor | None) -> Tensor:
         ctx.events = (indices, offsets, values)
         ctx.shape = columns.shape
-        out = torch.empty(offsets.numel() - 1, columns.shape[1], dtype=columns.dtype)
-        _run(_forward, columns, indices, offsets, values, out)
+        rows, width = offsets.numel() - 1, columns.shape[1]
+        out = torch.empty(rows, width, dtype=columns.dtype)
+        _run(_forward, columns, indices, offsets, values, out, _ROWS, -(-rows // _ROWS))
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         indices, offsets, values = ctx.events
         columns_grad = torch.zeros(ctx.shape, dtype=grad.dtype)
-        share = grad.shape[1] // torch.get_num_threads()
-        block = max(64, (share + 15) // 16 * 16)  # outputs per task; 16 floats are a cache line, which has one owner
-        _run(_backward, grad.contiguous(), indices, offsets, values, columns_grad, block)
+        bounds = _shares(indices, ctx.shape[0], torch.get_num_threads())
+        _run(_backward, grad.contiguous(), indices, offsets, values, columns_grad, bounds, bounds.size - 1)
         return columns_grad, None, None, None
 
 
+_ROWS = 64  # per task of the forward product
+
+
+def _shares(indices: Tensor, inputs: int, threads: int) -> NDArray[np.uint64]:
+    """Bounds between ranges of inputs with about as many events each, going by a sample of them.
+
+    A range of inputs is one piece of memory. Threads that shared rows, each with its own outputs, took three times as
+    long: the processor fetches ahead across the border, lines that the other one is writing.
+    """
+    if threads == 1 or indices.numel() == 0:
+        return np.array([0, inputs], np.uint64)
+    pieces = 2 * threads
+    some = np.sort(indices[:: max(1, indices.numel() // 4096)].numpy())
+    cuts = some[np.arange(1, pieces) * len(some) // pieces]
+    return np.concatenate([[0], cuts, [inputs]]).astype(np.uint64)
+
+
 def _run(
-    kernel: Any, source: Tensor, indices: Tensor, offsets: Tensor, values: Tensor | None, target: Tensor, *extra: int
+    kernel: Any,
+    source: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    values: Tensor | None,
+    target: Tensor,
+    block: Any,
+    blocks: int,
 ) -> None:
     dtype = np.float64 if source.dtype == torch.float64 else np.float32
     weights = np.empty(0, dtype) if values is None else values.detach().numpy().astype(dtype, copy=False)
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-    kernel(source.detach().numpy(), indices.numpy(), offsets.numpy(), weights, target.numpy(), *extra)
+    arguments = (source.detach().view(-1).numpy(), indices.numpy(), offsets.numpy(), weights, target.view(-1).numpy())
+    width = target.shape[1]
+    run_parallel(lambda start, stop: kernel(*arguments, width, block, start, stop), blocks, torch.get_num_threads())
 
 
-@numba.njit(parallel=True, cache=True)
-def _forward(columns, indices, offsets, values, out):  # type: ignore[no-untyped-def]
-    rows, width = out.shape
+# Flat arrays and unsigned indices: a view per event would count references to the same array in all threads, which
+# costs more than the sum, and a signed index would be tested for being negative.
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+def _forward(columns, indices, offsets, values, out, outputs, block, start, stop):  # type: ignore[no-untyped-def]
+    """columns [in * outputs] flat, out [rows * outputs] flat; tasks start..stop of `block` rows each."""
+    width, one, four = np.uint64(outputs), np.uint64(1), np.uint64(4)
     weighted = values.size > 0
-    for r in numba.prange(rows):
-        acc = out[r]
-        acc[:] = 0
-        j, end = offsets[r], offsets[r + 1]
-        while j + 4 <= end:  # four at a time: the sum is read and written once instead of four times
-            a, b, c, d = columns[indices[j]], columns[indices[j + 1]], columns[indices[j + 2]], columns[indices[j + 3]]
+    for r in range(start * block, min(stop * block, offsets.size - 1)):
+        y = np.uint64(r) * width
+        for o in range(width):
+            out[y + o] = 0
+        j, end = np.uint64(offsets[r]), np.uint64(offsets[r + 1])
+        while j + four <= end:  # four at a time: the sum is read, written and rounded once instead of four times
+            a, b = np.uint64(indices[j]) * width, np.uint64(indices[j + one]) * width
+            c, d = np.uint64(indices[j + np.uint64(2)]) * width, np.uint64(indices[j + np.uint64(3)]) * width
             if weighted:
-                va, vb, vc, vd = values[j], values[j + 1], values[j + 2], values[j + 3]
+                va, vb, vc, vd = values[j], values[j + one], values[j + np.uint64(2)], values[j + np.uint64(3)]
                 for o in range(width):
-                    acc[o] = acc[o] + va * a[o] + vb * b[o] + vc * c[o] + vd * d[o]
+                    out[y + o] += (va * columns[a + o] + vb * columns[b + o]) + (
+                        vc * columns[c + o] + vd * columns[d + o]
+                    )
             else:
                 for o in range(width):
-                    acc[o] = acc[o] + a[o] + b[o] + c[o] + d[o]
-            j += 4
+                    out[y + o] += (columns[a + o] + columns[b + o]) + (columns[c + o] + columns[d + o])
+            j += four
         while j < end:
-            a = columns[indices[j]]
+            a = np.uint64(indices[j]) * width
             if weighted:
                 va = values[j]
                 for o in range(width):
-                    acc[o] += va * a[o]
+                    out[y + o] += va * columns[a + o]
             else:
                 for o in range(width):
-                    acc[o] += a[o]
-            j += 1
+                    out[y + o] += columns[a + o]
+            j += one
 
 
-@numba.njit(parallel=True, cache=True)
-def _backward(grad, indices, offsets, values, columns_grad, block):  # type: ignore[no-untyped-def]
-    rows, width = grad.shape
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+def _backward(grad, indices, offsets, values, columns_grad, outputs, bounds, start, stop):  # type: ignore[no-untyped-def]
+    """grad [rows * outputs] flat, columns_grad [in * outputs] flat; inputs bounds[start] to bounds[stop] only.
+
+    An input belongs to one task, which goes through the rows in order, so each sum has one order.
+    """
+    width, one = np.uint64(outputs), np.uint64(1)
     weighted = values.size > 0
-    for b in numba.prange((width + block - 1) // block):  # each task owns its outputs, so the order of sums is fixed
-        low, high = b * block, min((b + 1) * block, width)
-        for r in range(rows):
-            g = grad[r, low:high]
-            for j in range(offsets[r], offsets[r + 1]):
-                target = columns_grad[indices[j], low:high]
-                if weighted:
-                    v = values[j]
-                    for o in range(high - low):
-                        target[o] += v * g[o]
-                else:
-                    for o in range(high - low):
-                        target[o] += g[o]
+    first, last = bounds[start], bounds[stop]
+    some = first > bounds[0] or last < bounds[bounds.size - 1]
+    for r in range(offsets.size - 1):
+        g = np.uint64(r) * width
+        j, end = np.uint64(offsets[r]), np.uint64(offsets[r + 1])
+        if some:
+            j, end = _lower_bound(indices, j, end, first), _lower_bound(indices, j, end, last)
+        while j < end:
+            target = np.uint64(indices[j]) * width
+            if weighted:
+                v = values[j]
+                for o in range(width):
+                    columns_grad[target + o] += v * grad[g + o]
+            else:
+                for o in range(width):
+                    columns_grad[target + o] += grad[g + o]
+            j += one
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+def _lower_bound(indices, low, high, value):  # type: ignore[no-untyped-def]
+    """First position in [low, high) of the rising indices that is not below value."""
+    while low < high:
+        middle = (low + high) >> np.uint64(1)
+        if np.uint64(indices[middle]) < value:
+            low = middle + np.uint64(1)
+        else:
+            high = middle
+    return low

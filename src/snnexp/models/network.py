@@ -17,10 +17,12 @@ from snnexp.config import DecoderConf, ModelConf, NeuronConf
 from snnexp.data.base import DataInfo, EventFrames
 from snnexp.encoders import ConstantInput
 from snnexp.models.layers import NeuNorm, TimeDropout, Vote, build_batch_norm, build_layer_norm
-from snnexp.models.observer import Observer
+from snnexp.models.observer import Firing, Observer
 from snnexp.models.spec import WEIGHT_KINDS, LayerPlan, Shape, effective_spec, plan
 from snnexp.models.weights import Linear, RecurrentLinear, build_weights
-from snnexp.neurons.layer import NeuronOutput, SpikingLayer
+from snnexp.neurons.engines import LayerRun
+from snnexp.neurons.equation import Pool
+from snnexp.neurons.layer import SpikingLayer, Within
 
 __all__ = ["LayerRow", "Network", "Observer", "Output", "build_network"]
 
@@ -74,15 +76,27 @@ class Network(nn.Module):
         flow = _Flow(*self._open(x), observer)
         end = max(index for index, layer in enumerate(self.layers) if layer.kind == "spiking")
         mem = torch.empty(0)
+        pooled = -1  # the layer that the engine has done with the spikes before it
         for index, layer in enumerate(self.layers):
             if layer.kind == "spiking":
-                mem = self._spiking(layer, self.layers[max(index - 1, 0)], flow)
+                pool = self._pool_after(index, end)
+                mem, done = self._spiking(layer, self.layers[max(index - 1, 0)], flow, pool, index == end)
+                pooled = index + 1 if done else -1
             elif index > end:  # votes: of the membranes too
                 vote = self.get_submodule(layer.name)
-                flow.x, mem = vote(flow.x), vote(mem)
-            else:
+                flow.steps_x, mem = vote(flow.over_time()), vote(mem)
+            elif index != pooled:
                 self._stateless(layer, flow)
         return Output(flow.over_time(), mem)
+
+    def _pool_after(self, index: int, end: int) -> Pool | None:
+        """The pooling layer right behind spiking layer `index`, if its windows lie side by side."""
+        if index == end or self.layers[index + 1].kind not in ("max_pool", "avg_pool"):
+            return None
+        layer = self.layers[index + 1]
+        if layer.args["k"] != layer.args["s"] or len(layer.in_shape) != 3:
+            return None
+        return Pool(layer.kind.removesuffix("_pool"), int(layer.args["k"]))
 
     def _open(self, x: Tensor | ConstantInput | EventFrames) -> tuple[Tensor | EventFrames, int, int, bool]:
         """Input folded over time (or one frame, or event lists), T, B, and whether it is constant."""
@@ -101,24 +115,29 @@ class Network(nn.Module):
             folded = folded.contiguous(memory_format=torch.channels_last)
         return folded, steps, batch, isinstance(x, ConstantInput)
 
-    def _spiking(self, layer: LayerPlan, before: LayerPlan, flow: _Flow) -> Tensor:
-        """Run spiking layer `layer` on the flow; returns its membranes [T, B, ...]."""
+    def _spiking(
+        self, layer: LayerPlan, before: LayerPlan, flow: _Flow, pool: Pool | None, is_last: bool
+    ) -> tuple[Tensor, bool]:
+        """Run spiking layer `layer` on the flow; returns its membranes [T, B, ...], and whether `pool` is done, too."""
         neuron = self.neurons[layer.name]
         neuron.overwrite_input = before.kind in _FRESH and not flow.constant
+        observer = flow.observer if neuron.dynamics.spiking else None
         current = flow.over_time()
-        if before.kind == "recurrent":
-            weights = self.get_submodule(before.name)
-            assert isinstance(weights, RecurrentLinear)
-            out: NeuronOutput = neuron(current, recurrent=weights.recurrent.weight)
-            if flow.observer:
-                previous = torch.cat([torch.zeros_like(out.spk[:1]), out.spk[:-1]]).flatten(0, 1)
-                flow.observer.connection(f"{before.name}.recurrent", weights.recurrent, previous, 1)
-        else:
-            out = neuron(current)
-        if flow.observer and neuron.dynamics.spiking:
-            flow.observer.spiking(layer.name, neuron, out.spk, out.mem)
-        flow.x = out.spk.flatten(0, 1)
-        return out.mem
+        if (observer and observer.reads_spikes) or not neuron.can_pool(current):
+            pool = None
+        weights = self.get_submodule(before.name) if before.kind == "recurrent" else None
+        out: LayerRun = neuron(
+            current,
+            recurrent=weights.recurrent.weight if isinstance(weights, RecurrentLinear) else None,
+            within=Within(pool, counts=observer is not None, private=not is_last),
+        )
+        if flow.observer and isinstance(weights, RecurrentLinear):
+            previous = torch.cat([torch.zeros_like(out.spk[:1]), out.spk[:-1]]).flatten(0, 1)
+            flow.observer.connection(f"{before.name}.recurrent", weights.recurrent, previous, 1)
+        if observer and out.counts is not None:
+            observer.spiking(layer.name, neuron, Firing(out.counts, out.mem, None if pool else out.spk))
+        flow.steps_x = out.spk
+        return out.mem, pool is not None
 
     def _stateless(self, layer: LayerPlan, flow: _Flow) -> None:
         """Run any other layer on the flow."""
@@ -198,24 +217,52 @@ class Network(nn.Module):
 
 
 class _Flow:
-    """What travels from layer to layer: x is [T*B, ...], or [B, ...] while all steps are the same, or event lists."""
+    """What travels from layer to layer: event lists, or a tensor.
+
+    `x` is folded over time, [T*B, ...], or [B, ...] while all steps are the same; `steps_x` is [T, B, ...]. What was
+    set last counts, and the other is a view of it: output spikes that are never folded have a gradient that is the same
+    at all steps, which folding would write out T times.
+    """
 
     def __init__(
         self, x: Tensor | EventFrames, steps: int, batch: int, constant: bool, observer: Observer | None
     ) -> None:
-        self.x = x
         self.steps = steps
         self.batch = batch
         self.constant = constant
         self.observer = observer
+        self.x = x
+
+    @property
+    def x(self) -> Tensor | EventFrames:
+        if self._steps_x is not None:
+            self.x = self._steps_x.flatten(0, 1)
+        return self._folded
+
+    @x.setter
+    def x(self, folded: Tensor | EventFrames) -> None:
+        self._folded = folded
+        self._steps_x: Tensor | None = None
+
+    @property
+    def steps_x(self) -> Tensor:
+        return self.over_time()
+
+    @steps_x.setter
+    def steps_x(self, x: Tensor) -> None:
+        self._steps_x = x
+        self.constant = False
 
     def folded(self) -> Tensor:
         """[T*B, ...], or [B, ...] while constant."""
-        assert isinstance(self.x, Tensor)  # only the first layer sees event lists
-        return self.x
+        x = self.x
+        assert isinstance(x, Tensor)  # only the first layer sees event lists
+        return x
 
     def over_time(self) -> Tensor:
         """[T, B, ...]; from here on the steps differ."""
+        if self._steps_x is not None:
+            return self._steps_x
         x = self.folded()
         if self.constant:
             self.constant = False  # every caller goes on with what it makes of the expanded view

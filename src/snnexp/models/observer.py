@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -10,11 +11,24 @@ from torch import Tensor, nn
 from snnexp.data.base import EventFrames
 
 
+@dataclass(frozen=True)
+class Firing:
+    """What one spiking layer did in one forward pass. The membranes' memory is used again in backward."""
+
+    counts: Tensor  # spikes over the T steps [B, *shape]
+    mem: Tensor  # membranes before the reset [T, B, *shape]
+    spk: Tensor | None  # spikes (0 or 1) [T, B, *shape]; None unless an observer reads spikes
+
+
 class Observer(Protocol):
     """What the network tells while it runs. Implementations detach what they keep and never wait for the device."""
 
-    def spiking(self, name: str, layer: nn.Module, spk: Tensor, mem: Tensor) -> None:
-        """Spikes (0 or 1) and membranes before the reset of the spiking layer `name`, both [T, B, *shape]."""
+    @property
+    def reads_spikes(self) -> bool:
+        """Whether it needs every step's spikes, which otherwise need not exist."""
+
+    def spiking(self, name: str, layer: nn.Module, firing: Firing) -> None:
+        """What the spiking layer `name` did."""
 
     def connection(self, name: str, module: nn.Module, x: Tensor | EventFrames, repeat: int) -> None:
         """Input of the layer with weights `name`: [T*B, ...] or event lists with repeat = 1.
@@ -29,9 +43,13 @@ class Observers:
     def __init__(self, members: Sequence[Observer]) -> None:
         self.members = tuple(members)
 
-    def spiking(self, name: str, layer: nn.Module, spk: Tensor, mem: Tensor) -> None:
+    @property
+    def reads_spikes(self) -> bool:
+        return any(member.reads_spikes for member in self.members)
+
+    def spiking(self, name: str, layer: nn.Module, firing: Firing) -> None:
         for member in self.members:
-            member.spiking(name, layer, spk, mem)
+            member.spiking(name, layer, firing)
 
     def connection(self, name: str, module: nn.Module, x: Tensor | EventFrames, repeat: int) -> None:
         for member in self.members:

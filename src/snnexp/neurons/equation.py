@@ -57,6 +57,13 @@ class Dynamics:
         return self.spiking and (self.fire_once or self.force_last_spike)
 
 
+class Pool(NamedTuple):
+    """A pooling layer right behind the spikes: windows of size x size pixels side by side, incomplete ones left out."""
+
+    kind: str  # max or avg
+    size: int
+
+
 class State(NamedTuple):
     """What a neuron carries from step to step, each [B, *shape], in the precision the neuron computes in.
 

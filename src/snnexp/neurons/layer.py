@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from snnexp.config import NeuronConf
 from snnexp.errors import ConfigError, unknown_choice
-from snnexp.neurons.engines import choose_engine, run_neurons
-from snnexp.neurons.equation import Dynamics, State, initial_state, step
+from snnexp.neurons.engines import LayerRun, can_pool, choose_engine, run_layer, run_neurons
+from snnexp.neurons.equation import Dynamics, Pool, State, initial_state, step
 from snnexp.neurons.names import RESETS
 from snnexp.neurons.surrogates import build_surrogate, with_value
 
@@ -25,6 +25,14 @@ class NeuronOutput(NamedTuple):
     spk: Tensor
     mem: Tensor
     state: State
+
+
+class Within(NamedTuple):
+    """What surrounds a layer in a network; see `engines.run_layer`."""
+
+    pool: Pool | None = None
+    counts: bool = False
+    private: bool = False
 
 
 def build_dynamics(conf: NeuronConf, spiking: bool = True) -> Dynamics:
@@ -162,13 +170,36 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
         like = self.raw_beta.new_empty((batch_size, *self.shape), device=device, dtype=dtype, requires_grad=False)
         return initial_state(like, self.dynamics, self.has_current)
 
-    def forward(self, x: Tensor, state: State | None = None, recurrent: Tensor | None = None) -> NeuronOutput:
+    def forward(
+        self,
+        x: Tensor,
+        state: State | None = None,
+        recurrent: Tensor | None = None,
+        within: Within | None = None,
+    ) -> NeuronOutput | LayerRun:
         """Run all time steps of x [T, B, *shape] from `state` (None: at rest).
 
         recurrent [N, N]: weights V of a recurrent layer, x[t] + V S[t-1] drives it; as in nn.Linear, V[to, from].
+        within: what surrounds the layer in a network. It then starts at rest, returns a `LayerRun`, and pools, counts
+            and saves memory in the same pass where the engine can.
         Half-precision input is computed in float32; spikes come back in the input's dtype, membranes in float32.
         Raises: ConfigError if x is not [T, B, *shape], or the engine asked for cannot run here.
         """
+        dynamics, engine = self._choose(x)
+        values = (self.alpha, self.beta, self.threshold)
+        if within is None:
+            return NeuronOutput(*run_neurons(x, *values, dynamics, state, engine, self.overwrite_input, recurrent))
+        if state is not None:
+            raise ValueError(f"{self.name}: within a network a layer starts at rest")
+        return run_layer(
+            x, *values, dynamics, engine, overwrite_input=self.overwrite_input, recurrent=recurrent, **within._asdict()
+        )
+
+    def can_pool(self, x: Tensor) -> bool:
+        """Whether a pooling layer behind this one is done in the same pass: if the engine can, and nobody hooked in."""
+        return not self._forward_hooks and can_pool(*self._choose(x), x.dtype)
+
+    def _choose(self, x: Tensor) -> tuple[Dynamics, str]:
         if tuple(x.shape[2:]) != self.shape:
             raise ConfigError(
                 f"{self.name}: the input is {list(x.shape)}, but the layer has neurons of shape {list(self.shape)}; "
@@ -176,11 +207,7 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
             )
         dynamics = self.active_dynamics()
         self.engine, self.engine_reason = choose_engine(self.requested_engine, x.device, dynamics, x.dtype)
-        return NeuronOutput(
-            *run_neurons(
-                x, self.alpha, self.beta, self.threshold, dynamics, state, self.engine, self.overwrite_input, recurrent
-            )
-        )
+        return dynamics, self.engine
 
     def single_step(self, x_t: Tensor, state: State, last: bool = False) -> tuple[Tensor, Tensor, State]:
         """Run one step of x_t [B, *shape], for loops that need the spikes before the next input; any device.

@@ -15,7 +15,7 @@ from snnexp.analysis.synops import Synops, SynopsMeter, neurobench_results
 from snnexp.data.base import Batch
 from snnexp.experiment import Experiment
 from snnexp.models.network import Output
-from snnexp.models.observer import Observers
+from snnexp.models.observer import Firing, Observers
 from snnexp.tracking.runs import RunFolder
 from snnexp.tracking.store import Tracker
 from snnexp.training.checkpoint import apply_weights, load_weights
@@ -48,9 +48,13 @@ class _Raster:
     def __init__(self) -> None:
         self.spikes: dict[str, Tensor] = {}
 
-    def spiking(self, name: str, layer: object, spk: Tensor, mem: Tensor) -> None:
-        if name not in self.spikes:
-            self.spikes[name] = spk[:, 0].detach().flatten(1).float().cpu()
+    @property
+    def reads_spikes(self) -> bool:
+        return not self.spikes
+
+    def spiking(self, name: str, layer: object, firing: Firing) -> None:
+        if name not in self.spikes and firing.spk is not None:
+            self.spikes[name] = firing.spk[:, 0].detach().flatten(1).float().cpu()
 
     def connection(self, name: str, module: object, x: object, repeat: int) -> None:
         """Inputs of layers are not drawn."""

@@ -15,7 +15,7 @@ from snnexp.data.base import Batch
 from snnexp.errors import TrainingError
 from snnexp.experiment import Experiment
 from snnexp.models.network import Output
-from snnexp.models.observer import Observer
+from snnexp.models.observer import Firing, Observer
 from snnexp.training.seeding import derive_seed, seed_everything
 
 REFRESH_S = 0.25  # how often the display may ask the device for numbers
@@ -190,11 +190,13 @@ def _non_finite_parameter(network: torch.nn.Module) -> str | None:
 class _NonFiniteFinder:
     """Observer that remembers the first layer whose membrane or input is not finite."""
 
+    reads_spikes = False
+
     def __init__(self) -> None:
         self.found: str | None = None
 
-    def spiking(self, name: str, layer: object, spk: Tensor, mem: Tensor) -> None:
-        if self.found is None and not torch.isfinite(mem).all():
+    def spiking(self, name: str, layer: object, firing: Firing) -> None:
+        if self.found is None and not torch.isfinite(firing.mem).all():
             self.found = f"layer {name} (its membrane)"
 
     def connection(self, name: str, module: object, x: object, repeat: int) -> None:

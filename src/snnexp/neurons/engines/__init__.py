@@ -6,13 +6,15 @@ import importlib.util
 import os
 from dataclasses import replace
 from functools import cache
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from snnexp.errors import ConfigError, unknown_choice
 from snnexp.neurons.engines import reference
-from snnexp.neurons.equation import Dynamics, State, initial_state
+from snnexp.neurons.equation import Dynamics, Pool, State, initial_state
 from snnexp.neurons.names import ENGINES, FUSED_SURROGATES, RESETS
 from snnexp.neurons.surrogates import Surrogate
 
@@ -78,6 +80,76 @@ def run_neurons(
         given = x if recurrent is None else exact
         spk, mem, state = triton_engine.run(given, alpha, beta, threshold, dynamics, state, overwrite_input, recurrent)
     return spk.to(x.dtype), mem, state
+
+
+class LayerRun(NamedTuple):
+    """What a spiking layer hands on within a network."""
+
+    spk: Tensor  # [T, B, *shape], or [T, B, C, H // size, W // size] with pooling
+    mem: Tensor  # [T, B, *shape]
+    counts: Tensor | None  # spikes over the T steps, before pooling, [B, *shape]
+
+
+def run_layer(
+    x: Tensor,
+    alpha: Tensor | None,
+    beta: Tensor,
+    threshold: Tensor,
+    dynamics: Dynamics,
+    engine: str,
+    *,
+    overwrite_input: bool = False,
+    recurrent: Tensor | None = None,
+    pool: Pool | None = None,
+    counts: bool = False,
+    private: bool = False,
+) -> LayerRun:
+    """Run a layer from rest to the end, with what follows the spikes in the same pass where the engine can.
+
+    Args: those of `run_neurons`, and
+        pool: pooling layer on the spikes; `can_pool` tells where that is allowed.
+        counts: count the spikes per sample and neuron.
+        private: the membranes are only looked at, and not after backward has begun: they carry no gradient, and
+            backward may put the input's gradient into their memory.
+    """
+    if engine == "numba" and x.dtype in (torch.float32, torch.float64):
+        from snnexp.neurons.engines import numba_engine
+
+        for name, value in (("alpha", alpha), ("beta", beta), ("threshold", threshold)):
+            if value is not None:
+                _check_broadcast(name, value, x.shape[2:])
+        return LayerRun(
+            *numba_engine.run_layer(
+                x, alpha, beta, threshold, dynamics, overwrite_input, recurrent, pool, counts, private
+            )
+        )
+    spk, mem, _ = run_neurons(x, alpha, beta, threshold, dynamics, None, engine, overwrite_input, recurrent)
+    counted = spikes_over_time(spk) if counts else None
+    if pool is not None:
+        pooling = F.max_pool2d if pool.kind == "max" else F.avg_pool2d
+        pooled = pooling(spk.flatten(0, 1), pool.size)
+        spk = pooled.view(*spk.shape[:2], *pooled.shape[1:])
+    return LayerRun(spk, mem.detach() if private else mem, counted)
+
+
+def can_pool(dynamics: Dynamics, engine: str, dtype: torch.dtype) -> bool:
+    """Whether `run_layer` pools in the same pass.
+
+    Backward works spikes out from the membranes again, except forced ones that no record of first spikes tells of.
+    """
+    forced = dynamics.force_last_spike and not dynamics.fire_once
+    return engine == "numba" and dynamics.spiking and not forced and dtype in (torch.float32, torch.float64)
+
+
+def spikes_over_time(spk: Tensor) -> Tensor:
+    """Sum of spikes [T, B, ...] over T, exact in half precision too (bfloat16 counts to 256).
+
+    Read in the order of memory: torch's sum of channels_last maps is 13 times slower.
+    """
+    dtype = torch.float64 if spk.dtype == torch.float64 else torch.float32
+    order = [0, 1, *sorted(range(2, spk.dim()), key=lambda d: spk.stride()[d], reverse=True)]
+    back = [order.index(d) - 1 for d in range(1, spk.dim())]
+    return spk.detach().permute(order).sum(0, dtype=dtype).permute(back)
 
 
 def _check_broadcast(name: str, value: Tensor, shape: torch.Size) -> None:

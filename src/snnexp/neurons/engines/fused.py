@@ -7,6 +7,7 @@ activations are neither copied nor reordered; values per neuron are brought into
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -14,7 +15,28 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from snnexp.neurons.equation import Dynamics, State, reset_terms
+from snnexp.neurons.equation import Dynamics, Pool, State, reset_terms
+
+
+@dataclass(frozen=True)
+class PoolGrid:
+    """Where the windows of a pooling layer are in flat memory: columns are [outer, height, row], row = width * inner.
+
+    channels_last maps have outer = B, inner = C; others outer = B * C, inner = 1.
+    """
+
+    kind: str  # max or avg
+    size: int  # of the window, and its stride
+    outer: int
+    height: int
+    row: int
+    inner: int
+    out_shape: tuple[int, ...]  # of one step, in the order of memory
+
+    @property
+    def columns(self) -> int:
+        """Columns after pooling; an incomplete window at the end is left out."""
+        return prod(self.out_shape)
 
 
 @dataclass
@@ -41,6 +63,9 @@ class ForwardCall:
     in_place: bool
     last: int  # number of the sample's last step
     time: int = 0  # number of this pass's first step
+    counts: Tensor | None = None  # [M]: spikes over all steps, added to
+    pool: PoolGrid | None = None  # spk is then [T, pooled columns]
+    unpooled: Tensor | None = None  # [M]: scratch for spikes before pooling
 
 
 @dataclass
@@ -53,9 +78,9 @@ class BackwardCall:
     dynamics: Dynamics
     mem: Tensor  # [T, M]
     stored: Tensor | None  # [T, M]: I of each step
-    grad_spk: Tensor | None
+    grad_spk: Tensor | None  # [T, M]; [1, M] if it is the same at all steps; [T, pooled columns] with pooling
     grad_mem: Tensor | None
-    grad_x: Tensor  # out [T, M]
+    grad_x: Tensor  # out [T, M], may share mem's memory: see in_place
     threshold: Tensor
     beta: Tensor
     alpha: Tensor | None
@@ -67,6 +92,8 @@ class BackwardCall:
     grad_beta: Tensor | None
     grad_alpha: Tensor | None
     time: int = 0
+    in_place: bool = False
+    pool: PoolGrid | None = None
 
 
 class Backend(Protocol):
@@ -81,6 +108,9 @@ class _Options(NamedTuple):
     dynamics: Dynamics
     backend: Backend
     overwrite_input: bool
+    counts: bool = False
+    private: bool = False  # nobody but backward needs the membranes
+    pool: PoolGrid | None = None
 
 
 def run_fused(
@@ -98,15 +128,10 @@ def run_fused(
 
     spk has x's dtype; mem and the state have the dtype of the calculation: float64 for float64, else float32.
     """
-    order = _memory_order(x)
-    flat_x = x.permute(order)
-    if not flat_x.is_contiguous():
-        flat_x, overwrite_input = flat_x.contiguous(), True
+    order, flat_x, values, options = _prepare(x, (alpha, beta, threshold), dynamics, backend, overwrite_input)
     state_order = [d - 1 for d in order[1:]]
     given = [None if s is None else s.permute(state_order).contiguous() for s in (state or (None, None, None, None))]
-    values = [None if v is None else _permute_value(v, order) for v in (alpha, beta, threshold)]
-    options = _Options(dynamics, backend, overwrite_input and not (x.is_leaf and x.requires_grad))
-    spk, mem, cur, fired = _Fused.apply(flat_x, *values, recurrent, *given, options)  # type: ignore[no-untyped-call]
+    spk, mem, cur, fired, _ = _Fused.apply(flat_x, *values, recurrent, *given, options)  # type: ignore[no-untyped-call]
     back = [order.index(d) for d in range(len(order))]
     spk, mem = spk.permute(back), mem.permute(back)
     state_back = [d - 1 for d in back[1:]]
@@ -114,8 +139,59 @@ def run_fused(
     return spk, mem, State(mem[-1], spk[-1].to(mem.dtype), cur, fired)
 
 
+def run_fused_layer(
+    x: Tensor,
+    alpha: Tensor | None,
+    beta: Tensor,
+    threshold: Tensor,
+    dynamics: Dynamics,
+    backend: Backend,
+    overwrite_input: bool,
+    recurrent: Tensor | None,
+    pool: Pool | None,
+    counts: bool,
+    private: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Run a whole layer from rest, with what surrounds it in a network; see `run_layer`."""
+    order, flat_x, values, options = _prepare(x, (alpha, beta, threshold), dynamics, backend, overwrite_input)
+    grid = None if pool is None else _pool_grid(pool, flat_x, order)
+    options = options._replace(counts=counts, private=private, pool=grid)
+    outputs = _Fused.apply(flat_x, *values, recurrent, None, None, None, None, options)  # type: ignore[no-untyped-call]
+    spk, mem, _, _, counted = outputs
+    back = [order.index(d) for d in range(len(order))]
+    counted = None if counted is None else counted.permute([d - 1 for d in back[1:]])
+    return spk.permute(back), mem.permute(back), counted
+
+
+def _prepare(
+    x: Tensor, values: tuple[Tensor | None, ...], dynamics: Dynamics, backend: Backend, overwrite_input: bool
+) -> tuple[list[int], Tensor, list[Tensor | None], _Options]:
+    """Bring input and values into the order of memory."""
+    order = _memory_order(x)
+    flat_x = x.permute(order)
+    if not flat_x.is_contiguous():
+        flat_x, overwrite_input = flat_x.contiguous(), True
+    options = _Options(dynamics, backend, overwrite_input and not (x.is_leaf and x.requires_grad))
+    return order, flat_x, [None if v is None else _permute_value(v, order) for v in values], options
+
+
+def _pool_grid(pool: Pool, flat_x: Tensor, order: list[int]) -> PoolGrid:
+    """Windows over maps [T, B, H, W, C] or [T, B, C, H, W], whichever flat_x is."""
+    _, batch, *shape = flat_x.shape
+    if order[2:] == [3, 4, 2]:
+        height, width, channels = shape
+        out = (batch, height // pool.size, width // pool.size, channels)
+        return PoolGrid(pool.kind, pool.size, batch, height, width * channels, channels, out)
+    channels, height, width = shape
+    out = (batch, channels, height // pool.size, width // pool.size)
+    return PoolGrid(pool.kind, pool.size, batch * channels, height, width, 1, out)
+
+
 def _memory_order(x: Tensor) -> list[int]:
     """Return the order of dimensions in which x lies in memory, with time and batch first."""
+    if x.dim() == 5:  # maps are one of two: channels_last, or the order of the shape; strides of size 1 say nothing
+        last = [0, 1, 3, 4, 2]
+        return last if x.permute(last).is_contiguous() and not x.is_contiguous() else [0, 1, 2, 3, 4]
     return [0, 1, *sorted(range(2, x.dim()), key=lambda d: x.stride()[d], reverse=True)]
 
 
@@ -146,12 +222,12 @@ def _sum_to(columns: Tensor, full: torch.Size, value: Tensor) -> Tensor:
 
 
 class _Fused(torch.autograd.Function):
-    """(x [T, B, *], alpha, beta, threshold, recurrent, mem, spk, cur, fired, options) -> spk, mem, cur, fired."""
+    """(x [T, B, *], alpha, beta, threshold, recurrent, state's four, options) -> spk, mem, cur, fired, counts."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    def forward(ctx: Any, x: Tensor, *rest: Any) -> tuple[Tensor | None, ...]:
         alpha, beta, threshold, recurrent, mem0, spk0, cur0, fired0, options = rest
-        dynamics, backend, overwrite_input = options
+        dynamics, backend, overwrite_input, counts, private, pool = cast(_Options, options)
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         steps, columns = x.shape[0], x[0].numel()
         needs = ctx.needs_input_grad
@@ -165,7 +241,10 @@ class _Fused(torch.autograd.Function):
             return start.detach().reshape(columns).to(dtype, copy=True)
 
         mem = _share_memory(x) if in_place else torch.empty(x.shape, dtype=dtype, device=x.device)
-        spk = torch.empty_like(x) if dynamics.spiking else torch.zeros_like(x)
+        if pool is not None:
+            spk = torch.empty((steps, *pool.out_shape), dtype=x.dtype, device=x.device)
+        else:
+            spk = torch.empty_like(x) if dynamics.spiking else torch.zeros_like(x)
         stored = torch.empty_like(mem) if keeps_current or (keeps_x and recurrent is not None) else None
         kept, removed = None, None
         if mem0 is not None:
@@ -177,7 +256,7 @@ class _Fused(torch.autograd.Function):
         call = ForwardCall(
             dynamics=dynamics,
             x=x.detach().view(steps, columns),
-            spk=spk.view(steps, columns),
+            spk=spk.view(steps, columns if pool is None else pool.columns),
             mem=mem.view(steps, columns),
             stored=None if stored is None else stored.view(steps, columns),
             threshold=_flat(threshold, x.shape[2:], dtype),
@@ -190,6 +269,9 @@ class _Fused(torch.autograd.Function):
             first=first,
             in_place=in_place,
             last=steps - 1,
+            counts=torch.zeros(columns, dtype=dtype, device=x.device) if counts else None,
+            pool=pool,
+            unpooled=None if pool is None else torch.empty(columns, dtype=dtype, device=x.device),
         )
         if columns and recurrent is None:
             backend.forward(call)
@@ -204,20 +286,28 @@ class _Fused(torch.autograd.Function):
         ctx.save_for_backward(mem, current, alpha, beta, threshold, recurrent, kept_spk, mem0, spk0, cur0, call.first)
         last_cur = None if call.cur is None else call.cur.view(x.shape[1:])
         last_fired = None if call.fired is None else call.fired.view(x.shape[1:])
-        ctx.mark_non_differentiable(*(t for t in (last_fired, None if dynamics.spiking else spk) if t is not None))
-        return spk, mem, last_cur, last_fired
+        counted = None if call.counts is None else call.counts.view(x.shape[1:])
+        closed = (last_fired, counted, mem if private else None, None if dynamics.spiking else spk)
+        ctx.mark_non_differentiable(*(t for t in closed if t is not None))
+        return spk, mem, last_cur, last_fired, counted
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        grad_spk, grad_mem, grad_last_cur, _ = grads
+        grad_spk, grad_mem, grad_last_cur, _, _ = grads
         mem, stored, alpha, beta, threshold, recurrent, spk, mem0, spk0, cur0, first = ctx.saved_tensors
-        dynamics, backend, _ = cast(_Options, ctx.options)
+        dynamics, backend, _, _, private, pool = cast(_Options, ctx.options)
         shape, columns, steps, dtype = mem.shape, mem[0].numel(), mem.shape[0], mem.dtype
         needs = ctx.needs_input_grad
 
         def flat(grad: Tensor | None) -> Tensor | None:
-            return None if grad is None else grad.contiguous().view(steps, columns)
+            return None if grad is None else grad.contiguous().view(steps, -1)
+
+        def flat_or_constant(grad: Tensor | None) -> Tensor | None:
+            """A loss of sums over time has one gradient for all steps: autograd hands over a view of it."""
+            if grad is None or recurrent is not None or pool is not None or steps == 1 or grad.stride(0) != 0:
+                return flat(grad)
+            return grad[:1].contiguous().view(1, -1)
 
         def column(wanted: bool, start: Tensor | None = None) -> Tensor | None:
             if not wanted:
@@ -225,12 +315,13 @@ class _Fused(torch.autograd.Function):
             zero = torch.zeros(columns, dtype=dtype, device=mem.device)
             return zero if start is None else zero.copy_(start.reshape(columns))
 
-        grad_x = torch.empty_like(mem, dtype=ctx.input_dtype)
+        in_place = private and ctx.input_dtype == dtype and recurrent is None
+        grad_x = mem if in_place else torch.empty_like(mem, dtype=ctx.input_dtype)
         call = BackwardCall(
             dynamics=dynamics,
             mem=mem.view(steps, columns),
             stored=flat(None if stored is None else stored.to(dtype)),
-            grad_spk=flat(grad_spk) if dynamics.spiking else None,
+            grad_spk=flat_or_constant(grad_spk) if dynamics.spiking else None,
             grad_mem=flat(grad_mem),
             grad_x=grad_x.view(steps, columns),
             threshold=_flat(threshold, shape[2:], dtype),
@@ -243,10 +334,14 @@ class _Fused(torch.autograd.Function):
             grad_threshold=column(needs[3]),
             grad_beta=column(needs[2]),
             grad_alpha=column(alpha is not None and needs[1]),
+            in_place=in_place,
+            pool=pool,
         )
         grad_recurrent = None
         if columns and recurrent is None:
             backend.backward(call)
+            if in_place:  # a second backward pass gets torch's error about the membranes, not garbage
+                torch.autograd.graph.increment_version(mem)
         elif columns:
             grad_recurrent, from_first = _backward_recurrent(backend, call, recurrent, spk, spk0, needs[4])
         values = [

@@ -6,21 +6,25 @@ needs it); backward works out spikes and surrogates from them again.
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from snnexp.neurons.engines.fused import BackwardCall, ForwardCall, run_fused
-from snnexp.neurons.engines.numba_kernels import BackwardOptions, ForwardOptions, backward_kernel, forward_kernel
-from snnexp.neurons.equation import Dynamics, State
+from snnexp.neurons.engines.fused import BackwardCall, ForwardCall, PoolGrid, run_fused, run_fused_layer
+from snnexp.neurons.engines.numba_kernels import (
+    AVG_POOL,
+    MAX_POOL,
+    NO_POOL,
+    BackwardOptions,
+    ForwardOptions,
+    backward_kernel,
+    forward_kernel,
+)
+from snnexp.neurons.equation import Dynamics, Pool, State
 from snnexp.neurons.names import RESETS
+from snnexp.parallel import run_parallel
 
 BLOCK = 1024  # columns that a thread walks through time together: about ten rows of them stay in the first-level cache
 SERIAL_BELOW = 1 << 16  # elements; less work than this is done before a second thread has woken up
@@ -38,6 +42,24 @@ def run(
 ) -> tuple[Tensor, Tensor, State]:
     """Run all time steps of x [T, B, *shape] on the CPU; returns spikes, membranes (like x) and the last state."""
     return run_fused(x, alpha, beta, threshold, dynamics, state, NumbaBackend(), overwrite_input, recurrent)
+
+
+def run_layer(
+    x: Tensor,
+    alpha: Tensor | None,
+    beta: Tensor,
+    threshold: Tensor,
+    dynamics: Dynamics,
+    overwrite_input: bool,
+    recurrent: Tensor | None,
+    pool: Pool | None,
+    counts: bool,
+    private: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Run all time steps from rest, with counting and pooling in the same pass; see `run_layer` of the engines."""
+    return run_fused_layer(
+        x, alpha, beta, threshold, dynamics, NumbaBackend(), overwrite_input, recurrent, pool, counts, private
+    )
 
 
 class NumbaBackend:
@@ -60,20 +82,23 @@ class NumbaBackend:
                 has_current=call.alpha is not None,
                 in_place=call.in_place,
                 store_current=call.stored is not None,
+                counting=call.counts is not None,
+                pool=_pool_code(call.pool),
             )
         )
         number = _numbers(call.mem)
         flat, grid = _empty(call.mem, 1), _empty(call.mem, 2)
+        columns = (call.kept, call.removed, call.cur, call.fired, call.first, call.counts, call.unpooled)
         arguments = (
             *(_array(t, grid) for t in (call.x, call.spk, call.mem, call.stored)),
             *(_array(t, flat) for t in (call.threshold, call.beta, _or(call.alpha, call.beta))),
-            *(_array(_or(t, call.kept), flat) for t in (call.kept, call.removed, call.cur, call.fired, call.first)),
+            *(_array(_or(t, call.kept), flat) for t in columns),
             np.arange(call.time, call.time + call.x.shape[0], dtype=number),
             number(call.last),
             number(1),
             number(0),
         )
-        self._launch(kernel, arguments, *call.x.shape)
+        self._launch(kernel, arguments, call.pool, *call.x.shape)
 
     def backward(self, call: BackwardCall) -> None:
         d = call.dynamics
@@ -96,6 +121,8 @@ class NumbaBackend:
                 wants_threshold=call.grad_threshold is not None,
                 wants_beta=call.grad_beta is not None,
                 wants_alpha=call.grad_alpha is not None,
+                in_place=call.in_place,
+                pool=_pool_code(call.pool),
             )
         )
         number = _numbers(call.mem)
@@ -112,18 +139,30 @@ class NumbaBackend:
             number(b),
             number(1),
             number(0),
+            0 if call.grad_spk is not None and call.grad_spk.shape[0] < call.mem.shape[0] else 1,
         )
-        self._launch(kernel, arguments, *call.mem.shape)
+        self._launch(kernel, arguments, call.pool, *call.mem.shape)
 
-    def _launch(self, kernel: Any, arguments: tuple[Any, ...], steps: int, columns: int) -> None:
-        if not self.compiled:
-            kernel.py_func(*arguments, columns, 0, 1)
-            return
-        threads = torch.get_num_threads() if steps * columns >= SERIAL_BELOW else 1
-        share = -(-columns // threads)
-        block = min(BLOCK, -(-share // 64) * 64)
-        blocks = -(-columns // block)
-        _parallel(lambda start, stop: kernel(*arguments, block, start, stop), blocks, threads)
+    def _launch(self, kernel: Any, arguments: tuple[Any, ...], pool: PoolGrid | None, steps: int, columns: int) -> None:
+        threads = torch.get_num_threads() if self.compiled and steps * columns >= SERIAL_BELOW else 1
+        if pool is None:
+            geometry = (0, 0, 1, 0)
+            share = -(-columns // threads)
+            block = min(BLOCK, -(-share // 64) * 64) if self.compiled else columns
+            blocks = -(-columns // block)
+        else:
+            geometry = (pool.height, pool.row, pool.inner, pool.size)
+            bands = -(-pool.height // pool.size)
+            block = max(1, min(bands, BLOCK // (pool.size * pool.row)))
+            blocks = pool.outer * -(-bands // block)
+        if self.compiled:
+            run_parallel(lambda start, stop: kernel(*arguments, *geometry, block, start, stop), blocks, threads)
+        else:
+            kernel.py_func(*arguments, *geometry, block, 0, blocks)
+
+
+def _pool_code(pool: PoolGrid | None) -> int:
+    return NO_POOL if pool is None else MAX_POOL if pool.kind == "max" else AVG_POOL
 
 
 def _or(tensor: Tensor | None, stand_in: Tensor) -> Tensor:
@@ -140,48 +179,3 @@ def _numbers(like: Tensor) -> Any:
 
 def _empty(like: Tensor, dimensions: int) -> np.ndarray[Any, Any]:
     return np.empty((0,) * dimensions, dtype=_numbers(like))
-
-
-# --- threads: our own pool; the default layer of numba's parallel=True must not be entered from two threads at once ---
-
-_pool: ThreadPoolExecutor | None = None
-_pool_size = 0
-
-
-def _parallel(work: Callable[[int, int], None], blocks: int, threads: int) -> None:
-    """Run work(start, stop) over all blocks on this thread and threads - 1 more. Kernels release the GIL."""
-    if threads == 1 or blocks == 1:
-        work(0, blocks)
-        return
-    pieces = min(blocks, 4 * threads)
-    bounds = [blocks * i // pieces for i in range(pieces + 1)]
-    queue = deque(pairwise(bounds))
-
-    def drain() -> None:
-        while True:
-            try:
-                start, stop = queue.popleft()
-            except IndexError:
-                return
-            work(start, stop)
-
-    others = [_workers(threads - 1).submit(drain) for _ in range(min(threads, pieces) - 1)]
-    drain()
-    for other in others:
-        other.result()
-
-
-def _workers(count: int) -> ThreadPoolExecutor:
-    global _pool, _pool_size
-    if _pool is None or _pool_size < count:
-        _pool, _pool_size = ThreadPoolExecutor(count, thread_name_prefix="snnexp-neurons"), count
-    return _pool
-
-
-def _forget_pool() -> None:
-    """In a forked child the pool's threads are gone."""
-    global _pool
-    _pool = None
-
-
-os.register_at_fork(after_in_child=_forget_pool)

@@ -22,6 +22,7 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 NONE, ZERO, SUBTRACT, SUBTRACT_FIRST = 0, 1, 2, 3  # positions in names.RESETS
+NO_POOL, MAX_POOL, AVG_POOL = 0, 1, 2
 ATAN, FAST_SIGMOID, SIGMOID, TRIANGULAR, RECTANGULAR = 0, 1, 2, 3, 4  # positions in names.FUSED_SURROGATES
 
 
@@ -38,6 +39,8 @@ class ForwardOptions(NamedTuple):
     has_current: bool
     in_place: bool  # membranes go where the input was
     store_current: bool  # backward will need I
+    counting: bool  # spikes of each column over all steps
+    pool: int
 
 
 class BackwardOptions(NamedTuple):
@@ -58,6 +61,8 @@ class BackwardOptions(NamedTuple):
     wants_threshold: bool
     wants_beta: bool
     wants_alpha: bool
+    in_place: bool  # the input's gradient goes where the membranes were
+    pool: int
 
 
 def _compile(kernel):
@@ -146,29 +151,107 @@ def _spread(values, column, out, width):
         done, k = done + run, 0
 
 
+@numba.njit(error_model="numpy", forceinline=True)
+def _block(index, block, columns, height, row, size):
+    """Return (first column, columns, first pooled row, pooled rows) of a block.
+
+    Without pooling (size = 0) a block is `block` columns. With it, columns are [outer, height, row], and a block is
+    `block` bands of `size` rows of one map: one piece of memory. The last band may be short, and then makes no output.
+    """
+    if size == 0:
+        c = index * block
+        return c, min(block, columns - c), 0, 0
+    bands, out_height = (height + size - 1) // size, height // size
+    groups = (bands + block - 1) // block
+    outer, band = index // groups, index % groups * block
+    c = (outer * height + band * size) * row
+    return c, min(block * size, height - band * size) * row, outer * out_height + band, min(block, out_height - band)
+
+
+@numba.njit(error_model="numpy")
+def _pool(spk, out, bands, row, inner, size, average):
+    """Pool `bands` bands of spikes [bands, size, row] into out [bands, row // inner // size, inner], both flat."""
+    wide = row // inner // size
+    share = out.dtype.type(size * size)
+    for band in range(bands):
+        for h in range(size):
+            for w in range(wide):
+                o = (band * wide + w) * inner
+                for k in range(size):
+                    s = (band * size + h) * row + (w * size + k) * inner
+                    if h == 0 and k == 0:
+                        for i in range(inner):
+                            out[o + i] = spk[s + i]
+                    elif average:
+                        for i in range(inner):
+                            out[o + i] += spk[s + i]
+                    else:
+                        for i in range(inner):
+                            out[o + i] = max(out[o + i], spk[s + i])
+    if average:
+        for i in range(bands * wide * inner):
+            out[i] = out[i] / share
+
+
+@numba.njit(error_model="numpy")
+def _unpool(spk, grad_out, grad, free, bands, row, inner, size, average, one, zero):
+    """Hand the gradient of each pooled value back: for the maximum to the first of its spikes, else to the first one.
+
+    As torch does it. `grad` [bands, size, row] is zero wherever no window reaches; free [row] is scratch.
+    """
+    wide = row // inner // size
+    share = grad.dtype.type(size * size)
+    for band in range(bands):
+        g = grad_out[band * wide * inner : (band + 1) * wide * inner]
+        if average:
+            for h in range(size):
+                for w in range(wide):
+                    for k in range(size):
+                        s = (band * size + h) * row + (w * size + k) * inner
+                        for i in range(inner):
+                            grad[s + i] = g[w * inner + i] / share
+            continue
+        for w in range(wide):
+            o, first = w * inner, band * size * row + w * size * inner
+            for i in range(inner):
+                free[o + i] = one - spk[first + i]
+            for h in range(size):
+                for k in range(size):
+                    if h > 0 or k > 0:
+                        s = first + h * row + k * inner
+                        for i in range(inner):
+                            taken = free[o + i] * spk[s + i]
+                            grad[s + i] = g[o + i] if taken > zero else zero
+                            free[o + i] -= taken
+            for i in range(inner):  # its own spike, or nobody's
+                grad[first + i] = g[o + i] if spk[first + i] + free[o + i] > zero else zero
+
+
 @cache
 def forward_kernel(options: ForwardOptions) -> Any:
     """Return the forward kernel for these options, compiled on its first call.
 
     Its arrays: x, spk, mem, stored [T, M] (stored: I, or empty); threshold, beta, alpha [1 or neurons]; kept, removed,
-    cur, fired, first [M]: beta's factor and R of the next step, I, F and the time of the first spike, in and out; times
-    [T] and last: the steps' numbers and that of the sample's last one.
+    cur, fired, first [M]: beta's factor and R of the next step, I, F and the time of the first spike, in and out;
+    counts [M]: spikes, added to; times [T] and last: the steps' numbers and that of the sample's last one. With pooling
+    spk is what comes out of it, unpooled [M] is scratch, and height, row, inner, size are `_block`'s and `_pool`'s.
     """
-    reset, strict, tau_form, fire_once, force_last, relative, spiking, has_current, in_place, store_current = options
+    reset, strict, tau_form, fire_once, force_last, relative, spiking, has_current = options[:8]
+    in_place, store_current, counting, pool = options[8:]
     remembers = fire_once or force_last
 
     @_compile
     def forward(
-        x, spk, mem, stored, threshold, beta, alpha, kept, removed, cur, fired, first, times, last, one, zero,
-        block, start, stop,
+        x, spk, mem, stored, threshold, beta, alpha, kept, removed, cur, fired, first, counts, unpooled, times, last,
+        one, zero, height, row, inner, size, block, start, stop,
     ):  # fmt: skip
         steps, columns = x.shape
-        theta = threshold[:1].repeat(block)
-        leak = beta[:1].repeat(block)
-        share = alpha[:1].repeat(block)
+        widest = block if pool == NO_POOL else block * size * row
+        theta = threshold[:1].repeat(widest)
+        leak = beta[:1].repeat(widest)
+        share = alpha[:1].repeat(widest)
         for index in range(start, stop):
-            c = index * block
-            width = min(block, columns - c)
+            c, width, pooled_row, bands = _block(index, block, columns, height, row, size)
             if spiking:
                 _spread(threshold, c, theta, width)
             _spread(beta, c, leak, width)
@@ -176,9 +259,12 @@ def forward_kernel(options: ForwardOptions) -> Any:
                 _spread(alpha, c, share, width)
             kept_, removed_, cur_ = kept[c : c + width], removed[c : c + width], cur[c : c + width]
             fired_, first_ = fired[c : c + width], first[c : c + width]
+            counts_ = counts[c : c + width]
+            wide = row // inner // size * inner if pool != NO_POOL else 0
             for t in range(steps):
                 now = times[t]
-                x_, spk_ = x[t, c : c + width], spk[t, c : c + width]
+                x_ = x[t, c : c + width]
+                spk_ = spk[t, c : c + width] if pool == NO_POOL else unpooled[c : c + width]
                 mem_ = x_ if in_place else mem[t, c : c + width]
                 forced = force_last and now == last
                 for j in range(width):
@@ -205,6 +291,8 @@ def forward_kernel(options: ForwardOptions) -> Any:
                                 first_[j] = now if s > zero else first_[j]
                             fired_[j] = s if s > fired_[j] else fired_[j]
                         spk_[j] = s
+                        if counting:
+                            counts_[j] += s
                         if reset == ZERO:
                             kept_[j] = u * (one - s)
                         elif reset == SUBTRACT_FIRST:
@@ -215,6 +303,11 @@ def forward_kernel(options: ForwardOptions) -> Any:
                             removed_[j] = theta[j] * s
                 if store_current:
                     stored[t, c : c + width] = cur_
+                if pool != NO_POOL and bands > 0:
+                    _pool(
+                        spk_, spk[t, pooled_row * wide : (pooled_row + bands) * wide], bands, row, inner, size,
+                        pool == AVG_POOL,
+                    )  # fmt: skip
 
     return forward
 
@@ -223,25 +316,33 @@ def forward_kernel(options: ForwardOptions) -> Any:
 def backward_kernel(options: BackwardOptions) -> Any:
     """Return the backward kernel for these options, compiled on its first call.
 
-    Its arrays: mem, current, grad_spk, grad_mem, grad_x [T, M] (empty where not asked for); threshold, beta, alpha [1
+    Its arrays: mem, current, grad_spk, grad_mem, grad_x [T, M] (empty where not asked for; grad_spk [1, M] with
+    grad_step = 0 if it is the same at all steps, and pooled with pooling); threshold, beta, alpha [1
     or neurons]; first [M]; grad_u, grad_cur [M]: zero, out the gradients of U[0] and I[0]; to_cur [M]: in, the gradient
     of the last state's I, out, what I[0] passes on to I[-1]; grad_threshold, grad_beta, grad_alpha [M]: added to.
     """
     reset, kept_reset, strict, tau_form, detach, fire_once, relative, spiking, surrogate = options[:9]
-    has_current, has_grad_spk, has_grad_mem, wants_threshold, wants_beta, wants_alpha = options[9:]
+    has_current, has_grad_spk, has_grad_mem, wants_threshold, wants_beta, wants_alpha, in_place, pool = options[9:]
 
     @_compile
     def backward(
         mem, current, grad_spk, grad_mem, grad_x, threshold, beta, alpha, first, grad_u, grad_cur, to_cur,
-        grad_threshold, grad_beta, grad_alpha, times, a, b, one, zero, block, start, stop,
+        grad_threshold, grad_beta, grad_alpha, times, a, b, one, zero, grad_step, height, row, inner, size, block,
+        start, stop,
     ):  # fmt: skip
         steps, columns = mem.shape
-        theta = threshold[:1].repeat(block)
-        leak = beta[:1].repeat(block)
-        share = alpha[:1].repeat(block)
+        widest = block if pool == NO_POOL else block * size * row
+        theta = threshold[:1].repeat(widest)
+        leak = beta[:1].repeat(widest)
+        share = alpha[:1].repeat(widest)
+        routed = threshold[:1].repeat(widest if pool != NO_POOL else 1)
+        spikes = threshold[:1].repeat(widest if pool == MAX_POOL else 1)
+        free = threshold[:1].repeat(row if pool == MAX_POOL else 1)
         for index in range(start, stop):
-            c = index * block
-            width = min(block, columns - c)
+            c, width, pooled_row, bands = _block(index, block, columns, height, row, size)
+            wide = row // inner // size * inner if pool != NO_POOL else 0
+            if pool != NO_POOL:
+                routed[:] = zero
             if spiking:
                 _spread(threshold, c, theta, width)
             _spread(beta, c, leak, width)
@@ -255,8 +356,26 @@ def backward_kernel(options: BackwardOptions) -> Any:
             for back in range(steps):
                 t = steps - 1 - back
                 now = times[t]
-                mem_, grad_x_ = mem[t, c : c + width], grad_x[t, c : c + width]
-                grad_spk_ = grad_spk[t, c : c + width] if has_grad_spk else mem_
+                mem_ = mem[t, c : c + width]
+                grad_x_ = mem_ if in_place else grad_x[t, c : c + width]
+                if pool == MAX_POOL:
+                    for j in range(width):
+                        if fire_once:
+                            spikes[j] = one if first_[j] == now else zero
+                        else:
+                            distance = mem_[j] / theta[j] - one if relative else mem_[j] - theta[j]
+                            spikes[j] = (
+                                (one if distance > zero else zero) if strict else (one if distance >= zero else zero)
+                            )
+                if pool != NO_POOL and bands > 0 and has_grad_spk:
+                    _unpool(
+                        spikes, grad_spk[t, pooled_row * wide : (pooled_row + bands) * wide], routed, free, bands, row,
+                        inner, size, pool == AVG_POOL, one, zero,
+                    )  # fmt: skip
+                if pool != NO_POOL:
+                    grad_spk_ = routed[:width]
+                else:
+                    grad_spk_ = grad_spk[t * grad_step, c : c + width] if has_grad_spk else mem_
                 grad_mem_ = grad_mem[t, c : c + width] if has_grad_mem else mem_
                 current_ = current[t, c : c + width] if tau_form and wants_beta else mem_
                 for j in range(width):

@@ -84,6 +84,7 @@ class TritonBackend:
                 A=a,  # constants, since a Python float argument would be rounded to float32
                 B=b,
                 HAS_CURRENT=call.alpha is not None,
+                SPK_CONSTANT=call.grad_spk is not None and call.grad_spk.shape[0] < steps,
                 HAS_GRAD_SPK=call.grad_spk is not None,
                 HAS_GRAD_MEM=call.grad_mem is not None,
                 WANTS_THRESHOLD=call.grad_threshold is not None,

@@ -236,7 +236,7 @@ def backward_kernel(
     RESET: tl.constexpr, KEPT_RESET: tl.constexpr, STRICT: tl.constexpr, TAU_FORM: tl.constexpr,
     DETACH: tl.constexpr, FIRE_ONCE: tl.constexpr, RELATIVE: tl.constexpr, SPIKING: tl.constexpr,
     SURROGATE: tl.constexpr, A: tl.constexpr, B: tl.constexpr, HAS_CURRENT: tl.constexpr,
-    HAS_GRAD_SPK: tl.constexpr, HAS_GRAD_MEM: tl.constexpr,
+    SPK_CONSTANT: tl.constexpr, HAS_GRAD_SPK: tl.constexpr, HAS_GRAD_MEM: tl.constexpr,
     WANTS_THRESHOLD: tl.constexpr, WANTS_BETA: tl.constexpr, WANTS_ALPHA: tl.constexpr,
     DOUBLE: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
@@ -277,7 +277,9 @@ def backward_kernel(
             else:
                 befores = befores + (zero,)
             if HAS_GRAD_SPK:
-                spks = spks + (tl.load(grad_spk_ptr + at, mask=active, other=0.0).to(beta.dtype),)
+                spks = spks + (
+                    tl.load(grad_spk_ptr + (column if SPK_CONSTANT else at), mask=active, other=0.0).to(beta.dtype),
+                )
             else:
                 spks = spks + (zero,)
             if HAS_GRAD_MEM:

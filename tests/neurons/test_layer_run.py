@@ -1,0 +1,154 @@
+"""A layer as a network runs it: pooling and counting in the same pass, membranes overwritten, gradients of sums."""
+
+import itertools
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from engine_cases import all_options, pairwise_options
+from torch import Tensor
+
+from snnexp.neurons.engines import can_pool, run_layer, run_neurons
+from snnexp.neurons.engines.fused import run_fused_layer
+from snnexp.neurons.engines.numba_engine import NumbaBackend
+from snnexp.neurons.equation import Dynamics, Pool
+from snnexp.neurons.names import FUSED_SURROGATES
+from snnexp.neurons.surrogates import Surrogate
+
+PLAIN = Dynamics(Surrogate("atan"))
+SIZES = [(2, 3, 4, 6), (2, 3, 5, 7), (1, 1, 4, 4), (3, 5, 2, 2), (2, 2, 9, 3), (1, 4, 3, 10)]  # B, C, H, W
+
+
+def pooled_by_torch(spk: Tensor, pool: Pool) -> Tensor:
+    pooling = F.max_pool2d if pool.kind == "max" else F.avg_pool2d
+    return pooling(spk.flatten(0, 1), pool.size).unflatten(0, spk.shape[:2])
+
+
+def check_pooling(number: int, row: tuple, compiled: bool) -> None:
+    """Against the reference engine and torch's pooling: outputs bit for bit, gradients to 1e-10."""
+    reset, strict, tau_form, detach, ignore, fire_once, force_last, relative, has_current = row
+    surrogate = Surrogate(FUSED_SURROGATES[number % len(FUSED_SURROGATES)], slope=3.0)
+    dynamics = Dynamics(surrogate, reset, strict, tau_form, detach, ignore, fire_once, force_last, relative)
+    if not can_pool(dynamics, "numba", torch.float64):
+        assert force_last and not fire_once
+        return
+    pick, generator = random.Random(number), torch.Generator().manual_seed(number)
+    batch, channels, height, width = pick.choice(SIZES)
+    pool = Pool(pick.choice(["max", "avg"]), pick.choice([2, 2, 3]) if min(height, width) > 2 else 2)
+    steps = pick.choice([1, 3, 6])
+
+    def draw(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+    def value() -> Tensor:
+        return draw(*pick.choice([(), (channels, 1, 1), (channels, height, width)])).requires_grad_()
+
+    x = draw(steps, batch, channels, height, width) * 3 - 0.5
+    if pick.random() < 0.6:
+        x = x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (steps, batch))
+    x.requires_grad_()
+    alpha = value() if has_current else None
+    beta, threshold = value(), (value() + 0.3).detach().requires_grad_()
+    leaves = [v for v in (x, alpha, beta, threshold) if v is not None]
+
+    spk, mem, _ = run_neurons(x, alpha, beta, threshold, dynamics)
+    expected = pooled_by_torch(spk, pool)
+    weight = draw(*expected.shape)
+    found = run_fused_layer(
+        x, alpha, beta, threshold, dynamics, NumbaBackend(compiled), False, None, pool, True, pick.random() < 0.5
+    )  # fmt: skip
+    assert torch.equal(found[0], expected) and torch.equal(found[1], mem), (row, pool)
+    assert found[2] is not None and torch.equal(found[2], spk.sum(0))
+    wanted = torch.autograd.grad((expected * weight).sum(), leaves, allow_unused=True)
+    got = torch.autograd.grad((found[0] * weight).sum(), leaves, allow_unused=True)
+    for leaf, a, b in zip(leaves, wanted, got, strict=True):
+        a, b = (torch.zeros_like(leaf) if g is None else g for g in (a, b))
+        assert (a - b).abs().max() <= 1e-10 * max(a.abs().max().item(), 1e-3), (row, pool, leaf.shape)
+
+
+def test_pooling_over_the_full_product_of_options():
+    for number, row in enumerate(all_options()):
+        check_pooling(number, row, compiled=False)
+
+
+def test_pooling_compiled():
+    for number, row in enumerate(pairwise_options(0)[:3]):
+        check_pooling(number, row, compiled=True)
+
+
+@pytest.mark.slow
+def test_pooling_compiled_over_all_pairs_of_options():
+    for number, row in enumerate(pairwise_options(1)):
+        check_pooling(number, row, compiled=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("engine", ["reference", "numba"])
+def test_run_layer_is_the_same_for_all_engines(engine, dtype):
+    x = (torch.rand(5, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2).to(dtype)
+    beta, threshold = torch.tensor(0.9), torch.tensor(1.0)
+    spk, mem, _ = run_neurons(x, None, beta, threshold, PLAIN)
+    run = run_layer(x, None, beta, threshold, PLAIN, engine, pool=Pool("max", 2), counts=True, private=True)
+    assert run.spk.dtype == dtype and torch.equal(run.spk, pooled_by_torch(spk, Pool("max", 2)))
+    assert torch.equal(run.mem, mem) and not run.mem.requires_grad
+    assert run.counts is not None and torch.equal(run.counts, spk.float().sum(0))
+
+
+@pytest.mark.parametrize("pool", [None, Pool("max", 2)])
+def test_private_membranes_give_their_memory_to_the_gradient_and_say_so(pool):
+    x = torch.rand(5, 2, 3, 4, 4, requires_grad=True)
+    beta, threshold = torch.tensor(0.9), torch.tensor(1.0)
+    run = run_layer(x, None, beta, threshold, PLAIN, "numba", pool=pool, private=True)
+    address = run.mem.data_ptr()
+    run.spk.sum().backward(retain_graph=True)
+    assert x.grad is not None and x.grad.data_ptr() == address
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        run.spk.sum().backward()
+
+
+@pytest.mark.parametrize("shape", [(7,), (2, 3, 3)])
+def test_a_gradient_that_is_the_same_at_all_steps_is_never_written_out(shape):
+    """Sums and means over time: a view with stride 0 comes in, and the result has the bits of the written-out one."""
+    x = torch.rand(6, 3, *shape, requires_grad=True)
+    beta, threshold = torch.tensor(0.9), torch.tensor(1.0, requires_grad=True)
+    weight = torch.rand(3, *shape)
+    grads = []
+    for written_out in (False, True):
+        spk = run_layer(x, None, beta, threshold, PLAIN, "numba").spk
+        given = weight.expand_as(spk)
+        grads.append(torch.autograd.grad(spk, [x, threshold], given.contiguous() if written_out else given))
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["max", "avg"])
+def test_threads_do_not_change_pooled_bits(kind):
+    before = torch.get_num_threads()
+    x = torch.rand(4, 3, 24, 33, 20).permute(0, 1, 4, 2, 3).requires_grad_()  # channels_last, more than 2**16 elements
+    results = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            threshold = torch.full((20, 1, 1), 0.9, requires_grad=True)
+            run = run_layer(x, None, torch.tensor(0.8), threshold, PLAIN, "numba", pool=Pool(kind, 2), counts=True)
+            results.append((run.spk, run.counts, *torch.autograd.grad(run.spk.square().sum(), [x, threshold])))
+    finally:
+        torch.set_num_threads(before)
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_nan_and_inf_pool_as_in_the_reference():
+    x = torch.rand(4, 1, 2, 4, 4) * 2
+    for position, bad in itertools.product([(0, 0, 0, 0, 0), (2, 0, 1, 3, 2)], [float("nan"), float("inf")]):
+        x[position] = bad
+    x.requires_grad_()
+    beta, threshold = torch.tensor(0.9), torch.tensor(1.0)
+    spk, mem, _ = run_neurons(x, None, beta, threshold, PLAIN)
+    expected = pooled_by_torch(spk, Pool("max", 2))
+    run = run_layer(x, None, beta, threshold, PLAIN, "numba", pool=Pool("max", 2))
+    torch.testing.assert_close(run.mem, mem, equal_nan=True, rtol=0, atol=0)
+    assert torch.equal(run.spk, expected)
+    weight = torch.rand_like(expected)
+    (a,), (b,) = (torch.autograd.grad((s * weight).sum(), x) for s in (expected, run.spk))
+    torch.testing.assert_close(a, b, equal_nan=True)
