@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snnexp.config import NeuNormConf
+from snnexp.models.batch_norm import BatchNorm2d
 
 
 class NeuNorm(nn.Module):
@@ -70,7 +71,7 @@ class TimeDropout(nn.Module):
 
 def build_batch_norm(shape: tuple[int, ...]) -> nn.BatchNorm1d | nn.BatchNorm2d:
     """Batch norm over [T*B, ...] per channel."""
-    return nn.BatchNorm2d(shape[0]) if len(shape) == 3 else nn.BatchNorm1d(shape[0])
+    return BatchNorm2d(shape[0]) if len(shape) == 3 else nn.BatchNorm1d(shape[0])
 
 
 def build_layer_norm(shape: tuple[int, ...]) -> nn.GroupNorm:

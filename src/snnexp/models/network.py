@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from math import prod
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from snnexp.config import DecoderConf, ModelConf, NeuronConf
 from snnexp.data.base import DataInfo, EventFrames
 from snnexp.encoders import ConstantInput
+from snnexp.models.batch_norm import BatchNorm2d
 from snnexp.models.layers import NeuNorm, TimeDropout, Vote, build_batch_norm, build_layer_norm
 from snnexp.models.observer import Firing, Observer
 from snnexp.models.spec import WEIGHT_KINDS, LayerPlan, Shape, effective_spec, plan
@@ -294,7 +296,7 @@ def build_network(
     network.channels_last = channels_last and any(layer.kind == "conv" for layer in layers)
     last = [layer.name for layer in layers if layer.kind == "spiking"][-1]
     analog = True
-    for layer in layers:
+    for layer, after in zip_longest(layers, layers[1:]):
         if layer.kind in WEIGHT_KINDS:
             spikes = 1.0 if analog and not single_spike_input else float(info.num_steps)
             weights = build_weights(layer, model, spikes)
@@ -310,7 +312,10 @@ def build_network(
             network.neurons[layer.name] = SpikingLayer(neuron, layer.out_shape, layer.name, spiking=spiking)
             network.add_module(layer.name, network.neurons[layer.name])
         elif layer.kind != "flatten":
-            network.add_module(layer.name, _build_stateless(layer, model))
+            module = _build_stateless(layer, model)
+            if isinstance(module, BatchNorm2d):  # a spiking layer makes its input's gradient for this layer alone
+                module.overwrite_gradient = after is not None and after.kind == "spiking"
+            network.add_module(layer.name, module)
     return network
 
 
