@@ -9,6 +9,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from snnexp.collector import importing
 from snnexp.config import Config, structured
 from snnexp.errors import ConfigError, DataError
 from snnexp.helptext import GROUPS
@@ -19,12 +20,13 @@ def evaluate(conf: Config, cfg: DictConfig) -> float:
 
     Keys given on this command line (dataset.root, device, dataset.limit_test, ...) win over those of the run.
     """
-    from snnexp.experiment import assemble
-    from snnexp.tasks.environment import absolute_paths, environment
-    from snnexp.training.checkpoint import apply_weights, load_weights
-    from snnexp.training.display import Display
-    from snnexp.training.outcome import results, test
-    from snnexp.validation import validate
+    with importing(freeze=True):
+        from snnexp.experiment import assemble
+        from snnexp.tasks.environment import absolute_paths, environment
+        from snnexp.training.checkpoint import apply_weights, load_weights
+        from snnexp.training.display import Display
+        from snnexp.training.outcome import results, test
+        from snnexp.validation import validate
 
     env = environment(cfg)
     path = find_checkpoint(conf, env.start_dir)

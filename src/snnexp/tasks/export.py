@@ -7,14 +7,16 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from snnexp.collector import importing
 from snnexp.config import Config
 
 
 def export(conf: Config, cfg: DictConfig) -> None:
     """Write `<run_id>-<checkpoint>.safetensors` into the folder that the command was started in."""
-    from snnexp.tasks.environment import environment
-    from snnexp.tasks.evaluate import find_checkpoint
-    from snnexp.training.checkpoint import load_weights
+    with importing(freeze=True):
+        from snnexp.tasks.environment import environment
+        from snnexp.tasks.evaluate import find_checkpoint
+        from snnexp.training.checkpoint import load_weights
 
     env = environment(cfg)
     source = find_checkpoint(conf, env.start_dir)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from omegaconf import DictConfig, OmegaConf
 
+from snnexp.collector import importing
 from snnexp.config import Config
 
 
 def inspect(conf: Config, cfg: DictConfig) -> None:
     """Print everything that `task=train` would start from. Nothing is recorded."""
-    from rich.console import Console
-    from rich.table import Table
+    with importing(freeze=True):
+        from rich.console import Console
+        from rich.table import Table
 
-    from snnexp.experiment import assemble
-    from snnexp.models.spec import effective_spec
-    from snnexp.tasks.prepare import describe_data
-    from snnexp.tracking.identity import run_identity
-    from snnexp.training.optimisation import learning_rates
+        from snnexp.experiment import assemble
+        from snnexp.models.spec import effective_spec
+        from snnexp.tasks.prepare import describe_data
+        from snnexp.tracking.identity import run_identity
+        from snnexp.training.optimisation import learning_rates
 
     experiment = assemble(conf)
     network, info = experiment.network, experiment.source.info

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
+from snnexp.collector import importing
 from snnexp.config import Config
 
 
 def prepare(conf: Config, cfg: DictConfig) -> None:
     """Download what is missing, build the packed event store, and print the sample counts."""
-    import torch
+    with importing(freeze=True):
+        import torch
 
-    from snnexp.data import open_data
-    from snnexp.data.downloads import prepare as fetch
+        from snnexp.data import open_data
+        from snnexp.data.downloads import prepare as fetch
 
     print(fetch(conf.dataset))
     source = open_data(conf.dataset, torch.device("cpu"))

@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from snnexp.collector import importing
 from snnexp.config import Config
 from snnexp.tasks.environment import Environment, environment
 from snnexp.tracking.links import ui_command
@@ -36,15 +37,17 @@ def train(conf: Config, cfg: DictConfig) -> float | None:
         raise
     finally:
         folder.finish("FAILED")  # does nothing if another status has been written
-        _forget_neurons()
+        if env.in_sweep:
+            _forget_neurons()
 
 
 def _train(conf: Config, config: dict[str, Any], env: Environment, folder: RunFolder) -> float | None:
-    from snnexp.experiment import assemble
-    from snnexp.tracking.store import open_tracker
-    from snnexp.training.display import Display
-    from snnexp.training.loop import fit
-    from snnexp.training.outcome import close
+    with importing(freeze=True):
+        from snnexp.experiment import assemble
+        from snnexp.tracking.store import open_tracker
+        from snnexp.training.display import Display
+        from snnexp.training.loop import fit
+        from snnexp.training.outcome import close
 
     try:
         experiment = assemble(conf)  # wrong data or an impossible network stops here, before any record is made

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
+from snnexp.collector import importing
 from snnexp.errors import TrackingError
 from snnexp.tracking.links import without_password
 
@@ -54,7 +55,8 @@ def import_mlflow() -> Any:
         os.environ.setdefault(name, value)
     # MLflow 3.17 with SQLAlchemy 2.1, when it first opens a database; nothing a user of either could change
     warnings.filterwarnings("ignore", message="The ``noload`` loader strategy is deprecated")
-    import mlflow
+    with importing(freeze=True):  # in a sweep its parent comes here first, before any job
+        import mlflow
 
     for name in ("alembic", "mlflow.tracking.client", "mlflow.utils.environment"):
         logging.getLogger(name).setLevel(logging.WARNING)  # "Running upgrade 451aebb31d03 -> ..." forty times
@@ -109,7 +111,8 @@ def connect(uri: str, experiment: str, *, create: bool = True) -> Store | None:
 def _open(uri: str, experiment: str, artifacts: str | None, create: bool) -> Store | None:
     mlflow = import_mlflow()
     try:
-        client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+        with importing(freeze=True):  # the store's own packages, sqlalchemy and alembic for a database
+            client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
         found = client.get_experiment_by_name(experiment)
         if found is None and not create:
             return None

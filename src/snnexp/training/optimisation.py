@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
+from snnexp.collector import importing
 from snnexp.config import OptimizerConf, SchedulerConf
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -46,7 +47,8 @@ def build_optimizer(conf: OptimizerConf, groups: Mapping[str, Sequence[nn.Parame
     options: dict[str, Any] = (
         {"momentum": conf.momentum, "nesterov": conf.nesterov} if conf.name == "sgd" else {"betas": tuple(conf.betas)}
     )
-    return OPTIMIZERS[conf.name](param_groups, fused=True, **options)  # one pass over memory, on the CPU too
+    with importing():  # torch's optimizers import its compiler, which takes as long as torch itself
+        return OPTIMIZERS[conf.name](param_groups, fused=True, **options)  # one pass over memory, on the CPU too
 
 
 def build_scheduler(conf: SchedulerConf, optimizer: torch.optim.Optimizer, max_epochs: int) -> LRScheduler | None:
