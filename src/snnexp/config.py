@@ -252,6 +252,7 @@ class ModelConf:
     affine: str = choice("none", "none", "layer", "channel")  # ETTFS: I' = g I + b with learned g, b
     bn_per_step: bool = False  # BN statistics per time step (PLIF's released code) instead of over T and batch
     neunorm: NeuNormConf = field(default_factory=NeuNormConf)
+    sparse: str = choice("auto", "auto", "always", "never")  # hidden fully connected layers follow the spikes (CPU)
 
 
 # --- optimisation and training ------------------------------------------------------------------------------------

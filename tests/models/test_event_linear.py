@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import as_events
+from networks import as_events, make_info, make_network, make_spikes
 from torch import Tensor
 
-from snnexp.models.event_linear import event_driven_weight, event_linear
+from snnexp.models.event_linear import event_driven_weight, event_linear, spike_linear
+from snnexp.models.network import SPARSE_HIDDEN_BELOW
+from snnexp.models.weights import Linear
 
 
 def dense_frames(rows: int, features: int, share: float, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -102,3 +104,61 @@ def test_column_storage_trains_like_plain_storage() -> None:
         assert layer.weight.grad is not None
     torch.testing.assert_close(columns.weight, plain.weight)
     assert columns.weight.stride() == (1, 8)
+
+
+@given(rows=st.integers(1, 9), features=st.integers(1, 70), outputs=st.integers(1, 140), share=st.floats(0, 1))
+@settings(max_examples=40, deadline=None)
+def test_spikes_give_the_dense_product_and_all_its_gradients(
+    rows: int, features: int, outputs: int, share: float
+) -> None:
+    x = (dense_frames(rows, features, share).view(rows, features) > 0).double().requires_grad_()
+    weight = torch.randn(outputs, features, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(outputs, dtype=torch.float64, requires_grad=True)
+    target = torch.randn(rows, outputs, dtype=torch.float64)
+    ours = spike_linear(x, weight, bias, 2.0)
+    assert ours is not None
+    results = [F.linear(x, weight, bias), ours]
+    torch.testing.assert_close(results[1], results[0], rtol=1e-12, atol=1e-12)
+    gradients = [torch.autograd.grad((y * target).sum(), [x, weight, bias]) for y in results]
+    for found, dense in zip(gradients[1], gradients[0], strict=True):
+        torch.testing.assert_close(found, dense, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("odd", [0.5, 2.0, -1.0, float("nan"), float("inf")])
+def test_what_is_not_a_spike_is_left_to_the_dense_product(odd: float) -> None:
+    x = torch.zeros(3, 20)
+    x[1, 4] = 1
+    assert spike_linear(x, torch.rand(4, 20), None, 2.0) is not None
+    x[2, 17] = odd
+    assert spike_linear(x, torch.rand(4, 20), None, 2.0) is None
+
+
+def test_too_many_spikes_are_left_to_the_dense_product() -> None:
+    x = torch.zeros(10, 10)
+    x[:, 0] = 1
+    assert spike_linear(x, torch.rand(4, 10), None, 0.1) is None
+    assert spike_linear(x, torch.rand(4, 10), None, 0.11) is not None
+
+
+@pytest.mark.parametrize("sparse", ["always", "never"])
+def test_a_network_gives_the_same_whether_its_layers_follow_the_spikes(sparse: str) -> None:
+    info = make_info(steps=6)
+    frames = make_spikes(info)
+    expected, network = (make_network("FC20-SN-FC9-SN-FC-SN", info, sparse=s).double() for s in ("auto", sparse))
+    network.load_state_dict(expected.state_dict())
+    weights = [m for m in network.modules() if isinstance(m, Linear)]
+    assert [m.sparse_below > 1 for m in weights] == [False, sparse == "always", sparse == "always"]
+    results = []
+    for net in (expected, network):
+        loss = net(frames.double()).mem.square().sum()
+        results.append((loss, *torch.autograd.grad(loss, list(net.parameters()))))
+    assert results[0][0] > 0
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_only_wide_layers_behind_spikes_follow_them() -> None:
+    spec = "c4k3-SN-MP2-FC200-SN-DP0.5-FC200-SN-FC-SN"
+    network = make_network(spec, make_info())
+    below = {n: m.sparse_below for n, m in network.named_children() if isinstance(m, Linear)}
+    assert list(below.values()) == [SPARSE_HIDDEN_BELOW, 0.0, 0.0]  # dropout scales; few outputs are not worth it

@@ -39,7 +39,7 @@ READERS = {
     "motion": "snnexp.data.motion",
 }
 IN_MEMORY = ("randman",)  # generated in a blink and small: no files
-SPARSE_BELOW = 0.05  # dataset.sparse=auto: event lists if fewer of the inputs than this are non-zero
+SPARSE_BELOW = 0.12  # dataset.sparse=auto: event lists if fewer of the inputs than this are non-zero
 DENSITY_SAMPLES = 64  # training samples that the density is measured on
 DEVICE_SHARE = 0.25  # of the free accelerator memory that the events may take to be kept there
 

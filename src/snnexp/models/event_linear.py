@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from snnexp.data.base import EventFrames
 from snnexp.parallel import run_parallel
@@ -40,39 +41,88 @@ def event_linear(frames: EventFrames, weight: Tensor, bias: Tensor | None) -> Te
     weight: [out, in]; fastest if stored column by column.
     """
     columns = weight.t().contiguous()  # no copy if stored column by column
-    if columns.is_cuda:
-        y = F.embedding_bag(
-            frames.indices.long(),
-            columns,
-            frames.offsets,
-            mode="sum",
-            per_sample_weights=frames.values,
-            include_last_offset=True,
-        )
-    else:
-        y = _EventProduct.apply(columns, frames.indices, frames.offsets, frames.values)  # type: ignore[no-untyped-call]
+    if not columns.is_cuda:
+        lists = (frames.indices, frames.offsets, frames.values)
+        product: Tensor = _EventProduct.apply(None, columns, bias, *lists)  # type: ignore[no-untyped-call]
+        return product
+    y = F.embedding_bag(
+        frames.indices.long(),
+        columns,
+        frames.offsets,
+        mode="sum",
+        per_sample_weights=frames.values,
+        include_last_offset=True,
+    )
     return y if bias is None else y + bias
 
 
+def spike_linear(x: Tensor, weight: Tensor, bias: Tensor | None, below: float) -> Tensor | None:
+    """F.linear for spikes x [rows, in], by the lists of those that are there; None if that does not pay or fit.
+
+    It pays if less than the share `below` of x is 1, and fits if all else is 0. Two of the three products follow the
+    spikes: forward, and the weights' gradient; that of x is dense, since a surrogate gradient is.
+    """
+    lists = _spike_lists(x.detach(), below)
+    if lists is None:
+        return None
+    product: Tensor = _EventProduct.apply(x, weight.t().contiguous(), bias, *lists, None)  # type: ignore[no-untyped-call]
+    return product
+
+
+def _spike_lists(x: Tensor, below: float) -> tuple[Tensor, Tensor] | None:
+    """Positions of the ones in each row of x [rows, in] (int32), and where each row's begin (int64 [rows + 1])."""
+    rows, width = x.shape
+    flat = x.reshape(-1).numpy()
+    counts = np.zeros(rows + 1, np.int64)
+    blocks, threads = -(-rows // _ROWS), torch.get_num_threads()
+    run_parallel(lambda start, stop: _count(flat, width, counts, _ROWS, start, stop), blocks, threads)
+    if counts.min(initial=0) < 0:
+        return None
+    offsets = np.cumsum(counts)
+    if offsets[-1] >= below * x.numel():
+        return None
+    indices = np.empty(int(offsets[-1]), np.int32)
+    run_parallel(lambda start, stop: _list(flat, width, offsets, indices, _ROWS, start, stop), blocks, threads)
+    return torch.from_numpy(indices), torch.from_numpy(offsets)
+
+
 class _EventProduct(torch.autograd.Function):
-    """columns [in, out], events of each row -> [rows, out]; the gradient of columns is the same sum transposed."""
+    """(x or None, columns [in, out], bias, events of each row) -> [rows, out].
+
+    The gradient of columns is the same sum transposed. x [rows, in], if given, is what the lists were made from.
+    """
 
     @staticmethod
-    def forward(ctx: Any, columns: Tensor, indices: Tensor, offsets: Tensor, values: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor | None,
+        columns: Tensor,
+        bias: Tensor | None,
+        indices: Tensor,
+        offsets: Tensor,
+        values: Tensor | None,
+    ) -> Tensor:
         ctx.events = (indices, offsets, values)
-        ctx.shape = columns.shape
+        ctx.save_for_backward(columns)
         rows, width = offsets.numel() - 1, columns.shape[1]
         out = torch.empty(rows, width, dtype=columns.dtype)
-        _run(_forward, columns, indices, offsets, values, out, _ROWS, -(-rows // _ROWS))
+        start = np.zeros(width, columns.detach().numpy().dtype) if bias is None else bias.detach().numpy()
+        _run(_forward, columns, indices, offsets, values, out, (start, _ROWS), -(-rows // _ROWS))
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (columns,) = ctx.saved_tensors
         indices, offsets, values = ctx.events
-        columns_grad = torch.zeros(ctx.shape, dtype=grad.dtype)
-        bounds = _shares(indices, ctx.shape[0], torch.get_num_threads())
-        _run(_backward, grad.contiguous(), indices, offsets, values, columns_grad, bounds, bounds.size - 1)
-        return columns_grad, None, None, None
+        needs_x, needs_columns, needs_bias = ctx.needs_input_grad[:3]
+        columns_grad = None
+        if needs_columns:
+            columns_grad = torch.zeros(columns.shape, dtype=grad.dtype)
+            bounds = _shares(indices, columns.shape[0], torch.get_num_threads())
+            _run(_backward, grad.contiguous(), indices, offsets, values, columns_grad, (bounds,), bounds.size - 1)
+        x_grad = grad @ columns.t() if needs_x else None
+        return x_grad, columns_grad, grad.sum(0) if needs_bias else None, None, None, None
 
 
 _ROWS = 64  # per task of the forward product
@@ -99,14 +149,14 @@ def _run(
     offsets: Tensor,
     values: Tensor | None,
     target: Tensor,
-    block: Any,
+    extra: tuple[Any, ...],
     blocks: int,
 ) -> None:
     dtype = np.float64 if source.dtype == torch.float64 else np.float32
     weights = np.empty(0, dtype) if values is None else values.detach().numpy().astype(dtype, copy=False)
     arguments = (source.detach().view(-1).numpy(), indices.numpy(), offsets.numpy(), weights, target.view(-1).numpy())
     width = target.shape[1]
-    run_parallel(lambda start, stop: kernel(*arguments, width, block, start, stop), blocks, torch.get_num_threads())
+    run_parallel(lambda start, stop: kernel(*arguments, width, *extra, start, stop), blocks, torch.get_num_threads())
 
 
 # Flat arrays and unsigned indices: a view per event would count references to the same array in all threads, which
@@ -114,14 +164,14 @@ def _run(
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
-def _forward(columns, indices, offsets, values, out, outputs, block, start, stop):  # type: ignore[no-untyped-def]
+def _forward(columns, indices, offsets, values, out, outputs, bias, block, start, stop):  # type: ignore[no-untyped-def]
     """columns [in * outputs] flat, out [rows * outputs] flat; tasks start..stop of `block` rows each."""
     width, one, four = np.uint64(outputs), np.uint64(1), np.uint64(4)
     weighted = values.size > 0
     for r in range(start * block, min(stop * block, offsets.size - 1)):
         y = np.uint64(r) * width
         for o in range(width):
-            out[y + o] = 0
+            out[y + o] = bias[o]
         j, end = np.uint64(offsets[r]), np.uint64(offsets[r + 1])
         while j + four <= end:  # four at a time: the sum is read, written and rounded once instead of four times
             a, b = np.uint64(indices[j]) * width, np.uint64(indices[j + one]) * width
@@ -185,3 +235,38 @@ def _lower_bound(indices, low, high, value):  # type: ignore[no-untyped-def]
         else:
             high = middle
     return low
+
+
+# Sums of zeros and ones may be taken in any order, so these two may use vectors.
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc"})
+def _count(x, width, counts, block, start, stop):  # type: ignore[no-untyped-def]
+    """counts[r + 1]: ones in row r of x [rows * width] flat; -1 if anything in it is neither 0 nor 1."""
+    wide, one, zero = np.uint64(width), x.dtype.type(1), x.dtype.type(0)
+    for r in range(start * block, min(stop * block, counts.size - 1)):
+        at = np.uint64(r) * wide
+        ones, others = zero, zero
+        for i in range(wide):
+            v = x[at + i]
+            ones += v
+            others += abs(v * (one - v))
+        counts[r + 1] = np.int64(ones) if others == zero else -1
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc"})
+def _list(x, width, offsets, indices, block, start, stop):  # type: ignore[no-untyped-def]
+    """Write down where the ones of each row are. Sixteen inputs at a time are skipped if there is none."""
+    wide, zero = np.uint64(width), x.dtype.type(0)
+    for r in range(start * block, min(stop * block, offsets.size - 1)):
+        at, j = np.uint64(r) * wide, np.uint64(offsets[r])
+        for group in range(np.uint64(0), wide, np.uint64(16)):
+            end = min(group + np.uint64(16), wide)
+            total = zero
+            for k in range(group, end):
+                total += x[at + k]
+            if total != zero:
+                for k in range(group, end):
+                    if x[at + k] != zero:
+                        indices[j] = k
+                        j += np.uint64(1)

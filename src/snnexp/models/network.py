@@ -31,6 +31,11 @@ __all__ = ["LayerRow", "Network", "Observer", "Output", "build_network"]
 # Layers whose backward pass does not read their output, so that the engine may write over it.
 _FRESH = frozenset({"conv", "linear", "batch_norm", "layer_norm", "avg_pool", "max_pool"})
 
+# model.sparse=auto: a hidden layer follows the spikes if it has this many outputs and less than this share of its input
+# spike (measured: docs/models.md). The products of narrow layers cost less than making the lists.
+SPARSE_FROM_OUTPUTS = 128
+SPARSE_HIDDEN_BELOW = 0.07
+
 
 class Output(NamedTuple):
     """Spikes and membranes (before the reset) of the output layer, voted if the network votes: [T, B, K] each."""
@@ -295,7 +300,7 @@ def build_network(
     network = Network(layers, model, neuron, info)
     network.channels_last = channels_last and any(layer.kind == "conv" for layer in layers)
     last = [layer.name for layer in layers if layer.kind == "spiking"][-1]
-    analog = True
+    analog, binary = True, False  # whether no spikes came before; whether what comes in is 0 or 1
     for layer, after in zip_longest(layers, layers[1:]):
         if layer.kind in WEIGHT_KINDS:
             spikes = 1.0 if analog and not single_spike_input else float(info.num_steps)
@@ -304,10 +309,12 @@ def build_network(
                 from snnexp.models.event_linear import event_driven_weight
 
                 event_driven_weight(weights)
+            if binary and isinstance(weights, Linear):
+                _follow_spikes(weights, layer.name, model)
             network.add_module(layer.name, weights)
-            analog = False
+            analog = binary = False
         elif layer.kind == "spiking":
-            analog = False  # what follows sees spikes, even if it is the first layer with weights
+            analog, binary = False, True  # what follows sees spikes, even if it is the first layer with weights
             spiking = not (layer.name == last and decoder.name == "membrane" and decoder.integrate)
             network.neurons[layer.name] = SpikingLayer(neuron, layer.out_shape, layer.name, spiking=spiking)
             network.add_module(layer.name, network.neurons[layer.name])
@@ -316,7 +323,19 @@ def build_network(
             if isinstance(module, BatchNorm2d):  # a spiking layer makes its input's gradient for this layer alone
                 module.overwrite_gradient = after is not None and after.kind == "spiking"
             network.add_module(layer.name, module)
+            binary = binary and layer.kind == "max_pool"
     return network
+
+
+def _follow_spikes(weights: Linear, name: str, model: ModelConf) -> None:
+    """Let a hidden fully connected layer follow its input spikes where that is faster."""
+    if model.sparse == "never" or (model.sparse == "auto" and weights.out_features < SPARSE_FROM_OUTPUTS):
+        return
+    from snnexp.models.event_linear import event_driven_weight
+
+    event_driven_weight(weights)
+    weights.name = name
+    weights.sparse_below = SPARSE_HIDDEN_BELOW if model.sparse == "auto" else 2.0
 
 
 def _build_stateless(layer: LayerPlan, model: ModelConf) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from math import sqrt
 from typing import cast
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from snnexp.config import ModelConf
 from snnexp.models.spec import LayerPlan
+
+log = logging.getLogger(__name__)
 
 
 class Affine(nn.Module):
@@ -31,20 +34,53 @@ def standardise(weight: Tensor, sigma: float, eps: float = 1e-5) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """Fully connected. `sigma`: standardise the weights to this at each forward pass; `affine` follows the layer."""
+    """Fully connected. `sigma`: standardise the weights to this at each forward pass; `affine` follows the layer.
+
+    sparse_below: inputs are spikes; if a batch has less than this share of them, its product follows the spikes
+        (`event_linear.py`), which is exact to rounding. 0: always dense.
+    """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__(in_features, out_features, bias)
         self.sigma: float | None = None
         self.affine: Affine | None = None
+        self.name = ""  # in messages
+        self.sparse_below = 0.0
+        self._said = False
 
     def effective_weight(self) -> Tensor:
         """The weights that act, [out, in]."""
         return self.weight if self.sigma is None else standardise(self.weight, self.sigma)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.linear(x, self.effective_weight(), self.bias)
+        weight, y = self.effective_weight(), None
+        if self.sparse_below and _fits_lists(x, weight):
+            from snnexp.models.event_linear import spike_linear  # numba takes 0.2 s to import
+
+            y = spike_linear(x, weight, self.bias, self.sparse_below)
+            if self.training and not self._said:
+                self._say(float(x.detach().mean()), y is not None)
+        if y is None:
+            y = F.linear(x, weight, self.bias)
         return y if self.affine is None else cast(Tensor, self.affine(y))
+
+    def _say(self, density: float, event_driven: bool) -> None:
+        """Tell once what the rule chose, for the first batch."""
+        self._said = True
+        kind = "event-driven" if event_driven else "dense"
+        rule = "model.sparse=always" if self.sparse_below > 1 else f"below {self.sparse_below:.0%} event-driven"
+        log.info("%s: %.2f %% of its inputs spike in the first batch: %s (%s)", self.name, 100 * density, kind, rule)
+
+
+def _fits_lists(x: Tensor, weight: Tensor) -> bool:
+    """Whether the kernels take x: two dimensions, on the CPU, in a precision of theirs."""
+    return (
+        x.dim() == 2
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype
+        and x.dtype in (torch.float32, torch.float64)
+        and not torch.is_autocast_enabled("cpu")
+    )
 
 
 class Conv2d(nn.Conv2d):
