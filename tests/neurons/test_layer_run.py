@@ -11,8 +11,8 @@ from torch import Tensor
 
 from snnexp.neurons.engines import can_pool, run_layer, run_neurons
 from snnexp.neurons.engines.fused import run_fused_layer
-from snnexp.neurons.engines.numba_engine import NumbaBackend
-from snnexp.neurons.equation import Dynamics, Pool
+from snnexp.neurons.engines.numba_engine import BUSY_SHARE, NumbaBackend
+from snnexp.neurons.equation import Dynamics, Pool, State
 from snnexp.neurons.names import FUSED_SURROGATES
 from snnexp.neurons.surrogates import Surrogate
 
@@ -152,3 +152,28 @@ def test_nan_and_inf_pool_as_in_the_reference():
     weight = torch.rand_like(expected)
     (a,), (b,) = (torch.autograd.grad((s * weight).sum(), x) for s in (expected, run.spk))
     torch.testing.assert_close(a, b, equal_nan=True)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.9])
+@pytest.mark.parametrize("state", [False, True])
+def test_recurrent_layers_agree_whether_few_or_many_spike(share, state):
+    """Few: the weights of those that do are added up. Many: a dense product per step, from the second stretch on."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(40, 3, 12, generator=generator, dtype=torch.float64)
+    x = (x < share).double().mul(2).requires_grad_()
+    weight = (torch.rand(12, 12, generator=generator, dtype=torch.float64) * 0.2 - 0.1).requires_grad_()
+    beta, threshold = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.5, 1.0))
+    start = None
+    if state:
+        mem = torch.rand(3, 12, generator=generator, dtype=torch.float64) * 2
+        start = State(mem, (mem >= 1).double(), None, None)
+    results = []
+    for engine in ("reference", "numba"):
+        spk, mem, _ = run_neurons(x, None, beta, threshold, PLAIN, start, engine, recurrent=weight)
+        loss = (spk * torch.linspace(0, 1, 40, dtype=torch.float64).view(-1, 1, 1)).sum()
+        results.append((spk, mem, *torch.autograd.grad(loss, [x, weight, beta, threshold])))
+    rate = results[0][0].mean()
+    assert rate < 0.1 if share < 0.5 else rate > BUSY_SHARE
+    assert torch.equal(results[0][0], results[1][0])
+    for a, b in zip(results[0][1:], results[1][1:], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)

@@ -6,6 +6,7 @@ activations are neither copied nor reordered; values per neuron are brought into
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, NamedTuple, Protocol, cast
@@ -97,11 +98,15 @@ class BackwardCall:
 
 
 class Backend(Protocol):
-    """The two kernels of an engine."""
+    """The two kernels of an engine, and how it runs recurrent layers with them (`RecurrenceByStep`, or better)."""
 
     def forward(self, call: ForwardCall) -> None: ...
 
     def backward(self, call: BackwardCall) -> None: ...
+
+    def forward_recurrent(self, call: ForwardCall, weight: Tensor, spk0: Tensor | None) -> None: ...
+
+    def stepper(self, call: BackwardCall) -> Callable[[int, Tensor], None]: ...
 
 
 class _Options(NamedTuple):
@@ -233,7 +238,7 @@ class _Fused(torch.autograd.Function):
         needs = ctx.needs_input_grad
         keeps_x = alpha is None and dynamics.tau_form and needs[2]  # then x is the current
         keeps_current = alpha is not None and (needs[1] or (dynamics.tau_form and needs[2]))
-        in_place = overwrite_input and not keeps_x and x.dtype == dtype and recurrent is None
+        in_place = overwrite_input and not keeps_x and x.dtype == dtype
 
         def column(start: Tensor | None) -> Tensor:
             if start is None:
@@ -276,7 +281,7 @@ class _Fused(torch.autograd.Function):
         if columns and recurrent is None:
             backend.forward(call)
         elif columns:
-            _forward_recurrent(backend, call, recurrent.detach(), spk0)
+            backend.forward_recurrent(call, recurrent.detach(), spk0)
         if in_place:
             torch.autograd.graph.increment_version(x)  # whoever saved x for backward gets torch's error, not garbage
         ctx.options, ctx.input_dtype = options, x.dtype
@@ -363,23 +368,45 @@ def _rows(call: Any, t: int, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: None if tensor is None else tensor[t : t + 1] for name, tensor in tensors}
 
 
-def _forward_recurrent(backend: Backend, call: ForwardCall, weight: Tensor, spk0: Tensor | None) -> None:
-    """One pass per step, whose input also has the weighted spikes of the step before; x itself is left alone."""
-    size = weight.shape[0]
-    before = spk0
-    for t in range(call.x.shape[0]):
-        row = _rows(call, t, ("spk", "mem", "stored"))
+class RecurrenceByStep:
+    """Recurrent layers for any backend: one pass per time step, a matrix product between them."""
+
+    def forward_recurrent(self, call: ForwardCall, weight: Tensor, spk0: Tensor | None) -> None:
+        """Run all steps, each with the weighted spikes of the step before added to its input; x is left alone."""
+        self.forward_steps(call, weight, spk0, range(call.x.shape[0]))
+
+    def forward_steps(self, call: ForwardCall, weight: Tensor, spk0: Tensor | None, steps: range) -> None:
+        """Run some of the steps; the spikes before the first of them are there already."""
+        size = weight.shape[0]
         keeps_input = call.alpha is None and call.stored is not None
-        drive = row["stored"] if keeps_input else row["mem"]
-        target = drive.view(-1, size)
-        if before is None:
-            target.copy_(call.x[t].view(-1, size))
-        else:
-            torch.addmm(call.x[t].view(-1, size), before, weight.t(), out=target)
-        if keeps_input:
-            row["stored"] = None
-        backend.forward(replace(call, x=drive, **row, in_place=not keeps_input, time=t))
-        before = call.spk[t].view(-1, size)
+        before = spk0 if steps.start == 0 else call.spk[steps.start - 1].view(-1, size)
+        for t in steps:
+            row = _rows(call, t, ("spk", "mem", "stored"))
+            drive = row["stored"] if keeps_input else row["mem"]
+            target = drive.view(-1, size)
+            if before is None:
+                target.copy_(call.x[t].view(-1, size))
+            else:
+                torch.addmm(call.x[t].view(-1, size), before, weight.t(), out=target)
+            if keeps_input:
+                row["stored"] = None
+            self.forward(replace(call, x=drive, **row, in_place=not keeps_input, time=t))
+            before = call.spk[t].view(-1, size)
+
+    def stepper(self, call: BackwardCall) -> Callable[[int, Tensor], None]:
+        """Return what runs step t of the call backward for the gradient [1, M] of its spikes."""
+
+        def step(t: int, grad_spk: Tensor) -> None:
+            row = _rows(call, t, ("mem", "stored", "grad_mem", "grad_x"))
+            self.backward(replace(call, **row, grad_spk=grad_spk, time=t))
+
+        return step
+
+    def forward(self, call: ForwardCall) -> None:
+        raise NotImplementedError
+
+    def backward(self, call: BackwardCall) -> None:
+        raise NotImplementedError
 
 
 def _backward_recurrent(
@@ -390,11 +417,13 @@ def _backward_recurrent(
     grad_alpha, call.grad_alpha = call.grad_alpha, None
     grad_x = call.grad_x.view(steps, -1, size)
     back = torch.zeros_like(grad_x[0])
+    outside = [None] * steps if call.grad_spk is None else [g.view(-1, size) for g in call.grad_spk.unbind(0)]
+    step, flat = backend.stepper(replace(call, grad_spk=back.view(1, -1))), back.view(1, -1)
     for t in reversed(range(steps)):
-        row = _rows(call, t, ("mem", "stored", "grad_mem", "grad_x"))
-        outside = None if call.grad_spk is None else call.grad_spk[t].view(-1, size)
-        grad_spk = back if outside is None else back.add_(outside)
-        backend.backward(replace(call, **row, grad_spk=grad_spk.view(1, -1), time=t))
+        given = outside[t]
+        if given is not None:
+            back.add_(given)
+        step(t, flat)
         torch.mm(grad_x[t], weight, out=back)
     if grad_alpha is not None and call.stored is not None:  # I[t] = alpha I[t-1] + ...: what one pass would have summed
         grad_alpha += (call.grad_x[1:] * call.stored[:-1]).sum(0)

@@ -18,6 +18,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numba
+import numpy as np
 from numba import types
 from numba.extending import intrinsic, overload
 
@@ -38,9 +39,10 @@ class ForwardOptions(NamedTuple):
     spiking: bool
     has_current: bool
     in_place: bool  # membranes go where the input was
-    store_current: bool  # backward will need I
+    store_current: bool  # backward will need I; of a recurrent layer without current, its whole input
     counting: bool  # spikes of each column over all steps
     pool: int
+    recurrent: bool  # a block is one sample
 
 
 class BackwardOptions(NamedTuple):
@@ -227,29 +229,45 @@ def _unpool(spk, grad_out, grad, free, bands, row, inner, size, average, one, ze
                 grad[first + i] = g[o + i] if spk[first + i] + free[o + i] > zero else zero
 
 
+@numba.njit(error_model="numpy")
+def _push(spk, weight, push, zero):
+    """push = the sum of the weights [from, to] (flat) of the neurons that spike."""
+    width = np.uint64(push.size)
+    push[:] = zero
+    for j in range(width):
+        s = spk[j]
+        if s != zero:
+            at = j * width
+            for o in range(width):
+                push[o] += s * weight[at + o]
+
+
 @cache
 def forward_kernel(options: ForwardOptions) -> Any:
     """Return the forward kernel for these options, compiled on its first call.
 
     Its arrays: x, spk, mem, stored [T, M] (stored: I, or empty); threshold, beta, alpha [1 or neurons]; kept, removed,
     cur, fired, first [M]: beta's factor and R of the next step, I, F and the time of the first spike, in and out;
-    counts [M]: spikes, added to; times [T] and last: the steps' numbers and that of the sample's last one. With pooling
-    spk is what comes out of it, unpooled [M] is scratch, and height, row, inner, size are `_block`'s and `_pool`'s.
+    counts [M]: spikes, added to; before [M] and weight [neurons * neurons] (from, to; flat): spikes of the step before
+    the first, and what spikes add to their own layer's next input if it is recurrent; times [T] and last: the steps'
+    numbers and that of the sample's last one. With pooling spk is what comes out of it, unpooled [M] is scratch, and
+    height, row, inner, size are `_block`'s and `_pool`'s.
     """
     reset, strict, tau_form, fire_once, force_last, relative, spiking, has_current = options[:8]
-    in_place, store_current, counting, pool = options[8:]
+    in_place, store_current, counting, pool, recurrent = options[8:]
     remembers = fire_once or force_last
 
     @_compile
     def forward(
-        x, spk, mem, stored, threshold, beta, alpha, kept, removed, cur, fired, first, counts, unpooled, times, last,
-        one, zero, height, row, inner, size, block, start, stop,
+        x, spk, mem, stored, threshold, beta, alpha, kept, removed, cur, fired, first, counts, unpooled, before, weight,
+        times, last, one, zero, height, row, inner, size, block, start, stop,
     ):  # fmt: skip
         steps, columns = x.shape
         widest = block if pool == NO_POOL else block * size * row
         theta = threshold[:1].repeat(widest)
         leak = beta[:1].repeat(widest)
         share = alpha[:1].repeat(widest)
+        push = kept[:1].repeat(block if recurrent else 1)
         for index in range(start, stop):
             c, width, pooled_row, bands = _block(index, block, columns, height, row, size)
             if spiking:
@@ -267,8 +285,14 @@ def forward_kernel(options: ForwardOptions) -> Any:
                 spk_ = spk[t, c : c + width] if pool == NO_POOL else unpooled[c : c + width]
                 mem_ = x_ if in_place else mem[t, c : c + width]
                 forced = force_last and now == last
+                if recurrent:
+                    _push(before[c : c + width] if t == 0 else spk[t - 1, c : c + width], weight, push, zero)
                 for j in range(width):
                     i = x_[j]
+                    if recurrent:
+                        i = i + push[j]
+                        if store_current and not has_current:
+                            stored[t, c + j] = i
                     if has_current:
                         i = share[j] * cur_[j] + i
                         cur_[j] = i
@@ -301,7 +325,7 @@ def forward_kernel(options: ForwardOptions) -> Any:
                             kept_[j] = u
                         if reset == SUBTRACT:
                             removed_[j] = theta[j] * s
-                if store_current:
+                if store_current and has_current:
                     stored[t, c : c + width] = cur_
                 if pool != NO_POOL and bands > 0:
                     _pool(

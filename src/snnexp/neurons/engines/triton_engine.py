@@ -13,7 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
-from snnexp.neurons.engines.fused import BackwardCall, ForwardCall, run_fused
+from snnexp.neurons.engines.fused import BackwardCall, ForwardCall, RecurrenceByStep, run_fused
 from snnexp.neurons.engines.triton_kernels import backward_kernel, forward_kernel
 from snnexp.neurons.equation import Dynamics, State
 from snnexp.neurons.names import RESETS
@@ -37,7 +37,7 @@ def run(
     return run_fused(x, alpha, beta, threshold, dynamics, state, TritonBackend(), overwrite_input, recurrent)
 
 
-class TritonBackend:
+class TritonBackend(RecurrenceByStep):
     """Launches the kernels of `triton_kernels`."""
 
     def forward(self, call: ForwardCall) -> None:
