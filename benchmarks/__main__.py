@@ -145,7 +145,7 @@ def measure_workload(w: Any, device: Any, peers: dict[str, str | None], options:
             training = build(name, w, inputs, device)  # batch norm has seen the batch
         runs[name] = training.step
     for name, timing in interleave(
-        runs, device, options.rounds if not options.quick else 2, 1, 30, options.clock
+        runs, device, options.rounds if not options.quick else 2, 1, 60, options.clock
     ).items():
         rows[name] |= timing.record()
     runs.clear()

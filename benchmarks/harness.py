@@ -66,10 +66,15 @@ def interleave(
     warmup: int = 2,
     budget_s: float = 60,
     clock: str = "wall",
+    warm: bool = True,
 ) -> dict[str, Timing]:
     """Time all candidates in turns, so that a busy moment of the machine meets all of them.
 
-    Ends after `rounds` rounds, or after `budget_s` seconds and three rounds. Garbage is collected between rounds only.
+    A turn is one call that is not timed and one that is: in training, the step before was the same network's, so caches
+    and heap hold its memory and not another candidate's. Each round begins with another candidate. Ends after `rounds`
+    rounds, or after `budget_s` seconds and three rounds. Garbage is collected between rounds only.
+
+    warm: false leaves out the call that is not timed, for whole commands.
     """
     once = timer(device, clock)
     for _ in range(warmup):
@@ -83,8 +88,12 @@ def interleave(
         for done in range(rounds):
             if done >= 3 and time.perf_counter() - start > budget_s:
                 break
-            for name, run in runs.items():
-                timings[name].seconds.append(once(run))
+            names = list(runs)
+            first = done % len(names)
+            for name in names[first:] + names[:first]:
+                if warm:
+                    runs[name]()
+                timings[name].seconds.append(once(runs[name]))
             gc.collect()
     finally:
         gc.enable()

@@ -40,5 +40,5 @@ def measure_startup(rounds: int) -> dict[str, Any]:
             subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, check=True)
 
         runs = {name: lambda a=arguments: run(a) for name, arguments in COMMANDS.items()}
-        timings = interleave(runs, torch.device("cpu"), rounds, warmup=1)
+        timings = interleave(runs, torch.device("cpu"), rounds, warmup=1, warm=False)
     return {name: timing.record() for name, timing in timings.items()}

@@ -81,8 +81,11 @@ def test_operations_and_bytes_by_hand() -> None:
 def test_rounds_are_interleaved() -> None:
     calls: list[str] = []
     timings = interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, CPU, rounds=3, warmup=1)
-    assert "".join(calls) == "abababab"
+    assert "".join(calls) == "ab" + "aabb" + "bbaa" + "aabb"  # a step that is not timed first; another begins each time
     assert len(timings["a"].seconds) == 3
+    calls.clear()
+    interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, CPU, rounds=2, warmup=0, warm=False)
+    assert "".join(calls) == "abba"
 
 
 def test_median_and_spread() -> None:
