@@ -130,7 +130,7 @@ class Network(nn.Module):
         neuron.overwrite_input = before.kind in _FRESH and not flow.constant
         observer = flow.observer if neuron.dynamics.spiking else None
         current = flow.over_time()
-        if (observer and observer.reads_spikes) or not neuron.can_pool(current):
+        if pool and ((observer and observer.reads_spikes) or not neuron.can_pool(current)):
             pool = None
         weights = self.get_submodule(before.name) if before.kind == "recurrent" else None
         out: LayerRun = neuron(

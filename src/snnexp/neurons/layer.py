@@ -196,8 +196,12 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
         )
 
     def can_pool(self, x: Tensor) -> bool:
-        """Whether a pooling layer behind this one is done in the same pass: if the engine can, and nobody hooked in."""
-        return not self._forward_hooks and can_pool(*self._choose(x), x.dtype)
+        """Whether a pooling layer behind this one is done in the same pass: if the engine can, and nobody hooked in.
+
+        Channels must lie next to each other in memory: over single pixels torch's own pooling is faster.
+        """
+        channels_last = x.shape[2] >= 4 and x.stride(2) == 1 and x.stride(4) == x.shape[2]
+        return channels_last and not self._forward_hooks and can_pool(*self._choose(x), x.dtype)
 
     def _choose(self, x: Tensor) -> tuple[Dynamics, str]:
         if tuple(x.shape[2:]) != self.shape:

@@ -176,57 +176,83 @@ def _pool(spk, out, bands, row, inner, size, average):
     wide = row // inner // size
     share = out.dtype.type(size * size)
     for band in range(bands):
-        for h in range(size):
-            for w in range(wide):
-                o = (band * wide + w) * inner
-                for k in range(size):
-                    s = (band * size + h) * row + (w * size + k) * inner
-                    if h == 0 and k == 0:
-                        for i in range(inner):
-                            out[o + i] = spk[s + i]
-                    elif average:
-                        for i in range(inner):
-                            out[o + i] += spk[s + i]
+        for w in range(wide):
+            o, first = (band * wide + w) * inner, band * size * row + w * size * inner
+            if size == 2:  # the usual one, in one pass over its four corners
+                a, b, c, d = _corners(first, row, inner)
+                for i in range(np.uint64(inner)):
+                    if average:
+                        out[np.uint64(o) + i] = (spk[a + i] + spk[b + i] + spk[c + i] + spk[d + i]) / share
                     else:
-                        for i in range(inner):
+                        out[np.uint64(o) + i] = max(max(spk[a + i], spk[b + i]), max(spk[c + i], spk[d + i]))
+                continue
+            for h in range(size):
+                for k in range(size):
+                    s = first + h * row + k * inner
+                    for i in range(inner):
+                        if h == 0 and k == 0:
+                            out[o + i] = spk[s + i]
+                        elif average:
+                            out[o + i] += spk[s + i]
+                        else:
                             out[o + i] = max(out[o + i], spk[s + i])
-    if average:
-        for i in range(bands * wide * inner):
-            out[i] = out[i] / share
+            if average:
+                for i in range(inner):
+                    out[o + i] = out[o + i] / share
+
+
+@numba.njit(error_model="numpy", forceinline=True)
+def _corners(first, row, inner):
+    """Where the four pixels of a 2x2 window begin; unsigned, so that nothing is tested for being negative."""
+    a, below, right = np.uint64(first), np.uint64(row), np.uint64(inner)
+    return a, a + right, a + below, a + below + right
 
 
 @numba.njit(error_model="numpy")
 def _unpool(spk, grad_out, grad, free, bands, row, inner, size, average, one, zero):
     """Hand the gradient of each pooled value back: for the maximum to the first of its spikes, else to the first one.
 
-    As torch does it. `grad` [bands, size, row] is zero wherever no window reaches; free [row] is scratch.
+    As torch does it. `grad` [bands, size, row] is zero wherever no window reaches; free [inner] is scratch.
     """
     wide = row // inner // size
     share = grad.dtype.type(size * size)
     for band in range(bands):
-        g = grad_out[band * wide * inner : (band + 1) * wide * inner]
-        if average:
-            for h in range(size):
-                for w in range(wide):
-                    for k in range(size):
-                        s = (band * size + h) * row + (w * size + k) * inner
-                        for i in range(inner):
-                            grad[s + i] = g[w * inner + i] / share
-            continue
         for w in range(wide):
-            o, first = w * inner, band * size * row + w * size * inner
+            o, first = (band * wide + w) * inner, band * size * row + w * size * inner
+            if average:
+                for h in range(size):
+                    for k in range(size):
+                        s = first + h * row + k * inner
+                        for i in range(inner):
+                            grad[s + i] = grad_out[o + i] / share
+                continue
+            if size == 2:
+                a, b, c, d = _corners(first, row, inner)
+                for i in range(np.uint64(inner)):
+                    g, left = grad_out[np.uint64(o) + i], one - spk[a + i]
+                    taken_b = left * spk[b + i]
+                    left -= taken_b
+                    taken_c = left * spk[c + i]
+                    left -= taken_c
+                    taken_d = left * spk[d + i]
+                    left -= taken_d
+                    grad[a + i] = g if spk[a + i] + left > zero else zero  # its own spike, or nobody's
+                    grad[b + i] = g if taken_b > zero else zero
+                    grad[c + i] = g if taken_c > zero else zero
+                    grad[d + i] = g if taken_d > zero else zero
+                continue
             for i in range(inner):
-                free[o + i] = one - spk[first + i]
+                free[i] = one - spk[first + i]
             for h in range(size):
                 for k in range(size):
                     if h > 0 or k > 0:
                         s = first + h * row + k * inner
                         for i in range(inner):
-                            taken = free[o + i] * spk[s + i]
-                            grad[s + i] = g[o + i] if taken > zero else zero
-                            free[o + i] -= taken
-            for i in range(inner):  # its own spike, or nobody's
-                grad[first + i] = g[o + i] if spk[first + i] + free[o + i] > zero else zero
+                            taken = free[i] * spk[s + i]
+                            grad[s + i] = grad_out[o + i] if taken > zero else zero
+                            free[i] -= taken
+            for i in range(inner):
+                grad[first + i] = grad_out[o + i] if spk[first + i] + free[i] > zero else zero
 
 
 @numba.njit(error_model="numpy")
@@ -361,7 +387,7 @@ def backward_kernel(options: BackwardOptions) -> Any:
         share = alpha[:1].repeat(widest)
         routed = threshold[:1].repeat(widest if pool != NO_POOL else 1)
         spikes = threshold[:1].repeat(widest if pool == MAX_POOL else 1)
-        free = threshold[:1].repeat(row if pool == MAX_POOL else 1)
+        free = threshold[:1].repeat(inner)
         for index in range(start, stop):
             c, width, pooled_row, bands = _block(index, block, columns, height, row, size)
             wide = row // inner // size * inner if pool != NO_POOL else 0
