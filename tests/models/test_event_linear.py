@@ -158,7 +158,7 @@ def test_a_network_gives_the_same_whether_its_layers_follow_the_spikes(sparse: s
 
 
 def test_only_wide_layers_behind_spikes_follow_them() -> None:
-    spec = "c4k3-SN-MP2-FC200-SN-DP0.5-FC200-SN-FC-SN"
+    spec = "c4k3-SN-MP2-FC300-SN-DP0.5-FC300-SN-FC-SN"
     network = make_network(spec, make_info())
     below = {n: m.sparse_below for n, m in network.named_children() if isinstance(m, Linear)}
     assert list(below.values()) == [SPARSE_HIDDEN_BELOW, 0.0, 0.0]  # dropout scales; few outputs are not worth it

@@ -33,7 +33,7 @@ _FRESH = frozenset({"conv", "linear", "batch_norm", "layer_norm", "avg_pool", "m
 
 # model.sparse=auto: a hidden layer follows the spikes if it has this many outputs and less than this share of its input
 # spike (measured: docs/models.md). The products of narrow layers cost less than making the lists.
-SPARSE_FROM_OUTPUTS = 128
+SPARSE_FROM_OUTPUTS = 256
 SPARSE_HIDDEN_BELOW = 0.07
 
 
