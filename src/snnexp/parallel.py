@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -30,16 +31,19 @@ def run_parallel(work: Callable[[int, int], None], blocks: int, threads: int) ->
 
     Raises: what `work` raises, after all threads have ended.
     """
-    if threads == 1 or blocks == 1 or _forked:  # OpenMP's threads do not survive a fork
-        work(0, blocks)
+    if threads == 1 or blocks <= 1 or _forked:  # OpenMP's threads do not survive a fork
+        if blocks:
+            work(0, blocks)
         return
     pieces = min(blocks, 4 * threads)
     bounds = [blocks * i // pieces for i in range(pieces + 1)]
     queue = deque(pairwise(bounds))
     problems: list[BaseException] = []
+    entered: set[int] = set()
 
     def drain(_: Any = None) -> None:
         try:
+            entered.add(get_ident())
             while True:
                 try:
                     start, stop = queue.popleft()
@@ -49,12 +53,13 @@ def run_parallel(work: Callable[[int, int], None], blocks: int, threads: int) ->
         except BaseException as problem:  # it cannot leave a thread that is not Python's
             problems.append(problem)
 
-    team = min(threads, pieces)
     parallel = _openmp()
     if parallel is not None:
-        parallel(_CALLBACK(drain), None, team, 0)
+        parallel(_CALLBACK(drain), None, threads, 0)  # all of torch's: for a smaller team OpenMP would end threads
+        if get_ident() not in entered:  # Ctrl-C on the way in, where ctypes can only print it
+            raise KeyboardInterrupt
     else:
-        others = [_workers(team - 1).submit(drain) for _ in range(team - 1)]
+        others = [_workers(threads - 1).submit(drain) for _ in range(min(threads, pieces) - 1)]
         drain()
         for other in others:
             other.result()
@@ -86,4 +91,5 @@ def _after_fork() -> None:
     _forked = True
 
 
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)

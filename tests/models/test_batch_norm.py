@@ -99,3 +99,18 @@ def test_what_the_kernels_do_not_take_goes_to_torch(case: str) -> None:
 def test_one_row_is_refused_as_torch_does() -> None:
     with pytest.raises(ValueError, match="more than 1 value"):
         BatchNorm2d(4)(torch.ones(1, 4, 1, 1))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("options", [{"affine": False}, {"track_running_stats": False}, {"momentum": None}])
+def test_options_that_the_kernels_lack_go_to_torch(options: dict[str, object]) -> None:
+    x = maps(4, 8, 5, 5, dtype=torch.float32)
+    assert torch.equal(BatchNorm2d(8, **options)(x), nn.BatchNorm2d(8, **options)(x))  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("error")
+def test_infinity_gives_what_torch_gives() -> None:
+    x = maps(4, 8, 5, 5)
+    x[0, 2, 1, 1] = float("inf")
+    theirs, ours = pair(8)
+    torch.testing.assert_close(ours(x), theirs(x), equal_nan=True)

@@ -162,3 +162,11 @@ def test_only_wide_layers_behind_spikes_follow_them() -> None:
     network = make_network(spec, make_info())
     below = {n: m.sparse_below for n, m in network.named_children() if isinstance(m, Linear)}
     assert list(below.values()) == [SPARSE_HIDDEN_BELOW, 0.0, 0.0]  # dropout scales; few outputs are not worth it
+
+
+def test_no_rows_at_all() -> None:
+    weight, bias = torch.rand(4, 6, requires_grad=True), torch.rand(4)
+    y = event_linear(as_events(torch.zeros(1, 0, 1, 2, 3)), weight, bias)
+    assert y.shape == (0, 4)
+    y.sum().backward()
+    assert spike_linear(torch.zeros(0, 6), weight, bias, 2.0) is None

@@ -177,3 +177,12 @@ def test_recurrent_layers_agree_whether_few_or_many_spike(share, state):
     assert torch.equal(results[0][0], results[1][0])
     for a, b in zip(results[0][1:], results[1][1:], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_a_second_backward_pass_is_refused_even_if_somebody_packs_saved_tensors():
+    x = torch.rand(5, 2, 6, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+        run = run_layer(x, None, torch.tensor(0.9), torch.tensor(1.0), PLAIN, "numba", private=True)
+    run.spk.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        run.spk.sum().backward()

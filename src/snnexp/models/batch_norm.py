@@ -35,16 +35,18 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x [N, C, H, W]."""
-        if not (self.training and _is_ours(x)) or self.momentum is None or self.running_mean is None:
+        weight, momentum, means, variances = self.weight, self.momentum, self.running_mean, self.running_var
+        special = momentum is None or means is None or variances is None
+        if special or not (self.training and self.affine and weight.dtype == x.dtype and _is_ours(x)):
             return super().forward(x)
         y, mean, var = _BatchNorm.apply(  # type: ignore[no-untyped-call]
-            x, self.weight, self.bias, self.eps, self.overwrite_gradient
+            x, weight, self.bias, self.eps, self.overwrite_gradient
         )
+        rows = x.numel() // x.shape[1]
         with torch.no_grad():
-            rows = x.numel() // x.shape[1]
             self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_((var * (rows / (rows - 1))).to(self.running_mean.dtype), self.momentum)  # type: ignore[union-attr]
+            for running, new in ((means, mean), (variances, var * (rows / (rows - 1)))):
+                running.lerp_(new.to(running.dtype), momentum)  # type: ignore[union-attr, arg-type]
         result: Tensor = y
         return result
 
@@ -73,8 +75,9 @@ class _BatchNorm(torch.autograd.Function):
         flat, rows, channels = _flat(x), x.numel() // x.shape[1], x.shape[1]
         shift = flat[:channels].copy()
         first, second = _over_pieces(moments, rows, channels, flat, shift) / rows
-        mean, var = shift + first, np.maximum(second - first * first, 0)
-        inverse = 1 / np.sqrt(var + eps)
+        with np.errstate(invalid="ignore"):  # inf - inf is the nan that torch gives
+            mean, var = shift + first, np.maximum(second - first * first, 0)
+            inverse = 1 / np.sqrt(var + eps)
         scale = weight.detach().numpy() * inverse
         y = torch.empty_like(x)
         coefficients = (a.astype(flat.dtype) for a in (mean, scale, bias.detach().numpy()))

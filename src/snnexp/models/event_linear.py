@@ -32,7 +32,8 @@ def event_driven_weight(linear: nn.Linear) -> None:
 
 
 def _contiguous_in_state_dict(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
-    state[prefix + "weight"] = state[prefix + "weight"].contiguous()  # safetensors refuses strided tensors
+    if (key := prefix + "weight") in state:  # a parametrization has it under another name
+        state[key] = state[key].contiguous()  # safetensors refuses strided tensors
 
 
 def event_linear(frames: EventFrames, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -212,6 +212,7 @@ def _restore(
         )
     apply_weights(experiment.network, saved["network"], folder.state)
     optimizer.load_state_dict(saved["optimizer"])
+    _lay_out(optimizer)
     if scheduler is not None:
         scheduler.load_state_dict(saved["scheduler"])
     for split, meter in meters.items():
@@ -219,3 +220,14 @@ def _restore(
     values = dict(saved["fit"])
     history = {name: [(int(e), float(v)) for e, v in points] for name, points in values.pop("history").items()}
     return Fit(**{**values, "best": Best(**values["best"]), "history": history})
+
+
+def _lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """Give moments the memory layout of their parameters: fused optimizers go by memory and do not look at strides.
+
+    A checkpoint may come from a version that stored a layer's weights row by row.
+    """
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

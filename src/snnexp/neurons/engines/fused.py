@@ -300,6 +300,8 @@ class _Fused(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         grad_spk, grad_mem, grad_last_cur, _, _ = grads
+        if getattr(ctx, "spent", False):  # torch says so by itself, unless saved tensors are packed by somebody's hooks
+            raise RuntimeError("the membranes were modified by an inplace operation: the first backward pass used them")
         mem, stored, alpha, beta, threshold, recurrent, spk, mem0, spk0, cur0, first = ctx.saved_tensors
         dynamics, backend, _, _, private, pool = cast(_Options, ctx.options)
         shape, columns, steps, dtype = mem.shape, mem[0].numel(), mem.shape[0], mem.dtype
@@ -347,6 +349,7 @@ class _Fused(torch.autograd.Function):
             backend.backward(call)
             if in_place:  # a second backward pass gets torch's error about the membranes, not garbage
                 torch.autograd.graph.increment_version(mem)
+                ctx.spent = True
         elif columns:
             grad_recurrent, from_first = _backward_recurrent(backend, call, recurrent, spk, spk0, needs[4])
         values = [
