@@ -1,5 +1,7 @@
 """A resumed optimizer steps as before, however the checkpoint's version had stored the weights in memory."""
 
+import copy
+
 import torch
 from torch import nn
 
@@ -20,7 +22,7 @@ def test_moments_get_the_layout_of_their_parameters() -> None:
     rows, row_optimizer = trained(start.clone(), 2)
     columns = nn.Parameter(rows.detach().clone().t().contiguous().t())  # the same values, stored column by column
     optimizer = torch.optim.Adam([columns], lr=0.1, fused=True)
-    optimizer.load_state_dict(row_optimizer.state_dict())
+    optimizer.load_state_dict(copy.deepcopy(row_optimizer.state_dict()))
     _lay_out(optimizer)
     for parameter, step in ((rows, row_optimizer), (columns, optimizer)):
         parameter.grad = torch.empty_like(parameter).copy_(start * -3)
