@@ -38,6 +38,16 @@ def test_is_torchs(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
 
 
+def test_statistics_can_be_switched_off_as_torchs() -> None:
+    x = maps(5, 7, 3, 4, mean=2.0)
+    results = []
+    for module in pair(7):
+        module.track_running_stats = False
+        results.append((module(x), *module.state_dict().values()))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-9)
+
+
 def test_gradcheck() -> None:
     x = maps(3, 4, 2, 2).requires_grad_()
     _, ours = pair(4)

@@ -11,7 +11,7 @@ a mean far from zero costs no digits. Source: Ioffe & Szegedy, arXiv:1502.03167;
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -42,13 +42,14 @@ class BatchNorm2d(nn.BatchNorm2d):
         y, mean, var = _BatchNorm.apply(  # type: ignore[no-untyped-call]
             x, weight, self.bias, self.eps, self.overwrite_gradient
         )
+        if not self.track_running_stats:  # switched off, as while a segment of time is repeated
+            return cast(Tensor, y)
         rows = x.numel() // x.shape[1]
         with torch.no_grad():
             self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
             for running, new in ((means, mean), (variances, var * (rows / (rows - 1)))):
                 running.lerp_(new.to(running.dtype), momentum)  # type: ignore[union-attr, arg-type]
-        result: Tensor = y
-        return result
+        return cast(Tensor, y)
 
 
 def _is_ours(x: Tensor) -> bool:
