@@ -300,6 +300,9 @@ class TrainerConf:
     diagnose: bool = True  # say in words when a layer is dead or saturated
     deterministic: bool = True
     channels_last: bool = True
+    checkpoint_steps: int | None = number(
+        None, low=1
+    )  # keep activations of so many steps, recompute the others; null: all
 
 
 @dataclass

@@ -116,6 +116,7 @@ def assemble(conf: Config) -> Experiment:
         source.info,
         channels_last=conf.trainer.channels_last,
         single_spike_input=conf.encoder.name == "latency",
+        checkpoint_steps=conf.trainer.checkpoint_steps,
     ).to(device)
     decoder = build_decoder(conf.decoder, source.info.num_classes, source.info.num_steps)
     return Experiment(conf, device, source, network, decoder)

@@ -18,7 +18,7 @@ from snnexp.coding_rules import DECODER_LOSSES, ENCODERS, check_decoder, check_e
 from snnexp.config import Config, EventDatasetConf, ImageDatasetConf
 from snnexp.data.facts import FACTS, frame_shape, num_classes
 from snnexp.errors import ConfigError, did_you_mean, unknown_choice
-from snnexp.models.spec import effective_spec, plan
+from snnexp.models.spec import effective_spec, plan, why_not_in_segments
 from snnexp.neurons.names import FUSED_SURROGATES, SURROGATES
 
 
@@ -168,7 +168,11 @@ def _network(conf: Config) -> list[str]:
     """The network must fit the data: parsed and sized without torch."""
     try:
         votes = conf.decoder.votes if conf.decoder.name == "vote" else 1
-        plan(effective_spec(conf.model), frame_shape(conf.dataset), num_classes(conf.dataset), votes)
+        layers = plan(effective_spec(conf.model), frame_shape(conf.dataset), num_classes(conf.dataset), votes)
     except ConfigError as error:
         return [str(error)]
+    steps = conf.trainer.checkpoint_steps
+    if steps is not None and steps < conf.dataset.num_steps:
+        problem = why_not_in_segments(layers, conf.model.bn_per_step, conf.encoder.name == "direct")
+        return [] if problem is None else [problem]
     return []

@@ -61,17 +61,25 @@ class _Counter:
     def __init__(self, mem: Tensor) -> None:
         self.spikes = torch.zeros(mem[0, 0].numel(), dtype=torch.float64, device=mem.device)
         self.shares = torch.zeros(2, dtype=torch.float64, device=mem.device)  # sums of batch shares, of silent pairs
-        self.peaks = mem.detach().amax((0, 1)).flatten().float()
+        self.peaks = torch.full_like(self.spikes, -torch.inf, dtype=torch.float32)
         self.batches = self.samples = self.steps = 0
+        self._so_far: Tensor | None = None  # spikes [B, neurons] of a batch whose last time steps are still to come
 
-    def add(self, counts: Tensor, steps: int) -> None:
-        counts = counts.flatten(1)
+    def add(self, firing: Firing) -> None:
+        if self.batches == 0:
+            self.peaks = torch.maximum(self.peaks, firing.mem.amax((0, 1)).flatten().float())
+        self.steps += firing.mem.shape[0] * firing.mem.shape[1]
+        counts = firing.counts.flatten(1)
+        if self._so_far is not None:
+            counts = self._so_far + counts
+        self._so_far = None if firing.last else counts
+        if not firing.last:
+            return
         per_neuron = counts.sum(0)
         self.spikes += per_neuron
         self.shares += torch.stack([(per_neuron == 0).double().mean(), (counts == 0).double().sum()])
         self.batches += 1
         self.samples += counts.shape[0]
-        self.steps += steps * counts.shape[0]
 
 
 class ActivityMeter:
@@ -91,11 +99,11 @@ class ActivityMeter:
         self._dead_before: dict[str, Tensor] = {}
 
     def spiking(self, name: str, layer: nn.Module, firing: Firing) -> None:
-        """Add the spikes of one batch."""
+        """Add the spikes of one batch, or of one segment of its time steps."""
         with torch.no_grad():
             if name not in self._counters:
                 self._counters[name] = _Counter(firing.mem)
-            self._counters[name].add(firing.counts, firing.mem.shape[0])
+            self._counters[name].add(firing)
 
     def connection(self, name: str, module: nn.Module, x: Tensor | EventFrames, repeat: int) -> None:
         """Inputs of layers do not matter here."""

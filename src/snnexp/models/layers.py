@@ -61,12 +61,17 @@ class TimeDropout(nn.Module):
         self.rate = rate
         self.per_step = per_step
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """mask [B, ...]: an earlier one of `draw_mask`, for the same samples' next time steps."""
         if not self.training or self.rate == 0:
             return x
         if self.per_step:
             return F.dropout(x, self.rate)
-        return x * F.dropout(torch.ones_like(x[0]), self.rate)
+        return x * (self.draw_mask(x) if mask is None else mask)
+
+    def draw_mask(self, x: Tensor) -> Tensor:
+        """What all steps of x [T, B, ...] are multiplied by: 0 or 1/(1 - rate)."""
+        return F.dropout(torch.ones_like(x[0]), self.rate, self.training)
 
 
 def build_batch_norm(shape: tuple[int, ...]) -> nn.BatchNorm1d | nn.BatchNorm2d:

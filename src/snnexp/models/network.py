@@ -16,13 +16,23 @@ from torch import Tensor, nn
 
 from snnexp.config import DecoderConf, ModelConf, NeuronConf
 from snnexp.data.base import DataInfo, EventFrames
-from snnexp.encoders import ConstantInput
+from snnexp.encoders import ConstantInput, Input
+from snnexp.errors import ConfigError
 from snnexp.models.batch_norm import BatchNorm2d
 from snnexp.models.layers import NeuNorm, TimeDropout, Vote, build_batch_norm, build_layer_norm
 from snnexp.models.observer import Firing, Observer
-from snnexp.models.spec import WEIGHT_KINDS, LayerPlan, Shape, effective_spec, plan
+from snnexp.models.segments import Memory, recomputed, segment_lengths, split_time
+from snnexp.models.spec import (
+    WEIGHT_KINDS,
+    LayerPlan,
+    Shape,
+    constant_layers,
+    effective_spec,
+    plan,
+    why_not_in_segments,
+)
 from snnexp.models.weights import Linear, RecurrentLinear, build_weights
-from snnexp.neurons.engines import LayerRun
+from snnexp.neurons.engines import LayerRun, spikes_over_time
 from snnexp.neurons.equation import Pool
 from snnexp.neurons.layer import SpikingLayer, Within
 
@@ -68,6 +78,7 @@ class Network(nn.Module):
         self.gain = float(model.gain)  # of the initial weights
         self.normalises_weights = model.weight_norm
         self.channels_last = False
+        self.checkpoint_steps: int | None = None
         self.neurons: dict[str, SpikingLayer] = {}  # all of them; `spiking_layers` leaves out a mere integrator
 
     # --- running --------------------------------------------------------------------------------------------------
@@ -80,13 +91,18 @@ class Network(nn.Module):
             observer: is told each spiking layer's output and each connection's input.
         Raises: ValueError if the input does not have the shape that the network was built for.
         """
-        flow = _Flow(*self._open(x), observer)
+        if self.checkpoint_steps is not None and self.checkpoint_steps < _num_steps(x):
+            return self._in_segments(x, self.checkpoint_steps, observer)
+        return self._run(_Flow(*self._open(x), observer))
+
+    def _run(self, flow: _Flow, start: int = 0) -> Output:
+        """Run the layers from number `start` on."""
         end = max(index for index, layer in enumerate(self.layers) if layer.kind == "spiking")
         mem = torch.empty(0)
         pooled = -1  # the layer that the engine has done with the spikes before it
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.layers[start:], start):
             if layer.kind == "spiking":
-                pool = self._pool_after(index, end)
+                pool = self._pool_after(index, end) if flow.whole else None
                 mem, done = self._spiking(layer, self.layers[max(index - 1, 0)], flow, pool, index == end)
                 pooled = index + 1 if done else -1
             elif index > end:  # votes: of the membranes too
@@ -104,6 +120,38 @@ class Network(nn.Module):
         if layer.args["k"] != layer.args["s"] or len(layer.in_shape) != 3:
             return None
         return Pool(layer.kind.removesuffix("_pool"), int(layer.args["k"]))
+
+    def _in_segments(self, x: Input, steps: int, observer: Observer | None) -> Output:
+        """Run at most `steps` time steps at once. All but the last segment keep no activations for backward."""
+        start, constant = 0, isinstance(x, ConstantInput)
+        problem = why_not_in_segments(self.layers, self.bn_per_step, constant) if self.training else None
+        if problem is not None:
+            raise ConfigError(problem)
+        if constant:  # once, for all segments
+            flow, start = _Flow(*self._open(x), observer), constant_layers(self.layers)
+            for layer in self.layers[:start]:
+                self._stateless(layer, flow)
+            x = ConstantInput(flow.folded(), flow.steps)
+        *pieces, final = split_time(x, steps)
+
+        def run(x: Input, memory: Memory, repeated: bool, last: bool = False) -> tuple[Output, Memory]:
+            told = None if repeated else observer
+            if isinstance(x, ConstantInput):
+                flow = _Flow(x.frame, x.num_steps, x.frame.shape[0], True, told)
+            else:
+                flow = _Flow(*self._open(x), told)
+            flow.memory, flow.last, flow.whole = memory, last, False
+            return self._run(flow, start), memory
+
+        outputs, memory = [], Memory()
+        for piece in pieces:
+            if torch.is_grad_enabled():
+                out, memory = recomputed(self, run, piece, memory)
+            else:
+                out, memory = run(piece, memory, False)
+            outputs.append(out)
+        outputs.append(run(final, memory, False, last=True)[0])
+        return Output(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
 
     def _open(self, x: Tensor | ConstantInput | EventFrames) -> tuple[Tensor | EventFrames, int, int, bool]:
         """Input folded over time (or one frame, or event lists), T, B, and whether it is constant."""
@@ -129,20 +177,25 @@ class Network(nn.Module):
         neuron = self.neurons[layer.name]
         neuron.overwrite_input = before.kind in _FRESH and not flow.constant
         observer = flow.observer if neuron.dynamics.spiking else None
-        current = flow.over_time()
+        current, state = flow.over_time(), flow.memory.neurons.get(layer.name)
         if pool and ((observer and observer.reads_spikes) or not neuron.can_pool(current)):
             pool = None
         weights = self.get_submodule(before.name) if before.kind == "recurrent" else None
-        out: LayerRun = neuron(
-            current,
-            recurrent=weights.recurrent.weight if isinstance(weights, RecurrentLinear) else None,
-            within=Within(pool, counts=observer is not None, private=not is_last),
-        )
+        recurrent = weights.recurrent.weight if isinstance(weights, RecurrentLinear) else None
+        if flow.whole:
+            within = Within(pool, counts=observer is not None, private=not is_last)
+            out: LayerRun = neuron(current, recurrent=recurrent, within=within)
+        else:  # the last membranes go on, and gradients come back through them: not private, and nothing is fused
+            spk, mem, after = neuron(current, state, recurrent, last=flow.last)
+            out = LayerRun(spk, mem, spikes_over_time(spk) if observer else None)
+            if not flow.last:
+                flow.memory.remember(layer.name, after)
         if flow.observer and isinstance(weights, RecurrentLinear):
-            previous = torch.cat([torch.zeros_like(out.spk[:1]), out.spk[:-1]]).flatten(0, 1)
+            first = torch.zeros_like(out.spk[0]) if state is None else state.spk.to(out.spk.dtype)
+            previous = torch.cat([first.unsqueeze(0), out.spk[:-1]]).flatten(0, 1)
             flow.observer.connection(f"{before.name}.recurrent", weights.recurrent, previous, 1)
         if observer and out.counts is not None:
-            observer.spiking(layer.name, neuron, Firing(out.counts, out.mem, None if pool else out.spk))
+            observer.spiking(layer.name, neuron, Firing(out.counts, out.mem, None if pool else out.spk, flow.last))
         flow.steps_x = out.spk
         return out.mem, pool is not None
 
@@ -165,10 +218,17 @@ class Network(nn.Module):
             else:
                 flow.x = module(flow.x)
         elif layer.kind == "neunorm":
-            flow.x = module(flow.over_time())[0].flatten(0, 1)
+            spk, flow.memory.traces[layer.name] = module(flow.over_time(), flow.memory.traces.get(layer.name))
+            flow.x = spk.flatten(0, 1)
         elif layer.kind == "dropout" and flow.constant:
             flow.x = module(flow.folded().unsqueeze(0)).squeeze(0)
-        elif layer.kind in ("dropout", "dropout_step"):
+        elif layer.kind == "dropout":
+            assert isinstance(module, TimeDropout)
+            masks, x = flow.memory.masks, flow.over_time()
+            if layer.name not in masks:
+                masks[layer.name] = module.draw_mask(x)
+            flow.x = module(x, masks[layer.name]).flatten(0, 1)
+        elif layer.kind == "dropout_step":
             flow.x = module(flow.over_time()).flatten(0, 1)
         elif layer.kind == "batch_norm" and self.bn_per_step and not flow.constant:
             flow.x = torch.stack([module(step) for step in flow.over_time().unbind(0)]).flatten(0, 1)
@@ -212,15 +272,19 @@ class Network(nn.Module):
         """Estimated memory of one training step in bytes, float32: what backward needs, parameters, Adam's state.
 
         Each layer keeps its output for all T steps, a spiking layer its membranes as well; on top come the gradients of
-        the two largest neighbours. Parameters count four times: value, gradient and two moments.
+        the two largest neighbours. Parameters count four times: value, gradient and two moments. In segments of time
+        all this is there for one segment, and the neurons' state for each boundary between two.
         """
-        rows = self.num_steps * batch_size
+        lengths = segment_lengths(self.num_steps, self.checkpoint_steps or self.num_steps)
+        rows = max(lengths) * batch_size
         kept = [prod(layer.out_shape) * (2 if layer.kind == "spiking" else 1) for layer in self.layers]
         kept = [0 if layer.kind == "flatten" else n for layer, n in zip(self.layers, kept, strict=True)]
         gradients = 2 * max(prod(layer.out_shape) for layer in self.layers)
         inputs = 0 if self.wants_events else prod(self.input_shape)
         parameters = sum(p.numel() for p in self.parameters())
-        return 4 * (rows * (sum(kept) + gradients + inputs) + 4 * parameters)
+        states = sum((3 if neuron.has_current else 2) * prod(neuron.shape) for neuron in self.neurons.values())
+        boundaries = (len(lengths) - 1) * batch_size * states
+        return 4 * (rows * (sum(kept) + gradients) + self.num_steps * batch_size * inputs + boundaries + 4 * parameters)
 
 
 class _Flow:
@@ -239,6 +303,9 @@ class _Flow:
         self.constant = constant
         self.observer = observer
         self.x = x
+        self.memory = Memory()  # of the layers: before these steps, and after them once they have run
+        self.last = True  # these steps are the sample's last ones
+        self.whole = True  # and its first ones: they are all
 
     @property
     def x(self) -> Tensor | EventFrames:
@@ -277,6 +344,10 @@ class _Flow:
         return x.view(self.steps, self.batch, *x.shape[1:])
 
 
+def _num_steps(x: Input) -> int:
+    return x.shape[0] if isinstance(x, Tensor) else x.num_steps
+
+
 def build_network(
     model: ModelConf,
     neuron: NeuronConf,
@@ -285,6 +356,7 @@ def build_network(
     *,
     channels_last: bool = False,
     single_spike_input: bool = False,
+    checkpoint_steps: int | None = None,
 ) -> Network:
     """Build the network of `model.spec` for the data `info`, with `neuron` at every SN.
 
@@ -292,12 +364,14 @@ def build_network(
         channels_last: memory layout of maps, faster for convolutions; ignored without any.
         single_spike_input: each input fires once per sample (latency code). ETTFS' initialisation needs to know: other
             inputs to the first layer are scaled as if they had unit second moment at every step.
+        checkpoint_steps: run at most so many time steps at once and recompute their activations in backward.
     Raises: ConfigError if the spec does not fit the data.
     """
     votes = decoder.votes if decoder.name == "vote" else 1
     bias = model.bias and model.affine == "none"  # the affine has an offset of its own
     layers = plan(effective_spec(model), info.shape, info.num_classes, votes, bias)
     network = Network(layers, model, neuron, info)
+    network.checkpoint_steps = checkpoint_steps
     network.channels_last = channels_last and any(layer.kind == "conv" for layer in layers)
     last = [layer.name for layer in layers if layer.kind == "spiking"][-1]
     analog, binary = True, False  # whether no spikes came before; whether what comes in is 0 or 1

@@ -13,11 +13,15 @@ from snnexp.data.base import EventFrames
 
 @dataclass(frozen=True)
 class Firing:
-    """What one spiking layer did in one forward pass. The membranes' memory is used again in backward."""
+    """What one spiking layer did in one forward pass. The membranes' memory is used again in backward.
+
+    With `trainer.checkpoint_steps` the same samples come in segments of T time steps, of which only the last is `last`.
+    """
 
     counts: Tensor  # spikes over the T steps [B, *shape]
     mem: Tensor  # membranes before the reset [T, B, *shape]
     spk: Tensor | None  # spikes (0 or 1) [T, B, *shape]; None unless an observer reads spikes
+    last: bool = True  # these are the samples' last steps
 
 
 class Observer(Protocol):

@@ -5,7 +5,7 @@ Pure Python, so that configuration checks run without torch. Errors point at the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -13,7 +13,7 @@ from snnexp.config import ModelConf
 from snnexp.errors import ConfigError
 from snnexp.models.tokens import Token, parse, spec_error
 
-__all__ = ["WEIGHT_KINDS", "LayerPlan", "Shape", "Token", "parse", "plan"]
+__all__ = ["WEIGHT_KINDS", "LayerPlan", "Shape", "Token", "constant_layers", "parse", "plan", "why_not_in_segments"]
 
 Shape = tuple[int, ...]  # [C, H, W], or [N] once flattened
 
@@ -120,6 +120,24 @@ def plan(spec: str, in_shape: Shape, num_classes: int, votes: int = 1, bias: boo
             add(token, kind, shape, {}, 0, False)
     _check_end(spec, layers, num_classes)
     return layers
+
+
+def constant_layers(layers: Sequence[LayerPlan]) -> int:
+    """How many of the first layers give the same at each step if the input is the same at each step."""
+    return next(layer.position for layer in layers if layer.kind in ("spiking", "dropout_step"))
+
+
+def why_not_in_segments(layers: Sequence[LayerPlan], bn_per_step: bool, constant_input: bool) -> str | None:
+    """Say why these layers cannot be trained a segment of time at a time, or return None if they can."""
+    rest = layers[constant_layers(layers) :] if constant_input else layers
+    norm = next((layer.name for layer in rest if layer.kind == "batch_norm"), None)
+    if norm is None or bn_per_step:
+        return None
+    return (
+        f"trainer.checkpoint_steps: {norm} normalises by the statistics of all time steps, which are then never in "
+        "memory together. Use model.bn_per_step=true (the statistics of each step), LN in place of BN in model.spec, "
+        "or trainer.checkpoint_steps=null."
+    )
 
 
 def _outputs(spec: str, tokens: list[Token], index: int, num_classes: int) -> int:

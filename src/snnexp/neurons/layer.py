@@ -176,21 +176,23 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
         state: State | None = None,
         recurrent: Tensor | None = None,
         within: Within | None = None,
+        last: bool = True,
     ) -> NeuronOutput | LayerRun:
         """Run all time steps of x [T, B, *shape] from `state` (None: at rest).
 
         recurrent [N, N]: weights V of a recurrent layer, x[t] + V S[t-1] drives it; as in nn.Linear, V[to, from].
         within: what surrounds the layer in a network. It then starts at rest, returns a `LayerRun`, and pools, counts
             and saves memory in the same pass where the engine can.
+        last: x ends where the sample ends.
         Half-precision input is computed in float32; spikes come back in the input's dtype, membranes in float32.
         Raises: ConfigError if x is not [T, B, *shape], or the engine asked for cannot run here.
         """
-        dynamics, engine = self._choose(x)
+        dynamics, engine = self._choose(x, last)
         values = (self.alpha, self.beta, self.threshold)
         if within is None:
             return NeuronOutput(*run_neurons(x, *values, dynamics, state, engine, self.overwrite_input, recurrent))
-        if state is not None:
-            raise ValueError(f"{self.name}: within a network a layer starts at rest")
+        if state is not None or not last:
+            raise ValueError(f"{self.name}: with `within` a layer runs from rest to the sample's end")
         return run_layer(
             x, *values, dynamics, engine, overwrite_input=self.overwrite_input, recurrent=recurrent, **within._asdict()
         )
@@ -203,13 +205,13 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
         channels_last = x.shape[2] >= 4 and x.stride(2) == 1 and x.stride(4) == x.shape[2]
         return channels_last and not self._forward_hooks and can_pool(*self._choose(x), x.dtype)
 
-    def _choose(self, x: Tensor) -> tuple[Dynamics, str]:
+    def _choose(self, x: Tensor, last: bool = True) -> tuple[Dynamics, str]:
         if tuple(x.shape[2:]) != self.shape:
             raise ConfigError(
                 f"{self.name}: the input is {list(x.shape)}, but the layer has neurons of shape {list(self.shape)}; "
                 f"expected [T, B, {', '.join(map(str, self.shape))}]."
             )
-        dynamics = self.active_dynamics()
+        dynamics = self.active_dynamics(last)
         self.engine, self.engine_reason = choose_engine(self.requested_engine, x.device, dynamics, x.dtype)
         return dynamics, self.engine
 
@@ -223,9 +225,12 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
         spk, mem, state = step(x, state, self.alpha, self.beta, self.threshold, self.active_dynamics(), last)
         return spk.to(x_t.dtype), mem, state
 
-    def active_dynamics(self) -> Dynamics:
-        """Return the options in force: silent neurons are forced to fire in training only."""
-        if self.dynamics.force_last_spike and not self.training:
+    def active_dynamics(self, last: bool = True) -> Dynamics:
+        """Return the options in force: silent neurons are forced to fire in training only, where the sample ends.
+
+        Before that, the state must know who has fired: it does with fire_once, which force_last_spike needs.
+        """
+        if self.dynamics.force_last_spike and not (self.training and last):
             return replace(self.dynamics, force_last_spike=False)
         return self.dynamics
 

@@ -47,14 +47,19 @@ class _Raster:
 
     def __init__(self) -> None:
         self.spikes: dict[str, Tensor] = {}
+        self._segments: dict[str, list[Tensor]] = {}
 
     @property
     def reads_spikes(self) -> bool:
         return not self.spikes
 
     def spiking(self, name: str, layer: object, firing: Firing) -> None:
-        if name not in self.spikes and firing.spk is not None:
-            self.spikes[name] = firing.spk[:, 0].detach().flatten(1).float().cpu()
+        if name in self.spikes or firing.spk is None:
+            return
+        segments = self._segments.setdefault(name, [])
+        segments.append(firing.spk[:, 0].detach().flatten(1).float().cpu())
+        if firing.last:
+            self.spikes[name] = torch.cat(segments)
 
     def connection(self, name: str, module: object, x: object, repeat: int) -> None:
         """Inputs of layers are not drawn."""
