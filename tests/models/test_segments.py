@@ -326,7 +326,7 @@ def test_the_graph_goes_when_the_output_goes() -> None:
 def test_the_estimate_by_hand() -> None:
     network = make_network("FC20-SN-FC-SN", make_info((1, 2, 2), steps=10), bias=False)
     kept = 20 + 40 + 10 + 20  # fc1, sn1 with membrane, fc2, sn2 with membrane
-    parameters = 4 * (4 * 20 + 20 * 10)
+    parameters = 5 * (4 * 20 + 20 * 10)  # value, sum of gradients, a segment's gradient, two moments
     network.checkpoint_steps = 4  # 3 + 3 + 4 steps: two states, mem and spk of 30 neurons each
     assert network.step_memory_bytes(3) == 4 * (4 * 3 * (kept + 2 * 20) + 2 * 3 * 2 * 30 + parameters)
 

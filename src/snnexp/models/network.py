@@ -273,18 +273,21 @@ class Network(nn.Module):
 
         Each layer keeps its output for all T steps, a spiking layer its membranes as well; on top come the gradients of
         the two largest neighbours. Parameters count four times: value, gradient and two moments. In segments of time
-        all this is there for one segment, and the neurons' state for each boundary between two.
+        all this is there for the longest one; with it the states between segments, and a segment's gradient of the
+        parameters besides their sum.
         """
         lengths = segment_lengths(self.num_steps, self.checkpoint_steps or self.num_steps)
         rows = max(lengths) * batch_size
         kept = [prod(layer.out_shape) * (2 if layer.kind == "spiking" else 1) for layer in self.layers]
         kept = [0 if layer.kind == "flatten" else n for layer, n in zip(self.layers, kept, strict=True)]
-        gradients = 2 * max(prod(layer.out_shape) for layer in self.layers)
+        gradients = 2 * max(prod(layer.out_shape) for layer in self.layers if layer.kind != "flatten")
         inputs = 0 if self.wants_events else prod(self.input_shape)
         parameters = sum(p.numel() for p in self.parameters())
         states = sum((3 if neuron.has_current else 2) * prod(neuron.shape) for neuron in self.neurons.values())
-        boundaries = (len(lengths) - 1) * batch_size * states
-        return 4 * (rows * (sum(kept) + gradients) + self.num_steps * batch_size * inputs + boundaries + 4 * parameters)
+        between = (len(lengths) - 1) * batch_size * states
+        copies = 4 if len(lengths) == 1 else 5
+        input_rows = self.num_steps * batch_size
+        return 4 * (rows * (sum(kept) + gradients) + input_rows * inputs + between + copies * parameters)
 
 
 class _Flow:

@@ -45,9 +45,11 @@ def inspect(conf: Config, cfg: DictConfig) -> None:
     for line in describe_data(info):
         console.print(line, markup=False, soft_wrap=True)
     step = network.step_memory_bytes(conf.dataset.batch_size)
+    at_once = min(conf.trainer.checkpoint_steps or info.num_steps, info.num_steps)
+    segments = f" (activations of {at_once} at once)" if at_once < info.num_steps else ""
     console.print(
         f"memory: about {_size(step)} (estimate) for a training step of {conf.dataset.batch_size} samples "
-        f"x {info.num_steps} steps, {_size(info.max_batch_bytes)} for a batch in the loader",
+        f"x {info.num_steps} steps{segments}, {_size(info.max_batch_bytes)} for a batch in the loader",
         soft_wrap=True,
     )
 
