@@ -172,10 +172,10 @@ def test_the_gradient_of_the_input() -> None:
 
 
 def test_dropout_per_step_repeats_its_masks_in_backward() -> None:
-    """The masks are others than without segments, but those of the forward pass: a neuron's threshold is a witness.
+    """The masks are others than without segments, so the last layer's gradient is held against what went into it.
 
-    d(sum of membranes)/d(bias of the last layer) counts nothing but steps; that of its weights sums the inputs, which
-    the masks multiply. Compare with the inputs that were there in forward.
+    The readout integrates, U[t] = sum of beta^(t-s) W x[s]: d(sum of U)/dW counts x[s] with 1 + beta + ... of the steps
+    that are left.
     """
     network = make_network("FC12-SN-DPT0.5-FC-SN", INFO, decoder=DecoderConf(name="membrane"), gain=3).double()
     network.checkpoint_steps = 2

@@ -114,9 +114,8 @@ class _Segment:
         self.after = Memory()  # hollow: this object must not hold what the graph's node returns, which holds it
 
     def first(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Run it without a graph. Weights cast to half precision here must not be found by who wants their gradient."""
-        with torch.autocast(*self.autocast, cache_enabled=False):
-            results, after = self._run(tensors, False)
+        """Run it; `_Recomputed.forward` makes no graph."""
+        results, after = self._run(tensors, False)
         self.outputs, self.after = len(results), after.hollow()
         return (*results, *after.tensors())
 
