@@ -9,7 +9,8 @@ from typing import Any
 
 # Bookkeeping: keys that say where, how visibly or for what a run is done, and cannot change a number in its record.
 # What only *should* not change numbers stays in (engine, device, deterministic, channels_last, checkpoint_steps,
-# dataset.sparse, eval_batch_size): they change the last bits or the batch-wise metrics, and a resumed run promises the same bits.
+# dataset.sparse, eval_batch_size): they change the last bits or the batch-wise metrics, and a resumed run promises the
+# same bits.
 BOOKKEEPING = (
     "dataset.root",  # where the files lie; what is in them is in the record as the split's hash
     "dataset.download",  # how they got there
