@@ -24,6 +24,7 @@ from snnexp.models.network import Network
 from snnexp.models.observer import Firing, Observer, Observers
 from snnexp.models.segments import segment_lengths, split_time
 from snnexp.neurons.names import RESETS
+from snnexp.training.outcome import _Raster
 from snnexp.validation import validate
 
 STEPS = 7  # cut into 2 + 2 + 3, or single steps
@@ -262,6 +263,22 @@ def test_meters_count_the_same(kind: str, training: bool) -> None:
         assert whole[name].dead_fraction_sample == again[name].dead_fraction_sample
         torch.testing.assert_close(same_peaks[name], peaks[name])
     assert (same_metrics, same_dense) == (metrics, dense)
+
+
+def test_the_raster_has_all_steps_of_all_layers_of_the_first_sample_once() -> None:
+    neuron = NeuronConf(name="made", beta=0.5, threshold=0.2, engine="numba")
+    spec = "c4k3-SN-MP2-c4k3-SN-MP2-FC-SN"  # without segments the engine pools, unless somebody reads the spikes
+    network = make_network(spec, INFO, neuron=neuron, build={"channels_last": True}, gain=4)
+    rasters = []
+    for steps in (None, 3):
+        network.checkpoint_steps, raster = steps, _Raster()
+        for seed in (1, 2):
+            network(make_spikes(INFO, seed=seed), Observers([raster, ActivityMeter(network)]))
+        rasters.append(raster.spikes)
+    whole, pieces = rasters
+    assert {name: tuple(spk.shape) for name, spk in whole.items()} == {"sn1": (7, 144), "sn2": (7, 36), "sn3": (7, 10)}
+    for name, spk in whole.items():
+        assert 0 < spk.mean() < 1 and torch.equal(pieces[name], spk)
 
 
 # --- memory ------------------------------------------------------------------------------------------------------

@@ -178,7 +178,7 @@ class Network(nn.Module):
         neuron.overwrite_input = before.kind in _FRESH and not flow.constant
         observer = flow.observer if neuron.dynamics.spiking else None
         current, state = flow.over_time(), flow.memory.neurons.get(layer.name)
-        if pool and ((observer and observer.reads_spikes) or not neuron.can_pool(current)):
+        if pool and ((observer and flow.reads_spikes) or not neuron.can_pool(current)):
             pool = None
         weights = self.get_submodule(before.name) if before.kind == "recurrent" else None
         recurrent = weights.recurrent.weight if isinstance(weights, RecurrentLinear) else None
@@ -305,6 +305,7 @@ class _Flow:
         self.batch = batch
         self.constant = constant
         self.observer = observer
+        self.reads_spikes = observer is not None and observer.reads_spikes
         self.x = x
         self.memory = Memory()  # of the layers: before these steps, and after them once they have run
         self.last = True  # these steps are the sample's last ones

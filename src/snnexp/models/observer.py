@@ -29,7 +29,7 @@ class Observer(Protocol):
 
     @property
     def reads_spikes(self) -> bool:
-        """Whether it needs every step's spikes, which otherwise need not exist."""
+        """Whether it needs every step's spikes, which otherwise need not exist. Asked once before each pass."""
 
     def spiking(self, name: str, layer: nn.Module, firing: Firing) -> None:
         """What the spiking layer `name` did."""
