@@ -210,6 +210,17 @@ def test_the_memory_estimate_by_hand() -> None:
     assert network.step_memory_bytes(3) == 4 * (4 * 3 * (kept + 2 * 20) + 4 * (4 * 20 + 20 * 10))
 
 
+@pytest.mark.parametrize("engine", ["reference", "numba"])
+def test_the_memory_estimate_of_spikes_that_are_pooled_as_they_fire(engine: str) -> None:
+    neuron = NeuronConf(name="made", beta=0.5, threshold=0.2, engine=engine)
+    build = {"channels_last": True}
+    network = make_network("c4k3-SN-MP2-FC-SN", make_info((1, 4, 4)), neuron=neuron, build=build, bias=False)
+    spikes = 0 if engine == "numba" else 64
+    kept = 64 + 64 + spikes + 16 + 10 + 20  # conv1, sn1's membranes and spikes, mp1, fc1, sn2 with membrane
+    parameters = 9 * 4 + 16 * 10
+    assert network.step_memory_bytes(3) == 4 * (4 * 3 * (kept + 2 * 64 + 16) + 4 * parameters)
+
+
 def test_the_state_dict_reads_like_the_spec_and_survives_a_file(tmp_path: Any) -> None:
     info = make_info()
     network = make_network("FC20-SN-RFC8-SN-FC-SN", info)

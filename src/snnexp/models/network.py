@@ -102,7 +102,7 @@ class Network(nn.Module):
         pooled = -1  # the layer that the engine has done with the spikes before it
         for index, layer in enumerate(self.layers[start:], start):
             if layer.kind == "spiking":
-                pool = self._pool_after(index, end) if flow.whole else None
+                pool = self._pool_after(index) if flow.whole else None
                 mem, done = self._spiking(layer, self.layers[max(index - 1, 0)], flow, pool, index == end)
                 pooled = index + 1 if done else -1
             elif index > end:  # votes: of the membranes too
@@ -112,9 +112,9 @@ class Network(nn.Module):
                 self._stateless(layer, flow)
         return Output(flow.over_time(), mem)
 
-    def _pool_after(self, index: int, end: int) -> Pool | None:
+    def _pool_after(self, index: int) -> Pool | None:
         """The pooling layer right behind spiking layer `index`, if its windows lie side by side."""
-        if index == end or self.layers[index + 1].kind not in ("max_pool", "avg_pool"):
+        if index + 1 == len(self.layers) or self.layers[index + 1].kind not in ("max_pool", "avg_pool"):
             return None
         layer = self.layers[index + 1]
         if layer.args["k"] != layer.args["s"] or len(layer.in_shape) != 3:
@@ -271,15 +271,15 @@ class Network(nn.Module):
     def step_memory_bytes(self, batch_size: int) -> int:
         """Estimated memory of one training step in bytes, float32: what backward needs, parameters, Adam's state.
 
-        Each layer keeps its output for all T steps, a spiking layer its membranes as well; on top come the gradients of
-        the two largest neighbours. Parameters count four times: value, gradient and two moments. In segments of time
-        all this is there for the longest one; with it the states between segments, and a segment's gradient of the
-        parameters besides their sum.
+        Each layer keeps its output for all T steps, a spiking layer its membranes as well (but its spikes only after
+        the pooling behind it where the engine pools as they fire); on top come the gradients of the two largest
+        neighbours. Parameters count four times: value, gradient and two moments. In segments of time all this is there
+        for the longest one; with it the states between segments, and a segment's gradient of the parameters besides
+        their sum.
         """
         lengths = segment_lengths(self.num_steps, self.checkpoint_steps or self.num_steps)
         rows = max(lengths) * batch_size
-        kept = [prod(layer.out_shape) * (2 if layer.kind == "spiking" else 1) for layer in self.layers]
-        kept = [0 if layer.kind == "flatten" else n for layer, n in zip(self.layers, kept, strict=True)]
+        kept = [self._values_kept(index, whole=len(lengths) == 1) for index in range(len(self.layers))]
         gradients = 2 * max(prod(layer.out_shape) for layer in self.layers if layer.kind != "flatten")
         inputs = 0 if self.wants_events else prod(self.input_shape)
         parameters = sum(p.numel() for p in self.parameters())
@@ -288,6 +288,18 @@ class Network(nn.Module):
         copies = 4 if len(lengths) == 1 else 5
         input_rows = self.num_steps * batch_size
         return 4 * (rows * (sum(kept) + gradients) + input_rows * inputs + between + copies * parameters)
+
+    def _values_kept(self, index: int, whole: bool) -> int:
+        """Values that layer `index` keeps of a sample's time step until backward; whole: without segments of time."""
+        layer = self.layers[index]
+        if layer.kind != "spiking":
+            return 0 if layer.kind == "flatten" else prod(layer.out_shape)
+        pooled = False
+        if whole and self._pool_after(index) is not None:
+            maps = next(self.parameters()).new_empty(1, *layer.out_shape)
+            maps = maps.contiguous(memory_format=torch.channels_last) if self.channels_last else maps
+            pooled = self.neurons[layer.name].can_pool(maps.unsqueeze(0))
+        return prod(layer.out_shape) * (1 if pooled else 2)
 
 
 class _Flow:
