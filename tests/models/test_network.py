@@ -281,3 +281,32 @@ def test_a_wrong_input_shape_is_named() -> None:
     network = make_network("FC-SN", make_info())
     with pytest.raises(ValueError, match=r"built for input \(2, 8, 8\) at each step, not \(2, 9, 8\)"):
         network(torch.zeros(4, 3, 2, 9, 8))
+
+
+@pytest.mark.parametrize("channels", [3, 8])
+def test_batch_norm_per_step_of_a_single_sample(channels: int) -> None:
+    """torch's batch norm misreads the strides of one step of a batch of one in channels_last."""
+    info = make_info(steps=4)
+    frames = torch.rand(4, 1, *info.shape)
+    results = []
+    network = make_network(f"c{channels}k3-BN-SN-FC-SN", info, bn_per_step=True)
+    for channels_last in (False, True):
+        network.channels_last = channels_last
+        loss = network(frames).mem.square().sum()
+        results.append(torch.autograd.grad(loss, list(network.parameters())))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-5)
+
+
+def test_a_hook_sees_pooling_run_and_keeps_its_membranes() -> None:
+    info = make_info()
+    network = make_network("c4k3-SN-MP2-FC-SN", info)
+    network.channels_last = True
+    seen: dict[str, Tensor] = {}
+    network.get_submodule("mp1").register_forward_hook(lambda m, args, out: seen.update(pooled=out))
+    network.get_submodule("sn1").register_forward_hook(lambda m, args, out: seen.update(mem=out.mem))
+    out = network(make_spikes(info))
+    before = seen["mem"].detach().clone()
+    out.spk.sum().backward()
+    assert seen["pooled"].shape[2:] == (network.layers[2].out_shape[1:])
+    assert torch.equal(seen["mem"], before)

@@ -119,6 +119,9 @@ class Network(nn.Module):
         layer = self.layers[index + 1]
         if layer.args["k"] != layer.args["s"] or len(layer.in_shape) != 3:
             return None
+        module = self.get_submodule(layer.name)
+        if module._forward_hooks or module._forward_pre_hooks:  # somebody wants to see it run
+            return None
         return Pool(layer.kind.removesuffix("_pool"), int(layer.args["k"]))
 
     def _in_segments(self, x: Input, steps: int, observer: Observer | None) -> Output:
@@ -183,7 +186,8 @@ class Network(nn.Module):
         weights = self.get_submodule(before.name) if before.kind == "recurrent" else None
         recurrent = weights.recurrent.weight if isinstance(weights, RecurrentLinear) else None
         if flow.whole:
-            within = Within(pool, counts=observer is not None, private=not is_last)
+            private = not is_last and not neuron._forward_hooks  # a hook may keep what it sees
+            within = Within(pool, counts=observer is not None, private=private)
             out: LayerRun = neuron(current, recurrent=recurrent, within=within)
         else:  # the last membranes go on, and gradients come back through them: not private, and nothing is fused
             spk, mem, after = neuron(current, state, recurrent, last=flow.last)
@@ -231,7 +235,7 @@ class Network(nn.Module):
         elif layer.kind == "dropout_step":
             flow.x = module(flow.over_time()).flatten(0, 1)
         elif layer.kind == "batch_norm" and self.bn_per_step and not flow.constant:
-            flow.x = torch.stack([module(step) for step in flow.over_time().unbind(0)]).flatten(0, 1)
+            flow.x = torch.stack([module(_regular(step)) for step in flow.over_time().unbind(0)]).flatten(0, 1)
         else:
             flow.x = module(flow.folded())
 
@@ -300,6 +304,16 @@ class Network(nn.Module):
             maps = maps.contiguous(memory_format=torch.channels_last) if self.channels_last else maps
             pooled = self.neurons[layer.name].can_pool(maps.unsqueeze(0))
         return prod(layer.out_shape) * (1 if pooled else 2)
+
+
+def _regular(step: Tensor) -> Tensor:
+    """Maps [B, C, H, W] whose strides say channels_last also if B = 1; torch's batch norm misreads others.
+
+    `contiguous` leaves them as they are, since strides of dimensions of size 1 do not count.
+    """
+    if step.dim() != 4 or step.shape[0] != 1 or step.stride(1) != 1:
+        return step
+    return torch.empty(step.shape, dtype=step.dtype, device=step.device, memory_format=torch.channels_last).copy_(step)
 
 
 class _Flow:
