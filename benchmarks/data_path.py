@@ -3,7 +3,8 @@
     python -m benchmarks.data_path [--root DATA] [--repeats 5] [--json FILE]
 
 Candidates, all with raw files in the page cache and everything set up before the clock starts:
-    snnexp          one epoch of `EventSource.batches` (shuffled, binned batches of float32 [T, B, C, H, W] or lists)
+    snnexp          one epoch of `EventSource.batches`: shuffled, binned batches of float32 [T, B, C, H, W] or event
+                    lists, as `dataset.sparse=auto` chooses; and the other form
     tonic           its file reader and `ToFrame`, sample by sample: not even batched or made a tensor
     tonic cache     `DiskCachedDataset` (its defaults), second and later passes
     spikingjelly    the same read, then integrate_events_by_fixed_frames_number; left out if not installed
@@ -24,7 +25,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from numpy.lib import recfunctions
 from numpy.typing import NDArray
 
 from snnexp.config import EventDatasetConf
-from snnexp.data.event_source import open_events
+from snnexp.data.event_source import EventSource, open_events
 
 CPU = torch.device("cpu")
 Read = Callable[[int], NDArray[Any]]  # sample number -> structured events, as tonic reads them
@@ -102,6 +103,16 @@ class _AsDataset:
         return self.samples
 
 
+def epochs_of(source: EventSource, samples: int) -> Callable[[], int]:
+    """Epochs of ours, several of a tiny set: starting one costs half a millisecond."""
+    epochs, times = itertools.count(1), -(-400 // samples)
+
+    def run() -> int:
+        return sum(len(batch.labels) for _ in range(times) for batch in source.batches("train", next(epochs)))
+
+    return run
+
+
 def candidates(case: Case, folder: Path) -> dict[str, Callable[[], int]]:
     """Functions that make one pass over the training samples and return how many there were."""
     from tonic import DiskCachedDataset
@@ -118,14 +129,15 @@ def candidates(case: Case, folder: Path) -> dict[str, Callable[[], int]]:
         return run
 
     source = open_events(case.conf, CPU)
-
-    epochs = itertools.count(1)
-
-    def ours() -> int:  # several epochs of a tiny set: starting one costs half a millisecond
-        times = -(-400 // case.samples)
-        return sum(len(batch.labels) for _ in range(times) for batch in source.batches("train", next(epochs)))
-
-    passes = {"snnexp": ours, "tonic": every(frames), "tonic cache": every(lambda number: cached[number])}
+    other = "snnexp, dense frames" if source.sparse else "snnexp, event lists"
+    passes = {
+        "snnexp": epochs_of(source, case.samples),
+        other: epochs_of(
+            open_events(replace(case.conf, sparse="never" if source.sparse else "always"), CPU), case.samples
+        ),
+        "tonic": every(frames),
+        "tonic cache": every(lambda number: cached[number]),
+    }
     if (jelly := spikingjelly_frames(case)) is not None:
         passes["spikingjelly"] = every(jelly)
     return passes
