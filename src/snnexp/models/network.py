@@ -19,6 +19,7 @@ from snnexp.data.base import DataInfo, EventFrames
 from snnexp.encoders import ConstantInput, Input
 from snnexp.errors import ConfigError
 from snnexp.models.batch_norm import BatchNorm2d
+from snnexp.models.flow import Flow, count_steps
 from snnexp.models.layers import NeuNorm, TimeDropout, Vote, build_batch_norm, build_layer_norm
 from snnexp.models.observer import Firing, Observer
 from snnexp.models.segments import Memory, recomputed, segment_lengths, split_time
@@ -91,11 +92,11 @@ class Network(nn.Module):
             observer: is told each spiking layer's output and each connection's input.
         Raises: ValueError if the input does not have the shape that the network was built for.
         """
-        if self.checkpoint_steps is not None and self.checkpoint_steps < _num_steps(x):
+        if self.checkpoint_steps is not None and self.checkpoint_steps < count_steps(x):
             return self._in_segments(x, self.checkpoint_steps, observer)
-        return self._run(_Flow(*self._open(x), observer))
+        return self._run(Flow(*self._open(x), observer))
 
-    def _run(self, flow: _Flow, start: int = 0) -> Output:
+    def _run(self, flow: Flow, start: int = 0) -> Output:
         """Run the layers from number `start` on."""
         end = max(index for index, layer in enumerate(self.layers) if layer.kind == "spiking")
         mem = torch.empty(0)
@@ -131,7 +132,7 @@ class Network(nn.Module):
         if problem is not None:
             raise ConfigError(problem)
         if constant:  # once, for all segments
-            flow, start = _Flow(*self._open(x), observer), constant_layers(self.layers)
+            flow, start = Flow(*self._open(x), observer), constant_layers(self.layers)
             for layer in self.layers[:start]:
                 self._stateless(layer, flow)
             x = ConstantInput(flow.folded(), flow.steps)
@@ -140,9 +141,9 @@ class Network(nn.Module):
         def run(x: Input, memory: Memory, repeated: bool, last: bool = False) -> tuple[Output, Memory]:
             told = None if repeated else observer
             if isinstance(x, ConstantInput):
-                flow = _Flow(x.frame, x.num_steps, x.frame.shape[0], True, told)
+                flow = Flow(x.frame, x.num_steps, x.frame.shape[0], True, told)
             else:
-                flow = _Flow(*self._open(x), told)
+                flow = Flow(*self._open(x), told)
             flow.memory, flow.last, flow.whole = memory, last, False
             return self._run(flow, start), memory
 
@@ -174,7 +175,7 @@ class Network(nn.Module):
         return folded, steps, batch, isinstance(x, ConstantInput)
 
     def _spiking(
-        self, layer: LayerPlan, before: LayerPlan, flow: _Flow, pool: Pool | None, is_last: bool
+        self, layer: LayerPlan, before: LayerPlan, flow: Flow, pool: Pool | None, is_last: bool
     ) -> tuple[Tensor, bool]:
         """Run spiking layer `layer` on the flow; returns its membranes [T, B, ...], and whether `pool` is done, too."""
         neuron = self.neurons[layer.name]
@@ -203,7 +204,7 @@ class Network(nn.Module):
         flow.steps_x = out.spk
         return out.mem, pool is not None
 
-    def _stateless(self, layer: LayerPlan, flow: _Flow) -> None:
+    def _stateless(self, layer: LayerPlan, flow: Flow) -> None:
         """Run any other layer on the flow."""
         if layer.kind == "flatten":
             if isinstance(flow.x, Tensor):  # event lists are flat already
@@ -314,68 +315,6 @@ def _regular(step: Tensor) -> Tensor:
     if step.dim() != 4 or step.shape[0] != 1 or step.stride(1) != 1:
         return step
     return torch.empty(step.shape, dtype=step.dtype, device=step.device, memory_format=torch.channels_last).copy_(step)
-
-
-class _Flow:
-    """What travels from layer to layer: event lists, or a tensor.
-
-    `x` is folded over time, [T*B, ...], or [B, ...] while all steps are the same; `steps_x` is [T, B, ...]. What was
-    set last counts, and the other is a view of it: output spikes that are never folded have a gradient that is the same
-    at all steps, which folding would write out T times.
-    """
-
-    def __init__(
-        self, x: Tensor | EventFrames, steps: int, batch: int, constant: bool, observer: Observer | None
-    ) -> None:
-        self.steps = steps
-        self.batch = batch
-        self.constant = constant
-        self.observer = observer
-        self.reads_spikes = observer is not None and observer.reads_spikes
-        self.x = x
-        self.memory = Memory()  # of the layers: before these steps, and after them once they have run
-        self.last = True  # these steps are the sample's last ones
-        self.whole = True  # and its first ones: they are all
-
-    @property
-    def x(self) -> Tensor | EventFrames:
-        if self._steps_x is not None:
-            self.x = self._steps_x.flatten(0, 1)
-        return self._folded
-
-    @x.setter
-    def x(self, folded: Tensor | EventFrames) -> None:
-        self._folded = folded
-        self._steps_x: Tensor | None = None
-
-    @property
-    def steps_x(self) -> Tensor:
-        return self.over_time()
-
-    @steps_x.setter
-    def steps_x(self, x: Tensor) -> None:
-        self._steps_x = x
-        self.constant = False
-
-    def folded(self) -> Tensor:
-        """[T*B, ...], or [B, ...] while constant."""
-        x = self.x
-        assert isinstance(x, Tensor)  # only the first layer sees event lists
-        return x
-
-    def over_time(self) -> Tensor:
-        """[T, B, ...]; from here on the steps differ."""
-        if self._steps_x is not None:
-            return self._steps_x
-        x = self.folded()
-        if self.constant:
-            self.constant = False  # every caller goes on with what it makes of the expanded view
-            return x.expand(self.steps, *x.shape)
-        return x.view(self.steps, self.batch, *x.shape[1:])
-
-
-def _num_steps(x: Input) -> int:
-    return x.shape[0] if isinstance(x, Tensor) else x.num_steps
 
 
 def build_network(

@@ -6,107 +6,16 @@ activations are neither copied nor reordered; values per neuron are brought into
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from math import prod
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from snnexp.neurons.engines.calls import Backend, BackwardCall, ForwardCall, PoolGrid
+from snnexp.neurons.engines.recurrence import backward_recurrent
 from snnexp.neurons.equation import Dynamics, Pool, State, reset_terms
-
-
-@dataclass(frozen=True)
-class PoolGrid:
-    """Where the windows of a pooling layer are in flat memory: columns are [outer, height, row], row = width * inner.
-
-    channels_last maps have outer = B, inner = C; others outer = B * C, inner = 1.
-    """
-
-    kind: str  # max or avg
-    size: int  # of the window, and its stride
-    outer: int
-    height: int
-    row: int
-    inner: int
-    out_shape: tuple[int, ...]  # of one step, in the order of memory
-
-    @property
-    def columns(self) -> int:
-        """Columns after pooling; an incomplete window at the end is left out."""
-        return prod(self.out_shape)
-
-
-@dataclass
-class ForwardCall:
-    """One forward pass over flat tensors.
-
-    Everything of shape [M] goes in as it is before the first step, and comes out as it is after the last, so that one
-    pass over all steps and one pass for each step are the same.
-    """
-
-    dynamics: Dynamics
-    x: Tensor  # [T, M]
-    spk: Tensor  # [T, M], in x's dtype; not written unless spiking
-    mem: Tensor  # [T, M], may share x's memory: see in_place
-    stored: Tensor | None  # [T, M]: the current of each step, if backward will need it
-    threshold: Tensor  # [1] or [neurons]
-    beta: Tensor
-    alpha: Tensor | None
-    kept: Tensor  # [M]: U', which the next step's beta multiplies
-    removed: Tensor | None  # [M]: R of the next step (reset subtract)
-    cur: Tensor | None
-    fired: Tensor | None
-    first: Tensor | None  # [M]: step of the first spike; -1 if before this sample's start, T if never (fire_once only)
-    in_place: bool
-    last: int  # number of the sample's last step
-    time: int = 0  # number of this pass's first step
-    counts: Tensor | None = None  # [M]: spikes over all steps, added to
-    pool: PoolGrid | None = None  # spk is then [T, pooled columns]
-    unpooled: Tensor | None = None  # [M]: scratch for spikes before pooling
-
-
-@dataclass
-class BackwardCall:
-    """One backward pass over flat tensors; those that are None are not wanted or not there.
-
-    As in `ForwardCall`, everything of shape [M] goes in and out, here from the last step to the first.
-    """
-
-    dynamics: Dynamics
-    mem: Tensor  # [T, M]
-    stored: Tensor | None  # [T, M]: I of each step
-    grad_spk: Tensor | None  # [T, M]; [1, M] if it is the same at all steps; [T, pooled columns] with pooling
-    grad_mem: Tensor | None
-    grad_x: Tensor  # out [T, M], may share mem's memory: see in_place
-    threshold: Tensor
-    beta: Tensor
-    alpha: Tensor | None
-    first: Tensor | None
-    grad_u: Tensor  # [M]: gradient of U of the step after; out, of the first step's U
-    grad_cur: Tensor | None  # [M], out: gradient of the first step's I
-    to_cur: Tensor | None  # [M]: what the step after passes back to I
-    grad_threshold: Tensor | None  # [M], added to; to be summed over what shares a value
-    grad_beta: Tensor | None
-    grad_alpha: Tensor | None
-    time: int = 0
-    in_place: bool = False
-    pool: PoolGrid | None = None
-
-
-class Backend(Protocol):
-    """The two kernels of an engine, and how it runs recurrent layers with them (`RecurrenceByStep`, or better)."""
-
-    def forward(self, call: ForwardCall) -> None: ...
-
-    def backward(self, call: BackwardCall) -> None: ...
-
-    def forward_recurrent(self, call: ForwardCall, weight: Tensor, spk0: Tensor | None) -> None: ...
-
-    def stepper(self, call: BackwardCall) -> Callable[[int, Tensor], None]: ...
 
 
 class _Options(NamedTuple):
@@ -351,7 +260,7 @@ class _Fused(torch.autograd.Function):
                 torch.autograd.graph.increment_version(mem)
                 ctx.spent = True
         elif columns:
-            grad_recurrent, from_first = _backward_recurrent(backend, call, recurrent, spk, spk0, needs[4])
+            grad_recurrent, from_first = backward_recurrent(backend, call, recurrent, spk, spk0, needs[4])
         values = [
             None if g is None or v is None else _sum_to(g, shape[1:], v)
             for g, v in ((call.grad_alpha, alpha), (call.grad_beta, beta), (call.grad_threshold, threshold))
@@ -363,80 +272,6 @@ class _Fused(torch.autograd.Function):
             if recurrent is not None and columns:
                 states[1] = from_first if states[1] is None else states[1] + from_first
         return (grad_x, *values, grad_recurrent, *states, None, None)
-
-
-def _rows(call: Any, t: int, names: tuple[str, ...]) -> dict[str, Any]:
-    """Step t of those of the call's tensors that have all steps."""
-    tensors = ((name, getattr(call, name)) for name in names)
-    return {name: None if tensor is None else tensor[t : t + 1] for name, tensor in tensors}
-
-
-class RecurrenceByStep:
-    """Recurrent layers for any backend: one pass per time step, a matrix product between them."""
-
-    def forward_recurrent(self, call: ForwardCall, weight: Tensor, spk0: Tensor | None) -> None:
-        """Run all steps, each with the weighted spikes of the step before added to its input; x is left alone."""
-        self.forward_steps(call, weight, spk0, range(call.x.shape[0]))
-
-    def forward_steps(self, call: ForwardCall, weight: Tensor, spk0: Tensor | None, steps: range) -> None:
-        """Run some of the steps; the spikes before the first of them are there already."""
-        size = weight.shape[0]
-        keeps_input = call.alpha is None and call.stored is not None
-        before = spk0 if steps.start == 0 else call.spk[steps.start - 1].view(-1, size)
-        for t in steps:
-            row = _rows(call, t, ("spk", "mem", "stored"))
-            drive = row["stored"] if keeps_input else row["mem"]
-            target = drive.view(-1, size)
-            if before is None:
-                target.copy_(call.x[t].view(-1, size))
-            else:
-                torch.addmm(call.x[t].view(-1, size), before, weight.t(), out=target)
-            if keeps_input:
-                row["stored"] = None
-            self.forward(replace(call, x=drive, **row, in_place=not keeps_input, time=t))
-            before = call.spk[t].view(-1, size)
-
-    def stepper(self, call: BackwardCall) -> Callable[[int, Tensor], None]:
-        """Return what runs step t of the call backward for the gradient [1, M] of its spikes."""
-
-        def step(t: int, grad_spk: Tensor) -> None:
-            row = _rows(call, t, ("mem", "stored", "grad_mem", "grad_x"))
-            self.backward(replace(call, **row, grad_spk=grad_spk, time=t))
-
-        return step
-
-    def forward(self, call: ForwardCall) -> None:
-        raise NotImplementedError
-
-    def backward(self, call: BackwardCall) -> None:
-        raise NotImplementedError
-
-
-def _backward_recurrent(
-    backend: Backend, call: BackwardCall, weight: Tensor, spk: Tensor, spk0: Tensor | None, wants_weight: bool
-) -> tuple[Tensor | None, Tensor]:
-    """One pass per step, back; returns the gradients of the weights and of the spikes before the first step."""
-    steps, size = call.mem.shape[0], weight.shape[0]
-    grad_alpha, call.grad_alpha = call.grad_alpha, None
-    grad_x = call.grad_x.view(steps, -1, size)
-    back = torch.zeros_like(grad_x[0])
-    outside = [None] * steps if call.grad_spk is None else [g.view(-1, size) for g in call.grad_spk.unbind(0)]
-    step, flat = backend.stepper(replace(call, grad_spk=back.view(1, -1))), back.view(1, -1)
-    for t in reversed(range(steps)):
-        given = outside[t]
-        if given is not None:
-            back.add_(given)
-        step(t, flat)
-        torch.mm(grad_x[t], weight, out=back)
-    if grad_alpha is not None and call.stored is not None:  # I[t] = alpha I[t-1] + ...: what one pass would have summed
-        grad_alpha += (call.grad_x[1:] * call.stored[:-1]).sum(0)
-        call.grad_alpha = grad_alpha
-    grad_weight = None
-    if wants_weight:
-        grad_weight = grad_x[1:].flatten(0, 1).t() @ spk[:-1].reshape(-1, size)
-        if spk0 is not None:
-            grad_weight += grad_x[0].t() @ spk0
-    return grad_weight, back
 
 
 def _share_memory(x: Tensor) -> Tensor:

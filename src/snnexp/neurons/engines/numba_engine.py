@@ -14,14 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snnexp.neurons.engines.fused import (
-    BackwardCall,
-    ForwardCall,
-    PoolGrid,
-    RecurrenceByStep,
-    run_fused,
-    run_fused_layer,
-)
+from snnexp.neurons.engines.calls import BackwardCall, ForwardCall, PoolGrid
+from snnexp.neurons.engines.fused import run_fused, run_fused_layer
 from snnexp.neurons.engines.numba_kernels import (
     AVG_POOL,
     MAX_POOL,
@@ -31,6 +25,7 @@ from snnexp.neurons.engines.numba_kernels import (
     backward_kernel,
     forward_kernel,
 )
+from snnexp.neurons.engines.recurrence import RecurrenceByStep
 from snnexp.neurons.equation import Dynamics, Pool, State
 from snnexp.neurons.names import RESETS
 from snnexp.parallel import run_parallel

@@ -13,7 +13,9 @@ import torch
 import triton
 from torch import Tensor
 
-from snnexp.neurons.engines.fused import BackwardCall, ForwardCall, RecurrenceByStep, run_fused
+from snnexp.neurons.engines.calls import BackwardCall, ForwardCall
+from snnexp.neurons.engines.fused import run_fused
+from snnexp.neurons.engines.recurrence import RecurrenceByStep
 from snnexp.neurons.engines.triton_kernels import backward_kernel, forward_kernel
 from snnexp.neurons.equation import Dynamics, State
 from snnexp.neurons.names import RESETS

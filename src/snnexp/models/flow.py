@@ -1,0 +1,73 @@
+"""What travels through a network from layer to layer."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from snnexp.data.base import EventFrames
+from snnexp.encoders import Input
+from snnexp.models.observer import Observer
+from snnexp.models.segments import Memory
+
+
+class Flow:
+    """What travels from layer to layer: event lists, or a tensor.
+
+    `x` is folded over time, [T*B, ...], or [B, ...] while all steps are the same; `steps_x` is [T, B, ...]. What was
+    set last counts, and the other is a view of it: output spikes that are never folded have a gradient that is the same
+    at all steps, which folding would write out T times.
+    """
+
+    def __init__(
+        self, x: Tensor | EventFrames, steps: int, batch: int, constant: bool, observer: Observer | None
+    ) -> None:
+        self.steps = steps
+        self.batch = batch
+        self.constant = constant
+        self.observer = observer
+        self.reads_spikes = observer is not None and observer.reads_spikes
+        self.x = x
+        self.memory = Memory()  # of the layers: before these steps, and after them once they have run
+        self.last = True  # these steps are the sample's last ones
+        self.whole = True  # and its first ones: they are all
+
+    @property
+    def x(self) -> Tensor | EventFrames:
+        if self._steps_x is not None:
+            self.x = self._steps_x.flatten(0, 1)
+        return self._folded
+
+    @x.setter
+    def x(self, folded: Tensor | EventFrames) -> None:
+        self._folded = folded
+        self._steps_x: Tensor | None = None
+
+    @property
+    def steps_x(self) -> Tensor:
+        return self.over_time()
+
+    @steps_x.setter
+    def steps_x(self, x: Tensor) -> None:
+        self._steps_x = x
+        self.constant = False
+
+    def folded(self) -> Tensor:
+        """[T*B, ...], or [B, ...] while constant."""
+        x = self.x
+        assert isinstance(x, Tensor)  # only the first layer sees event lists
+        return x
+
+    def over_time(self) -> Tensor:
+        """[T, B, ...]; from here on the steps differ."""
+        if self._steps_x is not None:
+            return self._steps_x
+        x = self.folded()
+        if self.constant:
+            self.constant = False  # every caller goes on with what it makes of the expanded view
+            return x.expand(self.steps, *x.shape)
+        return x.view(self.steps, self.batch, *x.shape[1:])
+
+
+def count_steps(x: Input) -> int:
+    """T of a network's input."""
+    return x.shape[0] if isinstance(x, Tensor) else x.num_steps

@@ -1,0 +1,86 @@
+"""Recurrent layers on the fused engines: each step's input also has the weighted spikes of the step before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snnexp.neurons.engines.calls import Backend, BackwardCall, ForwardCall
+
+
+def _rows(call: Any, t: int, names: tuple[str, ...]) -> dict[str, Any]:
+    """Step t of those of the call's tensors that have all steps."""
+    tensors = ((name, getattr(call, name)) for name in names)
+    return {name: None if tensor is None else tensor[t : t + 1] for name, tensor in tensors}
+
+
+class RecurrenceByStep:
+    """Recurrent layers for any backend: one pass per time step, a matrix product between them."""
+
+    def forward_recurrent(self, call: ForwardCall, weight: Tensor, spk0: Tensor | None) -> None:
+        """Run all steps, each with the weighted spikes of the step before added to its input; x is left alone."""
+        self.forward_steps(call, weight, spk0, range(call.x.shape[0]))
+
+    def forward_steps(self, call: ForwardCall, weight: Tensor, spk0: Tensor | None, steps: range) -> None:
+        """Run some of the steps; the spikes before the first of them are there already."""
+        size = weight.shape[0]
+        keeps_input = call.alpha is None and call.stored is not None
+        before = spk0 if steps.start == 0 else call.spk[steps.start - 1].view(-1, size)
+        for t in steps:
+            row = _rows(call, t, ("spk", "mem", "stored"))
+            drive = row["stored"] if keeps_input else row["mem"]
+            target = drive.view(-1, size)
+            if before is None:
+                target.copy_(call.x[t].view(-1, size))
+            else:
+                torch.addmm(call.x[t].view(-1, size), before, weight.t(), out=target)
+            if keeps_input:
+                row["stored"] = None
+            self.forward(replace(call, x=drive, **row, in_place=not keeps_input, time=t))
+            before = call.spk[t].view(-1, size)
+
+    def stepper(self, call: BackwardCall) -> Callable[[int, Tensor], None]:
+        """Return what runs step t of the call backward for the gradient [1, M] of its spikes."""
+
+        def step(t: int, grad_spk: Tensor) -> None:
+            row = _rows(call, t, ("mem", "stored", "grad_mem", "grad_x"))
+            self.backward(replace(call, **row, grad_spk=grad_spk, time=t))
+
+        return step
+
+    def forward(self, call: ForwardCall) -> None:
+        raise NotImplementedError
+
+    def backward(self, call: BackwardCall) -> None:
+        raise NotImplementedError
+
+
+def backward_recurrent(
+    backend: Backend, call: BackwardCall, weight: Tensor, spk: Tensor, spk0: Tensor | None, wants_weight: bool
+) -> tuple[Tensor | None, Tensor]:
+    """One pass per step, back; returns the gradients of the weights and of the spikes before the first step."""
+    steps, size = call.mem.shape[0], weight.shape[0]
+    grad_alpha, call.grad_alpha = call.grad_alpha, None
+    grad_x = call.grad_x.view(steps, -1, size)
+    back = torch.zeros_like(grad_x[0])
+    outside = [None] * steps if call.grad_spk is None else [g.view(-1, size) for g in call.grad_spk.unbind(0)]
+    step, flat = backend.stepper(replace(call, grad_spk=back.view(1, -1))), back.view(1, -1)
+    for t in reversed(range(steps)):
+        given = outside[t]
+        if given is not None:
+            back.add_(given)
+        step(t, flat)
+        torch.mm(grad_x[t], weight, out=back)
+    if grad_alpha is not None and call.stored is not None:  # I[t] = alpha I[t-1] + ...: what one pass would have summed
+        grad_alpha += (call.grad_x[1:] * call.stored[:-1]).sum(0)
+        call.grad_alpha = grad_alpha
+    grad_weight = None
+    if wants_weight:
+        grad_weight = grad_x[1:].flatten(0, 1).t() @ spk[:-1].reshape(-1, size)
+        if spk0 is not None:
+            grad_weight += grad_x[0].t() @ spk0
+    return grad_weight, back
