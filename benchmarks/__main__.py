@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         logging.getLogger().setLevel(logging.ERROR)  # it reports what it did not compile
     _quiet_spikingjelly()
     record: dict[str, Any] = {
-        "command": " ".join(["python -m benchmarks", *options.arguments]),
+        "command": " ".join(["python -m benchmarks", *options.arguments]).replace(str(options.data), "DATA"),
         "quick": options.quick,
         "clock": options.clock,
         "load": os.getloadavg()[0],  # processes that wanted a core in the minute before

@@ -152,8 +152,14 @@ def plot_steps(record: Record, folder: Path) -> None:
     import matplotlib.pyplot as plt
 
     results = record["workloads"]
-    figure, axes = plt.subplots(1, len(results), figsize=(2.6 * len(results), 3.6), squeeze=False)
-    for axis, (name, result) in zip(axes[0], results.items(), strict=True):
+    columns = min(4, len(results))
+    lines = -(-len(results) // columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(3.4 * columns, 2.8 * lines), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat[len(results) :]:
+        axis.set_visible(False)
+    for axis, (name, result) in zip(axes.flat, results.items(), strict=False):
         rows = {k: v for k, v in result["candidates"].items() if "refused" not in v}
         ours = rows["snnexp"]["median_ms"]
         low = [(v["median_ms"] - v["min_ms"]) / ours for v in rows.values()]
@@ -167,7 +173,6 @@ def plot_steps(record: Record, folder: Path) -> None:
         axis.set_title(name, fontsize=9)
         axis.tick_params(axis="x", labelsize=7)
         axis.set_xlabel("time of a step / snnexp", fontsize=7)
-    figure.tight_layout()
     figure.savefig(folder / "bench_steps.png", dpi=130)
     plt.close(figure)
 
@@ -177,16 +182,19 @@ def plot_scaling(record: Record, folder: Path) -> None:
     import matplotlib.pyplot as plt
 
     sweeps = record["scaling"]
-    figure, axes = plt.subplots(1, len(sweeps), figsize=(3.6 * len(sweeps), 3.4), squeeze=False)
+    names = list(dict.fromkeys(name for sweep in sweeps.values() for name in sweep["candidates"]))
+    colours = {name: f"C{number}" for number, name in enumerate(names)}  # the same everywhere
+    figure, axes = plt.subplots(1, len(sweeps), figsize=(3.6 * len(sweeps), 3.6), squeeze=False, layout="constrained")
     for axis, (title, sweep) in zip(axes[0], sweeps.items(), strict=True):
         for candidate, points in sweep["candidates"].items():
             values = [p["median_ms"] for p in points]
-            axis.fill_between(sweep["x"], [p["min_ms"] for p in points], [p["max_ms"] for p in points], alpha=0.15)
-            axis.plot(sweep["x"], values, marker="o", markersize=3, label=candidate)
+            low, high = [p["min_ms"] for p in points], [p["max_ms"] for p in points]
+            axis.fill_between(sweep["x"], low, high, alpha=0.15, color=colours[candidate])
+            axis.plot(sweep["x"], values, marker="o", markersize=3, label=candidate, color=colours[candidate])
         axis.plot(sweep["x"], sweep["roofline_ms"], "k--", linewidth=1, label="limit of the dense network")
         axis.set(xscale="log", yscale="log", xlabel=title, ylabel="ms per step")
         axis.grid(alpha=0.3, which="both", linewidth=0.3)
-    axes[0][0].legend(fontsize=6)
-    figure.tight_layout()
+    shown = {label: line for axis in axes[0] for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=len(shown), fontsize=8)
     figure.savefig(folder / "bench_scaling.png", dpi=130)
     plt.close(figure)
