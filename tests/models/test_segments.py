@@ -77,9 +77,16 @@ def test_every_preset(preset: str, engine: str) -> None:
     compare(network, counts(), 3)
 
 
-@pytest.mark.parametrize("engine", ["reference", "numba"])
-@pytest.mark.parametrize("detach", [True, False])
-@pytest.mark.parametrize("reset", RESETS)
+RESET_CASES = [
+    # the presets compile some of them; on a fresh machine each of the others compiles two kernels for ten seconds
+    pytest.param(reset, detach, engine, marks=[pytest.mark.slow] if engine == "numba" and reset != "zero" else [])
+    for reset in RESETS
+    for detach in (True, False)
+    for engine in ("reference", "numba")
+]
+
+
+@pytest.mark.parametrize(("reset", "detach", "engine"), RESET_CASES)
 def test_every_reset(reset: str, detach: bool, engine: str) -> None:
     neuron = NeuronConf(
         name="made", engine=engine, reset=reset, detach_reset=detach, threshold=0.3, beta=0.8, alpha=0.6, tau_form=True,
