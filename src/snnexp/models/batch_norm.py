@@ -71,11 +71,11 @@ class _BatchNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, overwrite: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        from snnexp.models.batch_norm_kernels import moments, normalise  # numba takes 0.2 s to import
+        from snnexp.models.batch_norm_kernels import normalise, sums_of  # numba takes 0.2 s to import
 
         flat, rows, channels = _flat(x), x.numel() // x.shape[1], x.shape[1]
         shift = flat[:channels].copy()
-        first, second = _over_pieces(moments, rows, channels, flat, shift) / rows
+        first, second = _over_pieces(sums_of, rows, channels, flat, None, shift) / rows
         with np.errstate(invalid="ignore"):  # inf - inf is the nan that torch gives
             mean, var = shift + first, np.maximum(second - first * first, 0)
             inverse = 1 / np.sqrt(var + eps)
@@ -93,13 +93,13 @@ class _BatchNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        from snnexp.models.batch_norm_kernels import gradient_sums, input_gradient
+        from snnexp.models.batch_norm_kernels import input_gradient, sums_of
 
         x, weight = ctx.saved_tensors
         mean, inverse = ctx.statistics
         grad = grad.contiguous(memory_format=torch.channels_last)
         g, flat, rows, channels = _flat(grad), _flat(x), x.numel() // x.shape[1], x.shape[1]
-        total, product = _over_pieces(gradient_sums, rows, channels, flat, g, mean.astype(flat.dtype))
+        total, product = _over_pieces(sums_of, rows, channels, flat, g, mean.astype(flat.dtype))
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = grad if ctx.overwrite else grad.clone()
@@ -118,7 +118,7 @@ def _flat(x: Tensor) -> NDArray[Any]:
     return array
 
 
-def _over_pieces(kernel: Any, rows: int, channels: int, *arrays: NDArray[Any]) -> NDArray[np.float64]:
+def _over_pieces(kernel: Any, rows: int, channels: int, *arrays: NDArray[Any] | None) -> NDArray[np.float64]:
     """Run a kernel over pieces of rows in threads; returns its two sums per channel, [2, C], added up in order."""
     pieces = -(-rows // PIECE)
     sums = np.zeros((pieces, 2, channels))

@@ -1,4 +1,4 @@
-"""The four loops of batch norm over rows x channels in flat memory; see `batch_norm.py`.
+"""The three loops of batch norm over rows x channels in flat memory; see `batch_norm.py`.
 
 A kernel takes a range of pieces of `piece` rows. Positions are unsigned and arrays flat: a view of each row would count
 references in all threads, see `event_linear.py`.
@@ -16,8 +16,8 @@ _compile = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"co
 
 
 @_compile
-def moments(x, shift, sums, channels, rows, piece, start, stop):
-    """Sums of x - shift and of its square."""
+def sums_of(x, g, shift, sums, channels, rows, piece, start, stop):
+    """Sums of g and of g (x - shift); g None: of x - shift and of its square."""
     a, b, width = np.empty(channels, x.dtype), np.empty(channels, x.dtype), np.uint64(channels)
     for p in range(start, stop):
         end = min((p + 1) * piece, rows)
@@ -28,8 +28,9 @@ def moments(x, shift, sums, channels, rows, piece, start, stop):
                 at = np.uint64(r) * width
                 for c in range(width):
                     d = x[at + c] - shift[c]
-                    a[c] += d
-                    b[c] += d * d
+                    v = d if g is None else g[at + c]
+                    a[c] += v
+                    b[c] += v * d
             for c in range(width):
                 sums[p, 0, c] += a[c]
                 sums[p, 1, c] += b[c]
@@ -42,25 +43,6 @@ def normalise(x, y, mean, scale, bias, sums, channels, rows, piece, start, stop)
         at = np.uint64(r) * width
         for c in range(width):
             y[at + c] = (x[at + c] - mean[c]) * scale[c] + bias[c]
-
-
-@_compile
-def gradient_sums(x, g, mean, sums, channels, rows, piece, start, stop):
-    """Sums of g and of g (x - m)."""
-    a, b, width = np.empty(channels, x.dtype), np.empty(channels, x.dtype), np.uint64(channels)
-    for p in range(start, stop):
-        end = min((p + 1) * piece, rows)
-        for short in range(p * piece, end, SHORT):
-            a[:] = 0
-            b[:] = 0
-            for r in range(short, min(short + SHORT, end)):
-                at = np.uint64(r) * width
-                for c in range(width):
-                    a[c] += g[at + c]
-                    b[c] += g[at + c] * (x[at + c] - mean[c])
-            for c in range(width):
-                sums[p, 0, c] += a[c]
-                sums[p, 1, c] += b[c]
 
 
 @_compile
