@@ -14,6 +14,7 @@ from torch import Tensor
 
 from snnexp.errors import ConfigError, unknown_choice
 from snnexp.neurons.engines import reference
+from snnexp.neurons.engines.fused import memory_order, run_fused_layer
 from snnexp.neurons.equation import Dynamics, Pool, State, initial_state
 from snnexp.neurons.names import ENGINES, FUSED_SURROGATES, RESETS
 from snnexp.neurons.surrogates import Surrogate
@@ -49,20 +50,9 @@ def run_neurons(
         All of them, state included, carry gradients to x, alpha, beta, threshold and the given state.
     Raises: ConfigError if a value does not broadcast to [*shape]; the message has both shapes.
     """
-    if x.dim() < 2 or x.shape[0] == 0:
-        raise ValueError(f"neurons take [T, B, ...] with T >= 1, got {list(x.shape)}")
-    for name, value in (("alpha", alpha), ("beta", beta), ("threshold", threshold)):
-        if value is not None:
-            _check_broadcast(name, value, x.shape[2:])
+    recurrent = _checked(x, alpha, beta, threshold, recurrent)
     if state is not None and state.mem.shape != x.shape[1:]:
         raise ConfigError(f"the state has shape {list(state.mem.shape)}, but the input needs {list(x.shape[1:])}.")
-    if recurrent is not None:
-        if x.dim() != 3 or recurrent.shape != (x.shape[2], x.shape[2]):
-            raise ConfigError(
-                f"recurrent weights {list(recurrent.shape)} need neurons of shape [N], not {list(x.shape[2:])}."
-            )
-        if recurrent.dtype != x.dtype:
-            recurrent = recurrent.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
     exact = x if x.dtype in (torch.float32, torch.float64) else x.float()
     overwrite_input = overwrite_input or exact is not x
     if engine == "reference":
@@ -113,15 +103,12 @@ def run_layer(
             backward may put the input's gradient into their memory.
     """
     if engine == "numba" and x.dtype in (torch.float32, torch.float64):
-        from snnexp.neurons.engines import numba_engine
+        from snnexp.neurons.engines.numba_engine import NumbaBackend
 
-        for name, value in (("alpha", alpha), ("beta", beta), ("threshold", threshold)):
-            if value is not None:
-                _check_broadcast(name, value, x.shape[2:])
+        recurrent = _checked(x, alpha, beta, threshold, recurrent)
+        values, backend = (alpha, beta, threshold), NumbaBackend()
         return LayerRun(
-            *numba_engine.run_layer(
-                x, alpha, beta, threshold, dynamics, overwrite_input, recurrent, pool, counts, private
-            )
+            *run_fused_layer(x, *values, dynamics, backend, overwrite_input, recurrent, pool, counts, private)
         )
     spk, mem, _ = run_neurons(x, alpha, beta, threshold, dynamics, None, engine, overwrite_input, recurrent)
     counted = spikes_over_time(spk) if counts else None
@@ -147,16 +134,34 @@ def spikes_over_time(spk: Tensor) -> Tensor:
     Read in the order of memory: torch's sum of channels_last maps is 13 times slower.
     """
     dtype = torch.float64 if spk.dtype == torch.float64 else torch.float32
-    order = [0, 1, *sorted(range(2, spk.dim()), key=lambda d: spk.stride()[d], reverse=True)]
+    order = memory_order(spk)
     back = [order.index(d) - 1 for d in range(1, spk.dim())]
     return spk.detach().permute(order).sum(0, dtype=dtype).permute(back)
 
 
+def _checked(
+    x: Tensor, alpha: Tensor | None, beta: Tensor, threshold: Tensor, recurrent: Tensor | None
+) -> Tensor | None:
+    """Check shapes; returns the recurrent weights in the neurons' precision."""
+    if x.dim() < 2 or x.shape[0] == 0:
+        raise ValueError(f"neurons take [T, B, ...] with T >= 1, got {list(x.shape)}")
+    for name, value in (("alpha", alpha), ("beta", beta), ("threshold", threshold)):
+        if value is not None:
+            _check_broadcast(name, value, x.shape[2:])
+    if recurrent is not None:
+        if x.dim() != 3 or recurrent.shape != (x.shape[2], x.shape[2]):
+            raise ConfigError(
+                f"recurrent weights {list(recurrent.shape)} need neurons of shape [N], not {list(x.shape[2:])}."
+            )
+        if recurrent.dtype != x.dtype:
+            recurrent = recurrent.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    return recurrent
+
+
 def _check_broadcast(name: str, value: Tensor, shape: torch.Size) -> None:
-    try:
-        fits = torch.broadcast_shapes(value.shape, shape) == shape  # type: ignore[no-untyped-call]
-    except RuntimeError:
-        fits = False
+    fits = value.dim() <= len(shape) and all(
+        a in (1, b) for a, b in zip(reversed(value.shape), reversed(shape), strict=False)
+    )
     if not fits:
         raise ConfigError(
             f"neuron.{name} has shape {list(value.shape)}, which does not broadcast to the neurons' shape "

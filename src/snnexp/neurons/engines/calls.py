@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from typing import Protocol
 
 from torch import Tensor
 
@@ -88,15 +86,3 @@ class BackwardCall:
     time: int = 0
     in_place: bool = False
     pool: PoolGrid | None = None
-
-
-class Backend(Protocol):
-    """The two kernels of an engine, and how it runs recurrent layers with them (`RecurrenceByStep`, or better)."""
-
-    def forward(self, call: ForwardCall) -> None: ...
-
-    def backward(self, call: BackwardCall) -> None: ...
-
-    def forward_recurrent(self, call: ForwardCall, weight: Tensor, spk0: Tensor | None) -> None: ...
-
-    def stepper(self, call: BackwardCall) -> Callable[[int, Tensor], None]: ...

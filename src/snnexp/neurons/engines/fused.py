@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from snnexp.neurons.engines.calls import Backend, BackwardCall, ForwardCall, PoolGrid
-from snnexp.neurons.engines.recurrence import backward_recurrent
+from snnexp.neurons.engines.calls import BackwardCall, ForwardCall, PoolGrid
+from snnexp.neurons.engines.recurrence import Backend, backward_recurrent
 from snnexp.neurons.equation import Dynamics, Pool, State, reset_terms
 
 
@@ -81,7 +81,7 @@ def _prepare(
     x: Tensor, values: tuple[Tensor | None, ...], dynamics: Dynamics, backend: Backend, overwrite_input: bool
 ) -> tuple[list[int], Tensor, list[Tensor | None], _Options]:
     """Bring input and values into the order of memory."""
-    order = _memory_order(x)
+    order = memory_order(x)
     flat_x = x.permute(order)
     if not flat_x.is_contiguous():
         flat_x, overwrite_input = flat_x.contiguous(), True
@@ -101,7 +101,7 @@ def _pool_grid(pool: Pool, flat_x: Tensor, order: list[int]) -> PoolGrid:
     return PoolGrid(pool.kind, pool.size, batch * channels, height, width, 1, out)
 
 
-def _memory_order(x: Tensor) -> list[int]:
+def memory_order(x: Tensor) -> list[int]:
     """Return the order of dimensions in which x lies in memory, with time and batch first."""
     if x.dim() == 5:  # maps are one of two: channels_last, or the order of the shape; strides of size 1 say nothing
         last = [0, 1, 3, 4, 2]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from snnexp.neurons.engines.calls import BackwardCall, ForwardCall, PoolGrid
-from snnexp.neurons.engines.fused import run_fused, run_fused_layer
+from snnexp.neurons.engines.fused import run_fused
 from snnexp.neurons.engines.numba_kernels import (
     AVG_POOL,
     MAX_POOL,
@@ -25,8 +25,8 @@ from snnexp.neurons.engines.numba_kernels import (
     backward_kernel,
     forward_kernel,
 )
-from snnexp.neurons.engines.recurrence import RecurrenceByStep
-from snnexp.neurons.equation import Dynamics, Pool, State
+from snnexp.neurons.engines.recurrence import Backend, some_steps
+from snnexp.neurons.equation import Dynamics, State
 from snnexp.neurons.names import RESETS
 from snnexp.parallel import run_parallel
 
@@ -52,25 +52,7 @@ def run(
     return run_fused(x, alpha, beta, threshold, dynamics, state, NumbaBackend(), overwrite_input, recurrent)
 
 
-def run_layer(
-    x: Tensor,
-    alpha: Tensor | None,
-    beta: Tensor,
-    threshold: Tensor,
-    dynamics: Dynamics,
-    overwrite_input: bool,
-    recurrent: Tensor | None,
-    pool: Pool | None,
-    counts: bool,
-    private: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Run all time steps from rest, with counting and pooling in the same pass; see `run_layer` of the engines."""
-    return run_fused_layer(
-        x, alpha, beta, threshold, dynamics, NumbaBackend(), overwrite_input, recurrent, pool, counts, private
-    )
-
-
-class NumbaBackend(RecurrenceByStep):
+class NumbaBackend(Backend):
     """Calls the kernels of `numba_kernels` on the tensors' own memory; `compiled=False` runs them as plain Python."""
 
     def __init__(self, compiled: bool = True) -> None:
@@ -92,24 +74,25 @@ class NumbaBackend(RecurrenceByStep):
         limit = BUSY_SHARE if from_to.numel() <= SMALL_WEIGHTS else BUSY_SHARE_LARGE
         busy = False
         for start in range(0, steps, WATCHED_STEPS):
-            span = range(start, min(start + WATCHED_STEPS, steps))
+            stop = min(start + WATCHED_STEPS, steps)
             if busy:
-                self.forward_steps(call, weight, spk0, span)
+                self.forward_steps(call, weight, spk0, range(start, stop))
             else:
                 before = call.spk[start - 1] if start > 0 else spk0 if spk0 is None else spk0.reshape(-1)
-                part = replace(call, **_span(call, span, ("x", "spk", "mem", "stored")), time=call.time + start)
+                rows = some_steps(call, slice(start, stop), ("x", "spk", "mem", "stored"))
+                part = replace(call, **rows, time=call.time + start)
                 kernel, arguments = _forward_arguments(part, from_to, before)
-                self._launch(kernel, arguments, None, len(span), call.x.shape[1], block=size)
-            busy = float(call.spk[span.start : span.stop].mean()) > limit
+                self._launch(kernel, arguments, None, stop - start, call.x.shape[1], block=size)
+            busy = float(call.spk[start:stop].mean()) > limit
 
-    def stepper(self, call: BackwardCall) -> Callable[[int, Tensor], None]:
+    def stepper(self, call: BackwardCall) -> Callable[[int], None]:
         """As by step, with everything made ready once: a step's arithmetic takes as long as one Python call."""
         kernel, arguments = _backward_arguments(call)
         mem, stored, grad_spk, grad_mem, grad_x = arguments[:5]
         columns, times = arguments[5:-6], arguments[-6]
         rest = arguments[-5:]
 
-        def step(t: int, _: Tensor) -> None:
+        def step(t: int) -> None:
             now = slice(t, t + 1)
             rows = (mem[now], stored[now], grad_spk, grad_mem[now], grad_x[now])
             self._launch(kernel, (*rows, *columns, times[now], *rest), None, 1, mem.shape[1])
@@ -224,12 +207,6 @@ def _backward_arguments(call: BackwardCall) -> tuple[Any, tuple[Any, ...]]:
         0 if call.grad_spk is not None and call.grad_spk.shape[0] < call.mem.shape[0] else 1,
     )
     return kernel, arguments
-
-
-def _span(call: ForwardCall, steps: range, names: tuple[str, ...]) -> dict[str, Any]:
-    """Some steps of those of the call's tensors that have all steps."""
-    tensors = ((name, getattr(call, name)) for name in names)
-    return {name: None if tensor is None else tensor[steps.start : steps.stop] for name, tensor in tensors}
 
 
 def _pool_code(pool: PoolGrid | None) -> int:

@@ -1,7 +1,8 @@
-"""Recurrent layers on the fused engines: each step's input also has the weighted spikes of the step before."""
+"""What a fused engine brings, and its recurrent layers: a step also gets the last step's weighted spikes."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -9,20 +10,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snnexp.neurons.engines.calls import Backend, BackwardCall, ForwardCall
+from snnexp.neurons.engines.calls import BackwardCall, ForwardCall
 
 
-def _rows(call: Any, t: int, names: tuple[str, ...]) -> dict[str, Any]:
-    """Step t of those of the call's tensors that have all steps."""
+def some_steps(call: ForwardCall | BackwardCall, steps: slice, names: tuple[str, ...]) -> dict[str, Any]:
+    """Some steps of those of the call's tensors that have all steps."""
     tensors = ((name, getattr(call, name)) for name in names)
-    return {name: None if tensor is None else tensor[t : t + 1] for name, tensor in tensors}
+    return {name: None if tensor is None else tensor[steps] for name, tensor in tensors}
 
 
-class RecurrenceByStep:
-    """Recurrent layers for any backend: one pass per time step, a matrix product between them."""
+class Backend(ABC):
+    """The two kernels of an engine, and recurrent layers with them: one pass per time step, a product between them."""
+
+    @abstractmethod
+    def forward(self, call: ForwardCall) -> None:
+        """Run all steps of the call."""
+
+    @abstractmethod
+    def backward(self, call: BackwardCall) -> None:
+        """Run all steps of the call, from the last to the first."""
 
     def forward_recurrent(self, call: ForwardCall, weight: Tensor, spk0: Tensor | None) -> None:
-        """Run all steps, each with the weighted spikes of the step before added to its input; x is left alone."""
+        """Run all steps, each with the weighted spikes of the step before added to its input."""
         self.forward_steps(call, weight, spk0, range(call.x.shape[0]))
 
     def forward_steps(self, call: ForwardCall, weight: Tensor, spk0: Tensor | None, steps: range) -> None:
@@ -31,7 +40,7 @@ class RecurrenceByStep:
         keeps_input = call.alpha is None and call.stored is not None
         before = spk0 if steps.start == 0 else call.spk[steps.start - 1].view(-1, size)
         for t in steps:
-            row = _rows(call, t, ("spk", "mem", "stored"))
+            row = some_steps(call, slice(t, t + 1), ("spk", "mem", "stored"))
             drive = row["stored"] if keeps_input else row["mem"]
             target = drive.view(-1, size)
             if before is None:
@@ -43,20 +52,14 @@ class RecurrenceByStep:
             self.forward(replace(call, x=drive, **row, in_place=not keeps_input, time=t))
             before = call.spk[t].view(-1, size)
 
-    def stepper(self, call: BackwardCall) -> Callable[[int, Tensor], None]:
-        """Return what runs step t of the call backward for the gradient [1, M] of its spikes."""
+    def stepper(self, call: BackwardCall) -> Callable[[int], None]:
+        """Return what runs step t of the call backward; its grad_spk [1, M] holds that step's gradient by then."""
 
-        def step(t: int, grad_spk: Tensor) -> None:
-            row = _rows(call, t, ("mem", "stored", "grad_mem", "grad_x"))
-            self.backward(replace(call, **row, grad_spk=grad_spk, time=t))
+        def step(t: int) -> None:
+            row = some_steps(call, slice(t, t + 1), ("mem", "stored", "grad_mem", "grad_x"))
+            self.backward(replace(call, **row, time=t))
 
         return step
-
-    def forward(self, call: ForwardCall) -> None:
-        raise NotImplementedError
-
-    def backward(self, call: BackwardCall) -> None:
-        raise NotImplementedError
 
 
 def backward_recurrent(
@@ -68,12 +71,12 @@ def backward_recurrent(
     grad_x = call.grad_x.view(steps, -1, size)
     back = torch.zeros_like(grad_x[0])
     outside = [None] * steps if call.grad_spk is None else [g.view(-1, size) for g in call.grad_spk.unbind(0)]
-    step, flat = backend.stepper(replace(call, grad_spk=back.view(1, -1))), back.view(1, -1)
+    step = backend.stepper(replace(call, grad_spk=back.view(1, -1)))
     for t in reversed(range(steps)):
         given = outside[t]
         if given is not None:
             back.add_(given)
-        step(t, flat)
+        step(t)
         torch.mm(grad_x[t], weight, out=back)
     if grad_alpha is not None and call.stored is not None:  # I[t] = alpha I[t-1] + ...: what one pass would have summed
         grad_alpha += (call.grad_x[1:] * call.stored[:-1]).sum(0)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from snnexp.neurons.engines.calls import BackwardCall, ForwardCall
 from snnexp.neurons.engines.fused import run_fused
-from snnexp.neurons.engines.recurrence import RecurrenceByStep
+from snnexp.neurons.engines.recurrence import Backend
 from snnexp.neurons.engines.triton_kernels import backward_kernel, forward_kernel
 from snnexp.neurons.equation import Dynamics, State
 from snnexp.neurons.names import RESETS
@@ -39,7 +39,7 @@ def run(
     return run_fused(x, alpha, beta, threshold, dynamics, state, TritonBackend(), overwrite_input, recurrent)
 
 
-class TritonBackend(RecurrenceByStep):
+class TritonBackend(Backend):
     """Launches the kernels of `triton_kernels`."""
 
     def forward(self, call: ForwardCall) -> None:
