@@ -86,6 +86,19 @@ def test_digits_test_part_never_moves() -> None:
     assert torch.equal(everything(first, "test")[0], everything(open_data(conf("digits"), CPU), "test")[0])
 
 
+def test_one_pixel_or_a_smaller_part_is_other_data(tmp_path: Path) -> None:
+    folder = write_mnist(tmp_path, packed=False)
+    keys = {"val_fraction": 0.25}
+    whole = open_data(conf("mnist", tmp_path, **keys), CPU).info
+    assert open_data(conf("mnist", tmp_path, **keys), CPU).info.data_fingerprint == whole.data_fingerprint
+    smaller = open_data(conf("mnist", tmp_path, limit_train=20, **keys), CPU).info
+    assert smaller.data_fingerprint != whole.data_fingerprint
+    path = folder / "t10k-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    changed = open_data(conf("mnist", tmp_path, **keys), CPU).info
+    assert changed.split_hash == whole.split_hash and changed.data_fingerprint != whole.data_fingerprint
+
+
 def test_digits_need_no_files_and_no_network() -> None:
     assert open_data(conf("digits", root="/nonexistent"), CPU).info.source == "scikit-learn"
 

@@ -79,6 +79,7 @@ class DataInfo:
     channel_std: tuple[float, ...] | None = None
     max_batch_bytes: int = 0  # estimated host memory that the loader needs for one batch
     notes: tuple[str, ...] = field(default_factory=tuple)  # e.g. "3 events with non-finite times dropped"
+    data_fingerprint: str = ""  # of the contents and labels of the three splits, in order; empty: not known
 
     @property
     def num_classes(self) -> int:

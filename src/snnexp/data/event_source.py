@@ -23,7 +23,7 @@ from snnexp.data.buffers import BufferPool
 from snnexp.data.packing import open_store, pack_in_memory
 from snnexp.data.prefetch import Prefetch
 from snnexp.data.recordings import EventReader
-from snnexp.data.splits import limit, split_hash, stratified_split
+from snnexp.data.splits import data_fingerprint, limit, split_hash, stratified_split
 from snnexp.data.store import EventStore
 from snnexp.errors import ConfigError, DataError, unknown_choice
 
@@ -228,6 +228,10 @@ class EventSource:
             source=reader.origin,
             max_batch_bytes=self._batch_bytes(),
             notes=tuple(notes),
+            data_fingerprint=data_fingerprint(
+                reader.shape,
+                **{split: (store.digests[i], store.labels[i]) for split, i in self.splits.items()},
+            ),
         )
 
     def _count_cut(self) -> list[str]:

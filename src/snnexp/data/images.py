@@ -16,7 +16,7 @@ from snnexp.data import cifar10, digits, idx, image_augment
 from snnexp.data.base import Batch, DataInfo
 from snnexp.data.facts import FACTS
 from snnexp.data.sources import SOURCES
-from snnexp.data.splits import Indices, limit, split_hash, stratified_split
+from snnexp.data.splits import Indices, data_fingerprint, limit, split_hash, stratified_split
 from snnexp.errors import DataError
 
 FASHION_CLASSES = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
@@ -50,6 +50,7 @@ def open_images(conf: DatasetConf, device: torch.device) -> ImageSource:
         "val": (train, limit(train.labels, val_index, conf.limit_val, conf.split_seed)),
         "test": (test, limit(test.labels, test_index, conf.limit_test, conf.split_seed)),
     }
+    chosen = {split: (raw.images[index], raw.labels[index]) for split, (raw, index) in parts.items()}
     shape = (int(train.images.shape[1]), int(train.images.shape[2]), int(train.images.shape[3]))
     source = SOURCES.get(conf.name)
     info = DataInfo(
@@ -67,10 +68,11 @@ def open_images(conf: DatasetConf, device: torch.device) -> ImageSource:
         channel_std=std,
         max_batch_bytes=max(conf.batch_size, conf.eval_batch_size or 0) * (int(np.prod(shape)) + 8),
         notes=_notes(conf.name, len(train.labels), len(test.labels)),
+        data_fingerprint=data_fingerprint(shape, **chosen),
     )
     splits = {
-        split: (torch.from_numpy(raw.images[index]).to(device), torch.from_numpy(raw.labels[index]).to(device))
-        for split, (raw, index) in parts.items()
+        split: (torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device))
+        for split, (images, labels) in chosen.items()
     }
     return ImageSource(conf, info, splits)
 

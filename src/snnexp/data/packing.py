@@ -29,6 +29,7 @@ from snnexp.data.store import (
     _assemble,
     _crc_of,
     _stamp,
+    digest_events,
     load_store,
     remove_folder,
     stamp_sources,
@@ -163,9 +164,9 @@ class _Output:
 
 
 def _write(reader: EventReader, folder: Path, sources: str) -> dict[str, Any]:
-    """Stream all recordings into the arrays; memory for one recording, and 17 bytes per sample."""
+    """Stream all recordings into the arrays; memory for one recording, and a row per sample."""
     address_type = address_dtype(reader.shape)
-    samples: list[tuple[int, int, int, int]] = []
+    samples: list[tuple[int, int, int, int, int]] = []
     dropped: dict[str, int] = {}
     events = 0
     with ExitStack() as stack:
@@ -174,11 +175,13 @@ def _write(reader: EventReader, folder: Path, sources: str) -> dict[str, Any]:
         }
         for recording in _with_progress(reader):
             check_recording(recording, reader)
-            outputs["time.bin"].write(np.ascontiguousarray(recording.time, dtype="<i4").tobytes())
-            outputs["address.bin"].write(np.ascontiguousarray(recording.address, dtype=address_type).tobytes())
+            time, address = event_bytes(recording, address_type)
+            outputs["time.bin"].write(time)
+            outputs["address.bin"].write(address)
             outputs["names.txt"].write(f"{recording.name}\n".encode())
             events += len(recording.time)
-            samples.append((events, recording.label, recording.subject, PARTS.index(recording.part)))
+            part = PARTS.index(recording.part)
+            samples.append((events, recording.label, recording.subject, part, digest_events(time, address)))
             for reason, count in recording.dropped.items():
                 dropped[reason] = dropped.get(reason, 0) + count
         for output in outputs.values():
@@ -227,6 +230,12 @@ def check_recording(recording: Recording, reader: EventReader) -> None:
         )
 
 
+def event_bytes(recording: Recording, address_type: np.dtype[Any]) -> tuple[bytes, bytes]:
+    """A recording's times and positions as the store has them."""
+    time = np.ascontiguousarray(recording.time, dtype="<i4").tobytes()
+    return time, np.ascontiguousarray(recording.address, dtype=address_type).tobytes()
+
+
 def address_dtype(shape: tuple[int, int, int]) -> np.dtype[Any]:
     """The smaller unsigned type that holds all positions of the sensor."""
     return np.dtype("<u2") if shape[0] * shape[1] * shape[2] <= 1 << 16 else np.dtype("<u4")
@@ -269,14 +278,18 @@ def pack_in_memory(reader: EventReader) -> EventStore:
     recordings = list(reader.recordings())
     for recording in recordings:
         check_recording(recording, reader)
+    address_type = address_dtype(reader.shape)
     stops = np.cumsum([len(recording.time) for recording in recordings])
     samples = np.array(
-        [(stop, r.label, r.subject, PARTS.index(r.part)) for stop, r in zip(stops, recordings, strict=True)],
+        [
+            (stop, r.label, r.subject, PARTS.index(r.part), digest_events(*event_bytes(r, address_type)))
+            for stop, r in zip(stops, recordings, strict=True)
+        ],
         dtype=SAMPLE_TYPE,
     )
     time = np.concatenate([r.time for r in recordings]) if recordings else np.empty(0, np.int32)
     address = np.concatenate([r.address for r in recordings]) if recordings else np.empty(0, np.uint32)
-    store = _assemble(time, address.astype(address_dtype(reader.shape)), samples, [r.name for r in recordings])
+    store = _assemble(time, address.astype(address_type), samples, [r.name for r in recordings])
     store.manifest = {
         "name": reader.name,
         "variant": reader.variant,

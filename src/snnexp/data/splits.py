@@ -1,4 +1,4 @@
-"""Train, validation and test: stratified splits, smaller stratified parts, and the hash that names a split.
+"""Train, validation and test: stratified splits, smaller stratified parts, and the hashes that name what is in them.
 
 Everything here depends on its arguments alone: the same labels, share and seed give the same split on every machine.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -161,4 +162,21 @@ def split_hash(**splits: Iterable[str | int]) -> str:
     for name, identities in splits.items():
         digest.update(f"[{name}]\n".encode())
         digest.update("".join(f"{identity}\n" for identity in identities).encode())
+    return digest.hexdigest()[:16]
+
+
+def data_fingerprint(shape: tuple[int, ...], **splits: tuple[NDArray[Any], NDArray[np.integer]]) -> str:
+    """Name what is in a split, as `split_hash` names who: 16 hex digits of SHA-256 over contents and labels, in order.
+
+    Two roots with the same file names and other events differ, and so do a whole set and a part of it.
+
+    Args:
+        shape: of the sensor or the images; the same bytes mean something else on another one.
+        splits: per split, contents (images, or `EventStore.digests`; first axis: samples) and labels [N].
+    """
+    digest = hashlib.sha256(f"{list(shape)}\n".encode())
+    for name, (contents, labels) in splits.items():
+        digest.update(f"[{name}] {len(labels)}\n".encode())
+        digest.update(np.ascontiguousarray(contents).data)
+        digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
     return digest.hexdigest()[:16]

@@ -2,7 +2,7 @@
 
     <store>/<key>/      time.bin      int32, microseconds from the sample's start, rising within a sample
                         address.bin   uint16 or uint32, (polarity * H + y) * W + x on the sensor
-                        samples.npy   per sample: where its events stop, label, subject, part
+                        samples.npy   per sample: where its events stop, label, subject, part, digest of its events
                         names.txt     per sample: its identity
                         sources.tsv   per raw file: path, size, mtime in ns, SHA-256
                         manifest.json what it is, counts, versions, sizes and CRC-32 of the arrays; written last
@@ -14,6 +14,7 @@ raw files and of the arrays; an array whose times differ is read and compared by
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import mmap
@@ -31,9 +32,9 @@ from snnexp.data.recordings import EventReader
 
 log = logging.getLogger(__name__)
 
-WRITER_VERSION = 1
+WRITER_VERSION = 2
 PARTS = ("train", "val", "test", "all")
-SAMPLE_TYPE = np.dtype([("stop", "<i8"), ("label", "<i4"), ("subject", "<i4"), ("part", "u1")])
+SAMPLE_TYPE = np.dtype([("stop", "<i8"), ("label", "<i4"), ("subject", "<i4"), ("part", "u1"), ("digest", "<u8")])
 ARRAYS = ("time.bin", "address.bin", "samples.npy", "names.txt", "sources.tsv")
 MANIFEST = "manifest.json"
 RELEASE_BYTES = 256 << 20  # mapped pages touched before they are handed back
@@ -53,6 +54,7 @@ class EventStore:
     labels: NDArray[np.int64]
     subjects: NDArray[np.int64] | None
     parts: NDArray[np.uint8]  # indices into PARTS
+    digests: NDArray[np.uint64]  # of each sample's events: `digest_events`
     names: list[str]
     manifest: dict[str, Any]
     folder: Path | None = None  # None: in memory
@@ -84,6 +86,11 @@ class EventStore:
         """Read everything and compare the checksums. Raises: StoreDamage with the file's name."""
         if self.folder is not None:
             _check_arrays(self.folder, self.manifest, everything=True)
+
+
+def digest_events(time: bytes, address: bytes) -> int:
+    """64 bits that name one sample's events as they lie in the store; labels and order are not in it."""
+    return int.from_bytes(hashlib.blake2b(time + address, digest_size=8).digest(), "little")
 
 
 # --- opening ------------------------------------------------------------------------------------------------------
@@ -126,6 +133,7 @@ def _assemble(
         labels=samples["label"].astype(np.int64),
         subjects=subjects if (subjects >= 0).all() and len(subjects) else None,
         parts=samples["part"].copy(),
+        digests=samples["digest"].copy(),
         names=names,
         manifest={},
     )
