@@ -59,9 +59,9 @@ class Experiment:
         return choose_engine(layer.requested_engine, self.device, layer.active_dynamics(), torch.float32)
 
     def tags(self) -> dict[str, str]:
-        """What the run uses: device, engine and why."""
+        """What the run uses: device, engine and why, and what the last bits of its numbers depend on."""
         engine, reason = self.engine()
-        tags = {"device": str(self.device), "engine": engine, "engine_reason": reason}
+        tags = {"device": str(self.device), "engine": engine, "engine_reason": reason, **processor()}
         if self.device.type == "cuda":
             tags["device_name"] = torch.cuda.get_device_name(self.device)
         return tags
@@ -70,6 +70,11 @@ class Experiment:
         """Predicted classes, [B]."""
         with torch.no_grad():
             return self.decoder.predict(self.decoder.scores(output.spk, output.mem))
+
+
+def processor() -> dict[str, str]:
+    """What sums are split by: another number of threads or instruction set rounds differently."""
+    return {"threads": str(torch.get_num_threads()), "cpu_capability": torch.backends.cpu.get_cpu_capability()}
 
 
 def choose_device(requested: str) -> torch.device:
@@ -99,15 +104,25 @@ def prepare_torch(conf: Config, device: torch.device) -> None:
         torch.use_deterministic_algorithms(conf.trainer.deterministic, warn_only=True)
 
 
-def assemble(conf: Config) -> Experiment:
+def open_source(conf: Config) -> DataSource:
+    """The data of the run, on its device, in the form that the model takes."""
+    device = choose_device(conf.device)
+    prepare_torch(conf, device)
+    return open_data(_fitting_batches(conf), device)
+
+
+def assemble(conf: Config, source: DataSource | None = None) -> Experiment:
     """Open the data and build the network: everything that can still be wrong is found here, before any record is made.
+
+    Args:
+        source: `open_source(conf)`, where it is open already.
 
     Initial weights depend on the seed and the model alone, so runs that differ only in values of the neuron
     start from the same weights.
     """
+    if source is None:
+        source = open_source(conf)
     device = choose_device(conf.device)
-    prepare_torch(conf, device)
-    source = open_data(_fitting_batches(conf), device)
     seed_everything(derive_seed(conf.seed, "weights"))
     network = build_network(
         conf.model,

@@ -31,7 +31,7 @@ EXAMPLES = (
 )
 
 KEYS = (
-    ("seed=0", "same seed, same machine, same numbers"),
+    ("seed=0", "same seed, data, machine and threads: same numbers"),
     ("device=auto|cpu|cuda", ""),
     ("dataset.root=DIR", "folder of the data sets (default: $SNNEXP_DATA, else ./data)"),
     ("dataset.num_steps, .batch_size, .limit_train", "time steps, samples per batch, use fewer samples"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # The groups' own words explain most differences: `neuron` stands for all the keys that a preset sets.
 GROUPS = ("dataset", "neuron", "encoder", "decoder", "model", "optimizer", "scheduler", "trainer")
 
+DATA = "data"  # the column that tells runs on different data apart
+
 
 @dataclass(frozen=True)
 class Result:
@@ -30,6 +32,7 @@ class Result:
     params: Mapping[str, str]
     test: float | None
     val: float | None  # the best epoch's
+    data: str = ""  # fingerprint of its data; empty: made by a version that had none
 
 
 @dataclass
@@ -65,6 +68,7 @@ def report(conf: Config, cfg: DictConfig) -> None:
             run.data.params,
             run.data.metrics.get("test/accuracy"),
             best_value(store, run, "val/accuracy"),
+            run.data.tags.get("data_fingerprint", ""),
         )
         for run in found
         if store is not None and run.info.status == "FINISHED"
@@ -81,12 +85,15 @@ def report(conf: Config, cfg: DictConfig) -> None:
 def group_runs(results: Sequence[Result]) -> list[Group]:
     """Group runs by everything but the seed; results come newest first, and of a repeated seed the newest counts.
 
+    The data are a part of everything: the same words on a partial download, or on other files, are another experiment.
     Of the keys that vary only those are shown that tell groups apart: one that follows from those shown before it
     (`neuron.threshold` from `neuron`, say) adds nothing.
     """
+    results = [replace(result, params={**result.params, DATA: result.data or "unknown"}) for result in results]
     keys = {key for result in results for key in result.params if key != "seed" and not is_bookkeeping(key)}
     varying = [key for key in keys if len({result.params.get(key) for result in results}) > 1]
-    varying.sort(key=lambda key: (GROUPS.index(key) if key in GROUPS else len(GROUPS), key))
+    # the data last, so that they are shown only where nothing else tells them apart
+    varying.sort(key=lambda key: (GROUPS.index(key) if key in GROUPS else len(GROUPS), key == DATA, key))
     shown: list[str] = []
     for key in varying:
         before = {tuple(r.params.get(k) for k in shown) for r in results}
@@ -126,6 +133,12 @@ def rows(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
 def show(experiment: str, groups: Sequence[Group], unfinished: int, command: str | None) -> None:
     """Print the table: drawn on a terminal, tab-separated elsewhere, so that other programs can read it."""
     header, cells = rows(groups)
+    if DATA in header:
+        print(
+            "The same configuration was run on different data (column data: the fingerprint of what the splits held). "
+            "These are different experiments, so their means are kept apart.",
+            file=sys.stderr,
+        )
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table

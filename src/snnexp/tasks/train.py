@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf
 
 from snnexp.collector import importing
 from snnexp.config import Config
+from snnexp.errors import SnnexpError
 from snnexp.tasks.environment import Environment, environment
 from snnexp.tracking.links import ui_command
 from snnexp.tracking.runs import RunFolder, Status, claim
+
+if TYPE_CHECKING:
+    from snnexp.data.base import DataSource
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +28,8 @@ def train(conf: Config, cfg: DictConfig) -> float | None:
     """
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     env = environment(cfg)
-    folder = claim(config, conf.state_dir, conf.trainer.resume, env.in_sweep)  # type: ignore[arg-type]
+    data = _Data(conf)
+    folder = claim(config, conf.state_dir, conf.trainer.resume, env.in_sweep, data.fingerprint)  # type: ignore[arg-type]
     if folder.action == "skip":
         print(folder.skip_reason, flush=True)
         log.info("%s", folder.skip_reason)
@@ -31,7 +37,7 @@ def train(conf: Config, cfg: DictConfig) -> float | None:
             env.sweep.record_skip(folder.record.mlflow_run_id)
         return None
     try:
-        return _train(conf, config, env, folder)
+        return _train(conf, config, env, folder, data)
     except KeyboardInterrupt:
         folder.finish("KILLED")
         raise
@@ -41,19 +47,46 @@ def train(conf: Config, cfg: DictConfig) -> float | None:
             _forget_neurons()
 
 
-def _train(conf: Config, config: dict[str, Any], env: Environment, folder: RunFolder) -> float | None:
+class _Data:
+    """The data of the run, opened once: early if an earlier attempt has to be compared with them."""
+
+    _known: ClassVar[dict[str, str]] = {}  # a sweep that skips a hundred runs opens each data set once
+
+    def __init__(self, conf: Config) -> None:
+        self.conf = conf
+        self.source: DataSource | None = None
+
+    def fingerprint(self) -> str | None:
+        """Of the data as they are now; None, and a warning, if they cannot be read. Nothing is fetched for it."""
+        from snnexp.experiment import open_source
+
+        key = repr(self.conf.dataset)
+        if key not in self._known:
+            try:
+                self.source = open_source(replace(self.conf, dataset=replace(self.conf.dataset, download=False)))
+            except SnnexpError as error:
+                log.warning("the data cannot be compared with those of earlier runs: %s", error)
+                return None
+            self._known[key] = self.source.info.data_fingerprint
+        return self._known[key]
+
+
+def _train(conf: Config, config: dict[str, Any], env: Environment, folder: RunFolder, data: _Data) -> float | None:
     with importing(freeze=True):
-        from snnexp.experiment import assemble
+        from snnexp.experiment import assemble, processor
         from snnexp.tracking.store import open_tracker
         from snnexp.training.display import Display
         from snnexp.training.loop import fit
         from snnexp.training.outcome import close
 
     try:
-        experiment = assemble(conf)  # wrong data or an impossible network stops here, before any record is made
+        experiment = assemble(
+            conf, data.source
+        )  # wrong data or an impossible network stops here, before any record is made
     except BaseException:
         folder.discard()
         raise
+    _note_circumstances(folder, experiment.source.info.data_fingerprint, processor())
     display = Display(conf.trainer.max_epochs)
     display.announce(experiment, folder)
     tracker = open_tracker(
@@ -84,6 +117,20 @@ def _train(conf: Config, config: dict[str, Any], env: Environment, folder: RunFo
     if command:
         display.say(f"pages:  {command}")
     return state.best.accuracy
+
+
+def _note_circumstances(folder: RunFolder, fingerprint: str, processor: dict[str, str]) -> None:
+    """Write into run.json what else the numbers depend on, and say where a continued run goes on differently."""
+    record = folder.record
+    before, now = (record.threads, record.cpu_capability), (int(processor["threads"]), processor["cpu_capability"])
+    if record.threads and before != now:
+        log.warning(
+            "this run was begun with %d threads (%s) and continues with %d (%s): from here on its numbers may differ "
+            "in their last bits, and so in time visibly, from those of an uninterrupted run",
+            *before,
+            *now,
+        )
+    folder.update(data_fingerprint=fingerprint, threads=now[0], cpu_capability=now[1])
 
 
 def _forget_neurons() -> None:

@@ -116,7 +116,8 @@ class LocalRecord:
         """Keep the data set's entry; returns what is known about it as tags."""
         self.dataset = {
             "name": info.name,
-            "digest": info.split_hash[:36],  # the store's limit
+            # who is in the split, and what is in them; the store's limit is 36
+            "digest": "-".join(part[:16] for part in (info.split_hash, info.data_fingerprint) if part),
             "source": info.source,
             "profile": {
                 "kind": info.kind,
@@ -127,9 +128,12 @@ class LocalRecord:
                 "complete": info.complete,
                 "variant": info.variant,
                 "split_hash": info.split_hash,
+                "data_fingerprint": info.data_fingerprint,
             },
         }
         tags: dict[str, Any] = {"split_hash": info.split_hash, "complete": info.complete}
+        if info.data_fingerprint:
+            tags["data_fingerprint"] = info.data_fingerprint
         tags.update({f"samples.{split}": count for split, count in info.counts.items()})
         if info.variant is not None:
             tags["dataset_variant"] = info.variant

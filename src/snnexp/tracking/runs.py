@@ -21,6 +21,7 @@ import re
 import shutil
 import socket
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +30,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from snnexp import __version__
-from snnexp.errors import ConfigError
+from snnexp.errors import ConfigError, DataError
 from snnexp.tracking.identity import run_identity
 
 log = logging.getLogger(__name__)
@@ -55,9 +56,16 @@ class RunRecord:
     version: str = __version__
     pid: int = 0
     host: str = ""
+    data_fingerprint: str = ""  # of the data that it was begun on; empty: not assembled yet, or an older version's
+    threads: int = 0  # torch's, and below the processor's instruction set: both change the last bits of a result
+    cpu_capability: str = ""
     uid: str = (
         ""  # random; also a tag of the MLflow run, which can so be found if a kill came before its id was written
     )
+
+    def is_of(self, data: str | None) -> bool:
+        """Whether it was made on the data with this fingerprint, as far as one can tell (None, or none recorded)."""
+        return data is None or self.data_fingerprint in ("", data)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -164,24 +172,35 @@ class RunFolder:
 
 
 def claim(
-    cfg: dict[str, Any], state_dir: str | Path, resume: Literal["auto", "never"] = "auto", in_sweep: bool = False
+    cfg: dict[str, Any],
+    state_dir: str | Path,
+    resume: Literal["auto", "never"] = "auto",
+    in_sweep: bool = False,
+    fingerprint: Callable[[], str | None] = lambda: None,
 ) -> RunFolder:
     """Decide what the command does with its identity, and hold the folder for it.
 
     resume=auto: continue the newest unfinished attempt (KILLED, FAILED, or RUNNING with nobody behind it); if there is
     none, start a new one, or skip inside a sweep whose identity has a finished attempt. resume=never: always a new one.
+    A run is its data, too: what was finished on other data is not skipped, and what was begun on other data is not
+    continued: a sweep begins it anew, a single run refuses, since a wrong dataset.root is the likely reason.
 
     Args:
         cfg: the resolved config in plain containers.
         state_dir: parent of all runs' folders; made if missing.
-    Raises: ConfigError if another live process runs this identity (resume=auto), or the folder cannot be written.
+        fingerprint: gives that of the data as they are now, or None if they are not there; asked only where there are
+            earlier attempts to compare with.
+    Raises: ConfigError if another live process runs this identity (resume=auto), or the folder cannot be written;
+        DataError if the unfinished run was begun on other data.
     """
     identity = run_identity(cfg)
     home = Path(state_dir).absolute() / f"{cfg['dataset']['name']}-{cfg['neuron']['name']}-{identity}"
     try:
         home.mkdir(parents=True, exist_ok=True)
+        # asked before the lock is taken: data may have to be packed first
+        data = fingerprint() if resume == "auto" and _attempts(home) else None
         with FileLock(home / "claim.lock", timeout=CLAIM_TIMEOUT_S):
-            return _decide(home, identity, resume, in_sweep)
+            return _decide(home, identity, resume, in_sweep, data)
     except Timeout:
         raise ConfigError(
             f"state_dir: {home}/claim.lock was held for {CLAIM_TIMEOUT_S:.0f} s by a process that hangs."
@@ -193,10 +212,13 @@ def claim(
         ) from error
 
 
-def _decide(home: Path, identity: str, resume: str, in_sweep: bool) -> RunFolder:
-    attempts = sorted(
-        (p for p in home.iterdir() if p.is_dir() and ATTEMPT.fullmatch(p.name)), key=lambda p: int(p.name)
-    )
+def _attempts(home: Path) -> list[Path]:
+    """Folders of all attempts, oldest first."""
+    return sorted((p for p in home.iterdir() if p.is_dir() and ATTEMPT.fullmatch(p.name)), key=lambda p: int(p.name))
+
+
+def _decide(home: Path, identity: str, resume: str, in_sweep: bool, data: str | None) -> RunFolder:
+    attempts = _attempts(home)
     if resume == "never":
         return _start(home, identity, attempts)
 
@@ -216,7 +238,10 @@ def _decide(home: Path, identity: str, resume: str, in_sweep: bool) -> RunFolder
             lock.release()
         elif record.status == "FINISHED":
             lock.release()
-            finished = RunFolder(path, record, "skip")
+            if record.is_of(data):
+                finished = RunFolder(path, record, "skip")
+            elif in_sweep:
+                log.warning("%s was finished on other data (%s, now %s)", path, record.data_fingerprint, data)
         else:
             _release(unfinished)
             unfinished = RunFolder(path, record, "resume", lock)
@@ -224,10 +249,24 @@ def _decide(home: Path, identity: str, resume: str, in_sweep: bool) -> RunFolder
     if in_sweep and finished is not None:
         _release(unfinished)
         return finished
+    if unfinished is not None and not unfinished.record.is_of(data):
+        _release(unfinished)
+        _refuse_other_data(unfinished, data, in_sweep)
+        unfinished = None
     if unfinished is None:
         return _start(home, identity, attempts)
     unfinished.update(status="RUNNING", pid=os.getpid(), host=socket.gethostname(), version=__version__)
     return unfinished
+
+
+def _refuse_other_data(folder: RunFolder, data: str | None, in_sweep: bool) -> None:
+    what = f"the samples are not those that {folder.path} was begun on ({folder.record.data_fingerprint}, now {data})"
+    if not in_sweep:
+        raise DataError(
+            f"{what}. Put the data back as they were (is dataset.root right?), or start afresh with "
+            "trainer.resume=never."
+        )
+    log.warning("%s: it is left as it is, and a new run begins", what)
 
 
 def _start(home: Path, identity: str, attempts: list[Path]) -> RunFolder:

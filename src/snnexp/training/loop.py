@@ -76,6 +76,7 @@ def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Di
     scheduler = build_scheduler(conf.scheduler, optimizer, conf.trainer.max_epochs)
     meters = {split: ActivityMeter(network) for split in ("train", "val")}
     validates = experiment.source.num_batches("val") > 0
+    made_on = {"data_fingerprint": experiment.source.info.data_fingerprint}
 
     # --- where training starts: the first of these that applies, so the order matters ---
     # 1. the unfinished run of this identity   2. trainer.init_from   3. fresh weights
@@ -124,14 +125,14 @@ def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Di
         state.record(epoch, metrics)
 
         if improved:  # before the state: a state that names an epoch as the best has its weights on the disk
-            facts = {"epoch": epoch, f"{'val' if validates else 'train'}_accuracy": state.best.accuracy}
+            facts = {"epoch": epoch, f"{'val' if validates else 'train'}_accuracy": state.best.accuracy, **made_on}
             save_weights(folder.best, network.state_dict(), config, facts)
         _save(folder, state, experiment, optimizer, scheduler, meters, config)
         tracker.log_epoch(epoch, metrics)
         display.finish_epoch(epoch, metrics, improved)
         if conf.trainer.diagnose:
             display.advise(diagnose(network, meters["val" if validates else "train"]))
-    save_weights(folder.last, network.state_dict(), config, {"epoch": state.epoch})
+    save_weights(folder.last, network.state_dict(), config, {"epoch": state.epoch, **made_on})
     return state
 
 
@@ -182,6 +183,7 @@ def _save(
             "scheduler": scheduler.state_dict() if scheduler is not None else None,
             "meters": {split: meter.state_dict() for split, meter in meters.items()},
             "split_hash": experiment.source.info.split_hash,
+            "data_fingerprint": experiment.source.info.data_fingerprint,
             "fit": {
                 "epoch": state.epoch,
                 "stopped_early": state.stopped_early,
@@ -202,14 +204,16 @@ def _restore(
     meters: dict[str, ActivityMeter],
 ) -> Fit:
     saved = load_state(folder.state)
-    now = experiment.source.info.split_hash
-    if saved.get("split_hash", now) != now:
-        # what was held out before the interruption may be in the training part now
-        raise DataError(
-            f"dataset={experiment.source.info.name}: the samples are not those that {folder.path} was trained on "
-            f"(split {now}, then {saved['split_hash']}). Put the data back as it was, or start afresh with "
-            "trainer.resume=never."
-        )
+    info = experiment.source.info
+    for what, now in (("split", info.split_hash), ("contents", info.data_fingerprint)):
+        key = "split_hash" if what == "split" else "data_fingerprint"
+        if saved.get(key, now) != now:
+            # what was held out before the interruption may be in the training part now
+            raise DataError(
+                f"dataset={info.name}: the samples are not those that {folder.path} was trained on "
+                f"({what} {now}, then {saved[key]}). Put the data back as it was, or start afresh with "
+                "trainer.resume=never."
+            )
     apply_weights(experiment.network, saved["network"], folder.state)
     optimizer.load_state_dict(saved["optimizer"])
     _lay_out(optimizer)

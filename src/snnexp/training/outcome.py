@@ -135,6 +135,7 @@ def results(experiment: Experiment, outcome: Outcome, facts: dict[str, Any]) -> 
         "samples": info.counts,
         "complete": info.complete,
         "split_hash": info.split_hash,
+        "data_fingerprint": info.data_fingerprint,
         "variant": info.variant,
         "num_steps": info.num_steps,
         "protocol": "selected on validation, test run once",
