@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PORT ?= 5000
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all lint format typecheck run sweep ui bench lock build clean
+.PHONY: help setup test test-all lint format typecheck run sweep ui bench compare lock build clean
 
 help:  ## print the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -53,6 +53,9 @@ benchmarks/.peers: benchmarks/peers.txt
 
 bench: setup benchmarks/.peers  ## the benchmarks of docs/benchmarks.md, about 12 minutes; results in outputs/bench
 	$(BIN)/python -m benchmarks
+
+compare: setup  ## does B (the working tree if left out) compute what A does?  make compare A=HEAD [B=commit]
+	$(BIN)/python -m benchmarks.compare $(A) $(B)
 
 # The local label of a CPU build is cut off, so that plain pip takes the right build of the same version anywhere;
 # triton is left out, because a CUDA build of torch asks for its own.
