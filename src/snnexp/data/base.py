@@ -80,6 +80,10 @@ class DataInfo:
     max_batch_bytes: int = 0  # estimated host memory that the loader needs for one batch
     notes: tuple[str, ...] = field(default_factory=tuple)  # e.g. "3 events with non-finite times dropped"
     data_fingerprint: str = ""  # of the contents and labels of the three splits, in order; empty: not known
+    empty_samples: dict[str, int] = field(default_factory=dict)  # per split: samples that give no input at all
+    events: int = 0  # event sets: events in the raw files, in all parts
+    dropped_events: dict[str, int] = field(default_factory=dict)  # reason -> how many of them could not be used
+    reach: float = 1.0  # event sets: share of the packed events that lies in the time window and the crop (train)
 
     @property
     def num_classes(self) -> int:

@@ -22,6 +22,7 @@ from snnexp.data.binning import Binning, DeviceBinning, bin_dense, bin_edges, bi
 from snnexp.data.buffers import BufferPool
 from snnexp.data.packing import open_store, pack_in_memory
 from snnexp.data.prefetch import Prefetch
+from snnexp.data.reach import measure_reach
 from snnexp.data.recordings import EventReader
 from snnexp.data.splits import data_fingerprint, limit, split_hash, stratified_split
 from snnexp.data.store import EventStore
@@ -207,7 +208,8 @@ class EventSource:
             whole = official_parts(reader).items()
             notes.append("incomplete: " + ", ".join(f"{len(store.indices(p)):,} of {n:,} {p}" for p, n in whole))
         notes += [f"{count:,} events {reason} dropped" for reason, count in store.dropped.items()]
-        notes += self._count_cut()
+        reach = measure_reach(conf.name, store, self.splits, self.binning)
+        notes += reach.notes
         classes = len(reader.class_names)
         return DataInfo(
             name=conf.name,
@@ -228,32 +230,15 @@ class EventSource:
             source=reader.origin,
             max_batch_bytes=self._batch_bytes(),
             notes=tuple(notes),
+            empty_samples=reach.empty,
+            events=len(store.time) + sum(store.dropped.values()),
+            dropped_events=store.dropped,
+            reach=reach.share,
             data_fingerprint=data_fingerprint(
                 reader.shape,
                 **{split: (store.digests[i], store.labels[i]) for split, i in self.splits.items()},
             ),
         )
-
-    def _count_cut(self) -> list[str]:
-        """bin_by=width: how many samples and events lie beyond the last bin."""
-        if self.conf.bin_by != "width":
-            return []
-        lines = []
-        for split, indices in self.splits.items():
-            starts, stops = self.store.starts[indices], self.store.starts[indices + 1]
-            ends = np.empty(len(indices), np.int64)
-            for first in range(0, len(indices), 1024):
-                part = slice(first, first + 1024)
-                ends[part] = bin_edges(self.store.time, starts[part], stops[part], self.binning)[:, -1]
-            cut = stops - ends
-            if cut.any():
-                span = self.conf.num_steps * self.binning.bin_us / 1000
-                lines.append(
-                    f"{split}: {np.count_nonzero(cut):,} of {len(indices):,} samples are longer than {span:g} ms,"
-                    f" {int(cut.sum()):,} of {int((stops - starts).sum()):,} events cut"
-                )
-                log.info("%s", lines[-1])
-        return lines
 
     def _batch_bytes(self) -> int:
         """Most host memory that batches need at a time: the one in use, the next, and the one being made."""

@@ -69,6 +69,7 @@ def open_images(conf: DatasetConf, device: torch.device) -> ImageSource:
         max_batch_bytes=max(conf.batch_size, conf.eval_batch_size or 0) * (int(np.prod(shape)) + 8),
         notes=_notes(conf.name, len(train.labels), len(test.labels)),
         data_fingerprint=data_fingerprint(shape, **chosen),
+        empty_samples={split: _count_black(images) for split, (images, _) in chosen.items()},
     )
     splits = {
         split: (torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device))
@@ -143,6 +144,11 @@ def _channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], t
         means.append(mean)
         deviations.append(float(np.sqrt(counts @ (levels - mean) ** 2 / counts.sum())))
     return tuple(means), tuple(deviations)
+
+
+def _count_black(images: NDArray[np.uint8]) -> int:
+    """Images without a single pixel above 0."""
+    return int(len(images) - np.count_nonzero(images.any(axis=(1, 2, 3))))
 
 
 def _count_classes(raw: RawImages, index: Indices, num_classes: int) -> list[int]:

@@ -129,12 +129,18 @@ class LocalRecord:
                 "variant": info.variant,
                 "split_hash": info.split_hash,
                 "data_fingerprint": info.data_fingerprint,
+                "empty_samples": dict(info.empty_samples),
+                "events": info.events,
+                "dropped_events": dict(info.dropped_events),
             },
         }
         tags: dict[str, Any] = {"split_hash": info.split_hash, "complete": info.complete}
         if info.data_fingerprint:
             tags["data_fingerprint"] = info.data_fingerprint
         tags.update({f"samples.{split}": count for split, count in info.counts.items()})
+        tags.update({f"empty_samples.{split}": count for split, count in info.empty_samples.items()})
+        if info.kind == "events":
+            tags["dropped_events"] = sum(info.dropped_events.values())
         if info.variant is not None:
             tags["dataset_variant"] = info.variant
         if info.notes:

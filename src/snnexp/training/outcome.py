@@ -136,6 +136,8 @@ def results(experiment: Experiment, outcome: Outcome, facts: dict[str, Any]) -> 
         "complete": info.complete,
         "split_hash": info.split_hash,
         "data_fingerprint": info.data_fingerprint,
+        "empty_samples": info.empty_samples,
+        "dropped_events": info.dropped_events,
         "variant": info.variant,
         "num_steps": info.num_steps,
         "protocol": "selected on validation, test run once",
