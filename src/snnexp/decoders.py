@@ -1,8 +1,9 @@
 """From output spikes and membranes over time to class scores, and the loss that trains them.
 
-All losses are batch means in float32, whatever the precision of the network, and none waits for the device. They equal
-snnTorch's where the two define the same thing (the tests compare them); snnTorch's own loop over steps in Python, and
-its temporal losses' gradient over single elements, which on CUDA would wait for the device B*C times per batch.
+All losses are batch means in float32, whatever the precision of the network (float64 stays float64), and none waits for
+the device. They equal snnTorch's where the two define the same thing (the tests compare them); snnTorch's own loop over
+steps is in Python, and its temporal losses' gradient over single elements, which on CUDA would wait for the device B*C
+times per batch.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Decoder:
         return self.conf.name in ("membrane", "first_spike")
 
     def scores(self, spk: Tensor, mem: Tensor | None) -> Tensor:
-        """Class scores, float32 [B, C]; larger is likelier.
+        """Class scores, float32 or float64 [B, C]; larger is likelier.
 
         first_spike: -t + 0.99 (sigmoid(U[t]) - 1/2) at the first spike time t: the order is by time, then by membrane
         (0.99 keeps the two apart). A silent neuron has t = T and its last membrane, and so follows those that fire at
@@ -58,14 +59,14 @@ class Decoder:
         self._check(spk, mem)
         name = self.conf.name
         if name in ("rate", "vote"):
-            return spk.float().mean(0)
+            return _exact(spk).mean(0)
         if name == "membrane":
             return self._reduced(mem)
         if name == "temporal_weight":
             return self._weighted(spk)
         first = first_spike_time(spk)
         at_spike = _given(mem).gather(0, first.clamp(max=spk.shape[0] - 1).unsqueeze(0)).squeeze(0)
-        return 0.99 * (at_spike.float().sigmoid() - 0.5) - first
+        return 0.99 * (_exact(at_spike).sigmoid() - 0.5) - first
 
     def predict(self, scores: Tensor) -> Tensor:
         """Predicted classes, int64 [B]."""
@@ -87,47 +88,48 @@ class Decoder:
         kind = self.conf.loss
         if kind == "cross_entropy":
             rates = self.conf.name in ("rate", "vote")
-            logits = spk.float().sum(0) if rates else self.scores(spk, mem)
+            logits = _exact(spk).sum(0) if rates else self.scores(spk, mem)
             return F.cross_entropy(self.conf.scale * logits, labels)
         if kind == "mse":
-            return F.mse_loss(self.scores(spk, mem), self._target_rates(labels))
+            scores = self.scores(spk, mem)
+            return F.mse_loss(scores, self._target_rates(labels, scores))
         if kind == "mse_step":
             out = self._over_time(spk, mem)
-            return F.mse_loss(out, self._target_rates(labels).expand_as(out))
+            return F.mse_loss(out, self._target_rates(labels, out).expand_as(out))
         if kind == "ce_step":
             out = self.conf.scale * self._over_time(spk, mem)
             return F.cross_entropy(out.flatten(0, 1), labels.repeat(out.shape[0]))
         time = _FirstSpike.apply(spk)  # type: ignore[no-untyped-call]
         if kind == "ce_temporal":
             return F.cross_entropy(-self.conf.scale * time, labels)
-        return F.mse_loss(time / spk.shape[0], self._target_times(labels, spk.shape[0]) / spk.shape[0])
+        return F.mse_loss(time / spk.shape[0], self._target_times(labels, spk.shape[0], time) / spk.shape[0])
 
     def _reduced(self, mem: Tensor | None) -> Tensor:
-        mem = _given(mem)
+        mem = _exact(_given(mem))
         if self.conf.reduce == "last":
-            return mem[-1].float()
-        return mem.float().mean(0) if self.conf.reduce == "mean" else mem.float().amax(0)
+            return mem[-1]
+        return mem.mean(0) if self.conf.reduce == "mean" else mem.amax(0)
 
     def _weighted(self, spk: Tensor) -> Tensor:
-        steps = spk.shape[0]
-        time = torch.arange(steps, device=spk.device, dtype=torch.float32)
+        steps, spk = spk.shape[0], _exact(spk)
+        time = torch.arange(steps, device=spk.device, dtype=spk.dtype)
         linear = self.conf.weights == "linear"
         weights = self.conf.gamma * (steps - time) / steps if linear else self.conf.gamma**-time
-        return (weights.view(-1, 1, 1) * spk.float()).sum(0)
+        return (weights.view(-1, 1, 1) * spk).sum(0)
 
     def _over_time(self, spk: Tensor, mem: Tensor | None) -> Tensor:
-        return (_given(mem) if self.conf.name == "membrane" else spk).float()
+        return _exact(_given(mem) if self.conf.name == "membrane" else spk)
 
     def _is_label(self, labels: Tensor) -> Tensor:
         return labels.unsqueeze(1) == torch.arange(self.num_classes, device=labels.device)
 
-    def _target_rates(self, labels: Tensor) -> Tensor:
-        right = self._is_label(labels).float()
+    def _target_rates(self, labels: Tensor, like: Tensor) -> Tensor:
+        right = self._is_label(labels).to(like.dtype)
         return self.conf.incorrect_rate + (self.conf.correct_rate - self.conf.incorrect_rate) * right
 
-    def _target_times(self, labels: Tensor, steps: int) -> Tensor:
+    def _target_times(self, labels: Tensor, steps: int, like: Tensor) -> Tensor:
         off = steps - 1 if self.conf.off_target is None else self.conf.off_target
-        return off + (self.conf.on_target - off) * self._is_label(labels).float()
+        return off + (self.conf.on_target - off) * self._is_label(labels).to(like.dtype)
 
     def _check(self, spk: Tensor, mem: Tensor | None) -> None:
         out = mem if self.conf.name == "membrane" and mem is not None else spk
@@ -153,7 +155,7 @@ class _FirstSpike(torch.autograd.Function):
         time = first_spike_time(spk).clamp(max=spk.shape[0] - 1)
         ctx.save_for_backward(time)
         ctx.spikes = spk.shape, spk.dtype
-        return time.float()
+        return time.to(torch.float64 if spk.dtype == torch.float64 else torch.float32)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
@@ -161,6 +163,11 @@ class _FirstSpike(torch.autograd.Function):
         shape, dtype = ctx.spikes
         grad_spk = torch.zeros(shape, device=time.device, dtype=dtype)
         return grad_spk.scatter_(0, time.unsqueeze(0), -grads[0].unsqueeze(0).to(dtype))
+
+
+def _exact(x: Tensor) -> Tensor:
+    """At least in float32: half precision cannot count spikes past 256."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _given(mem: Tensor | None) -> Tensor:
