@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from snnexp.cli import conf_dir
 from snnexp.config import Config, register_schemas
 from snnexp.data.facts import FACTS
+from snnexp.errors import ConfigError
 from snnexp.helptext import GROUPS, describe
 from snnexp.overrides import complete
 from snnexp.validation import validate
@@ -95,3 +96,12 @@ def test_the_command_line_wins_over_an_experiment() -> None:
     assert (conf.trainer.max_epochs, conf.trainer.smoke_steps) == (1, 2)
     assert (conf.neuron.name, conf.neuron.surrogate.name, conf.neuron.threshold) == ("plif", "atan", 2.0)
     assert conf.dataset.num_steps == 300  # what was not chosen is still the experiment's
+
+
+def test_tet_decides_by_the_mean_over_time() -> None:
+    with pytest.raises(ConfigError, match=r"decoder\.reduce=mean"):
+        composed("decoder=membrane", "decoder.loss=tet")
+    for advice in (["decoder.reduce=mean"], ["decoder.loss=ce_step"]):
+        composed("decoder=membrane", "decoder.loss=tet", *advice)
+    tet, spikes = composed("decoder=tet").decoder, composed("decoder=rate", "decoder.loss=tet").decoder
+    assert (tet.name, tet.loss, tet.reduce, tet.tet_lambda, spikes.loss) == ("membrane", "tet", "mean", 1e-3, "tet")

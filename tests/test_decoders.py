@@ -169,6 +169,35 @@ def test_membrane_losses_equal_snntorch(ours: Decoder, theirs: Any) -> None:
     assert torch.allclose(gradient, expected, rtol=1e-5, atol=1e-8)
 
 
+# --- temporal efficient training ---
+
+
+def test_tet_by_hand() -> None:
+    """One sample, two steps, two classes: outputs (ln 3, 0) and (0, 0), label 0, lambda 1/4, level 1."""
+    out = torch.tensor([[[math.log(3), 0.0]], [[0.0, 0.0]]])
+    tet = decoder("membrane", loss="tet", reduce="mean", tet_lambda=0.25, tet_level=1.0)
+    steps = (math.log(4 / 3) + math.log(2)) / 2  # softmax of the right class: 3/4, then 1/2
+    to_level = ((math.log(3) - 1) ** 2 + 1 + 1 + 1) / 4
+    loss = tet.loss(torch.zeros_like(out), out, torch.tensor([0]))
+    assert loss.item() == pytest.approx(0.75 * steps + 0.25 * to_level, rel=1e-6)
+    assert torch.allclose(tet.scores(torch.zeros_like(out), out), out.mean(0))
+
+
+@pytest.mark.parametrize(("share", "level"), [(0.0, 1.0), (1e-3, 1.0), (0.05, 0.3), (1.0, -1.0)])
+@pytest.mark.parametrize("name", ["rate", "vote", "membrane"])
+def test_tet_equals_the_loss_as_published(name: str, share: float, level: float) -> None:
+    """Deng et al. 2022: the mean over steps of a cross-entropy per step, torch's MSE to a constant; gradients, too."""
+    spk, labels = random_output()
+    tet = decoder(name, 4, 6, loss="tet", tet_lambda=share, tet_level=level, reduce="mean")
+    out = (torch.randn(6, 5, 4) if name == "membrane" else spk).requires_grad_()
+    loss = tet.loss(spk, out, labels) if name == "membrane" else tet.loss(out, None, labels)
+    each = torch.stack([torch.nn.functional.cross_entropy(out[t], labels) for t in range(6)]).mean()
+    published = (1 - share) * each + share * torch.nn.MSELoss()(out, torch.full_like(out, level))
+    assert loss.item() == pytest.approx(published.item(), rel=1e-6)
+    (mine,), (theirs,) = torch.autograd.grad(loss, out), torch.autograd.grad(published, out)
+    assert torch.allclose(mine, theirs, rtol=1e-5, atol=1e-8)
+
+
 @pytest.mark.parametrize(("name", "loss"), [(name, loss) for name, losses in DECODER_LOSSES.items() for loss in losses])
 def test_every_legal_pair_gives_a_gradient_in_float32_also_for_bf16(name: str, loss: str) -> None:
     spk, labels = random_output()

@@ -9,9 +9,9 @@ ENCODERS = ("none", "direct", "rate", "latency", "delta")
 
 # The losses that train what the decoder reads out; the first one is what we suggest.
 DECODER_LOSSES: dict[str, tuple[str, ...]] = {
-    "rate": ("cross_entropy", "mse", "mse_step", "ce_step"),
-    "vote": ("cross_entropy", "mse", "mse_step", "ce_step"),
-    "membrane": ("cross_entropy", "mse", "mse_step", "ce_step"),
+    "rate": ("cross_entropy", "mse", "mse_step", "ce_step", "tet"),
+    "vote": ("cross_entropy", "mse", "mse_step", "ce_step", "tet"),
+    "membrane": ("cross_entropy", "mse", "mse_step", "ce_step", "tet"),
     "first_spike": ("ce_temporal", "mse_temporal"),
     "temporal_weight": ("cross_entropy", "mse"),
 }

@@ -213,10 +213,14 @@ class DecoderConf:
     """How the output over time becomes class scores, and the loss that trains them."""
 
     name: str = MISSING
-    loss: str = choice("cross_entropy", "cross_entropy", "mse", "mse_step", "ce_step", "ce_temporal", "mse_temporal")
+    loss: str = choice(
+        "cross_entropy", "cross_entropy", "mse", "mse_step", "ce_step", "tet", "ce_temporal", "mse_temporal"
+    )
     correct_rate: float = number(1.0, low=0, high=1)  # mse on rates: target firing rate of the right class
     incorrect_rate: float = number(0.0, low=0, high=1)
     scale: float = number(1.0, above=0)  # scores are multiplied by this before the cross-entropy
+    tet_lambda: float = number(1e-3, low=0, high=1)  # tet: share of the distance to tet_level in the loss
+    tet_level: float = number(1.0)  # tet: what outputs are drawn to, whatever their class
     weights: str = choice("linear", "linear", "exponential")  # temporal_weight: gamma (T-t)/T, or gamma^-t
     gamma: float = number(1.0, above=0)
     votes: int = number(1, low=1)  # vote: output neurons per class

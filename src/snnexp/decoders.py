@@ -79,9 +79,11 @@ class Decoder:
             mse            mean over B, C of (score - target)^2                         PLIF's and Rouser's rate MSE
             mse_step       mean over T, B, C of (S[t] - target)^2; membrane: U[t]       mse_membrane_loss
             ce_step        cross-entropy of scale * S[t] (membrane: U[t]), mean over T  ce_rate_loss
+            tet            (1 - lambda) ce_step + lambda mean over T, B, C of (S[t] - level)^2; membrane: U[t]
             ce_temporal    cross-entropy of -scale * t_first                            ce_temporal_loss
             mse_temporal   mean over B, C of ((t_first - target step)/T)^2              mse_temporal_loss
 
+        tet is temporal efficient training (Deng et al. 2022, arXiv:2202.11946; level is phi there).
         In the temporal losses silent neurons count as firing at T - 1, and dt_first/dS is -1 at that step, as there.
         """
         self._check(spk, mem)
@@ -97,12 +99,18 @@ class Decoder:
             out = self._over_time(spk, mem)
             return F.mse_loss(out, self._target_rates(labels, out).expand_as(out))
         if kind == "ce_step":
-            out = self.conf.scale * self._over_time(spk, mem)
-            return F.cross_entropy(out.flatten(0, 1), labels.repeat(out.shape[0]))
+            return self._cross_entropy_of_steps(self._over_time(spk, mem), labels)
+        if kind == "tet":
+            out, share = self._over_time(spk, mem), self.conf.tet_lambda
+            to_level = (out - self.conf.tet_level).square().mean()
+            return (1 - share) * self._cross_entropy_of_steps(out, labels) + share * to_level
         time = _FirstSpike.apply(spk)  # type: ignore[no-untyped-call]
         if kind == "ce_temporal":
             return F.cross_entropy(-self.conf.scale * time, labels)
         return F.mse_loss(time / spk.shape[0], self._target_times(labels, spk.shape[0], time) / spk.shape[0])
+
+    def _cross_entropy_of_steps(self, out: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy((self.conf.scale * out).flatten(0, 1), labels.repeat(out.shape[0]))
 
     def _reduced(self, mem: Tensor | None) -> Tensor:
         mem = _exact(_given(mem))

@@ -148,8 +148,13 @@ def _input(conf: Config) -> Iterator[str]:
         yield "dataset.bin_by=width: needs the width of a bin, e.g. dataset.bin_ms=1."
 
 
-def _decoder(conf: Config) -> list[str]:
-    return check_decoder(conf.decoder, conf.neuron, conf.dataset.num_steps)
+def _decoder(conf: Config) -> Iterator[str]:
+    yield from check_decoder(conf.decoder, conf.neuron, conf.dataset.num_steps)
+    if conf.decoder.loss == "tet" and conf.decoder.name == "membrane" and conf.decoder.reduce != "mean":
+        yield (
+            f"decoder.loss=tet with decoder.reduce={conf.decoder.reduce}: it trains the output of every step, and their"
+            " mean decides. Use decoder.reduce=mean (decoder=tet has both), or decoder.loss=ce_step."
+        )
 
 
 def _training(conf: Config) -> Iterator[str]:
