@@ -14,6 +14,7 @@ file systems that carry flock (local disks, NFSv4, Lustre with -o flock).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -38,7 +39,7 @@ log = logging.getLogger(__name__)
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 Action = Literal["new", "resume", "skip"]
 
-ATTEMPT = re.compile(r"\d{3,}")
+ATTEMPT = re.compile(r"[0-9]{3,18}")
 CLAIM_TIMEOUT_S = 300.0  # a claim takes milliseconds; sending an old run's record to a slow store takes longer
 
 
@@ -59,6 +60,8 @@ class RunRecord:
     data_fingerprint: str = ""  # of the data that it was begun on; empty: not assembled yet, or an older version's
     threads: int = 0  # torch's, and below the processor's instruction set: both change the last bits of a result
     cpu_capability: str = ""
+    # role (best, last) -> epoch and digest of the weights written last: what the files must hold
+    weights: dict[str, dict[str, Any]] = field(default_factory=dict)
     uid: str = (
         ""  # random; also a tag of the MLflow run, which can so be found if a kill came before its id was written
     )
@@ -71,11 +74,23 @@ class RunRecord:
 def write_atomically(path: Path, text: str) -> None:
     """Write `text` so that a reader, or a kill at any moment, sees the old file or the new one and nothing between."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:  # a full disk, Ctrl-C
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def sweep_temporaries(folder: Path) -> None:
+    """Remove what killed writers left in a run's folder. The caller holds the folder's lock: nobody is writing now."""
+    for leftover in folder.rglob("*.tmp"):
+        with contextlib.suppress(OSError):
+            leftover.unlink()
 
 
 def read_record(folder: Path) -> RunRecord | None:
@@ -87,6 +102,8 @@ def read_record(folder: Path) -> RunRecord | None:
         record = RunRecord(**{key: value for key, value in values.items() if key in known})
         if record.status not in ("RUNNING", "FINISHED", "FAILED", "KILLED"):
             raise ValueError(f"status is {record.status!r}")
+        if not all(isinstance(marks, dict) for marks in (record.weights, *record.weights.values())):
+            raise ValueError("weights is not a table")
     except FileNotFoundError:
         return None  # killed between making the folder and writing the record: nothing was lost
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -120,6 +137,11 @@ class RunFolder:
         return self.path / "best.safetensors"
 
     @property
+    def next_best(self) -> Path:
+        """Weights of a new best epoch until the training state names them."""
+        return self.path / "best.next.safetensors"
+
+    @property
     def last(self) -> Path:
         """Weights of the last epoch."""
         return self.path / "last.safetensors"
@@ -151,6 +173,10 @@ class RunFolder:
         self.record.updated = _now()
         write_atomically(self.path / "run.json", json.dumps(asdict(self.record), indent=1) + "\n")
 
+    def note_weights(self, role: str, epoch: int, digest: str) -> None:
+        """Write down which weights (best, last) the folder holds, so that whoever reads them can tell."""
+        self.update(weights={**self.record.weights, role: {"epoch": epoch, "digest": digest}})
+
     def discard(self) -> None:
         """Remove the folder of a new run that never began; an older attempt stays as it is."""
         if self.action == "new" and self._lock is not None:
@@ -180,8 +206,9 @@ def claim(
 ) -> RunFolder:
     """Decide what the command does with its identity, and hold the folder for it.
 
-    resume=auto: continue the newest unfinished attempt (KILLED, FAILED, or RUNNING with nobody behind it); if there is
-    none, start a new one, or skip inside a sweep whose identity has a finished attempt. resume=never: always a new one.
+    resume=auto: continue the newest unfinished attempt (KILLED, FAILED, or RUNNING with nobody behind it) that no later
+    attempt has finished; if there is none, start a new one, or skip inside a sweep whose identity has a finished
+    attempt. resume=never: always a new one.
     A run is its data, too: what was finished on other data is not skipped, and what was begun on other data is not
     continued: a sweep begins it anew, a single run refuses, since a wrong dataset.root is the likely reason.
 
@@ -212,34 +239,65 @@ def claim(
         ) from error
 
 
+def run_folders(state_dir: Path) -> list[Path]:
+    """Folders of all runs in a state folder, attempts of one identity oldest first, whatever else lies there."""
+    try:
+        homes = sorted(state_dir.iterdir())
+    except OSError:
+        return []
+    return [path for home in homes for path in _attempts(home)]
+
+
 def _attempts(home: Path) -> list[Path]:
-    """Folders of all attempts, oldest first."""
-    return sorted((p for p in home.iterdir() if p.is_dir() and ATTEMPT.fullmatch(p.name)), key=lambda p: int(p.name))
+    """Folders of all attempts, oldest first. Files, dangling links and what cannot be read are none."""
+    return [path for _, path in _numbered(home) if _is_folder(path)]
+
+
+def _numbered(home: Path) -> list[tuple[int, Path]]:
+    """Whatever in the folder has an attempt's name."""
+    try:
+        return sorted((int(path.name), path) for path in home.iterdir() if ATTEMPT.fullmatch(path.name))
+    except OSError:
+        return []
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def _decide(home: Path, identity: str, resume: str, in_sweep: bool, data: str | None) -> RunFolder:
     attempts = _attempts(home)
-    if resume == "never":
-        return _start(home, identity, attempts)
-
     finished: RunFolder | None = None
     unfinished: RunFolder | None = None
     for path in attempts:  # oldest first: the newest of each kind stays
-        record = read_record(path)
-        lock = lock_folder(path)
+        try:
+            lock = lock_folder(path)
+        except OSError as error:
+            log.warning("%s cannot be used (%s) and is left as it is", path, error.strerror or error)
+            continue
         if lock is None:
+            if resume == "never":
+                continue
             _release(unfinished)
+            record = read_record(path)
             who = f"process {record.pid} on {record.host}" if record else "another process"
             raise ConfigError(
                 f"This very run is being done by {who}: {path}. Wait for it, stop it, or add trainer.resume=never "
                 "to run it a second time beside it."
             )
+        sweep_temporaries(path)
+        record = None if resume == "never" else read_record(path)  # with the lock: its owner can no longer finish it
         if record is None:
             lock.release()
         elif record.status == "FINISHED":
             lock.release()
             if record.is_of(data):
                 finished = RunFolder(path, record, "skip")
+                _release(unfinished)  # done by a later attempt: whoever began anew must not be led back to it
+                unfinished = None
             elif in_sweep:
                 log.warning("%s was finished on other data (%s, now %s)", path, record.data_fingerprint, data)
         else:
@@ -254,7 +312,7 @@ def _decide(home: Path, identity: str, resume: str, in_sweep: bool, data: str | 
         _refuse_other_data(unfinished, data, in_sweep)
         unfinished = None
     if unfinished is None:
-        return _start(home, identity, attempts)
+        return _start(home, identity)
     unfinished.update(status="RUNNING", pid=os.getpid(), host=socket.gethostname(), version=__version__)
     return unfinished
 
@@ -269,8 +327,9 @@ def _refuse_other_data(folder: RunFolder, data: str | None, in_sweep: bool) -> N
     log.warning("%s: it is left as it is, and a new run begins", what)
 
 
-def _start(home: Path, identity: str, attempts: list[Path]) -> RunFolder:
-    path = home / f"{int(attempts[-1].name) + 1 if attempts else 1:03d}"
+def _start(home: Path, identity: str) -> RunFolder:
+    taken = _numbered(home)
+    path = home / f"{taken[-1][0] + 1 if taken else 1:03d}"
     path.mkdir()
     lock = lock_folder(path)
     if lock is None:  # we hold claim.lock and have just made the folder

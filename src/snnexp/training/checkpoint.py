@@ -1,48 +1,52 @@
 """Files that outlive a run: the training state (to continue) and weights with their configuration (to use).
 
-Every file is written under a temporary name, flushed to the disk and renamed, so that a kill at any moment leaves the
-old file or the new one and nothing between.
+What is read is what was written, or an error says so: see `sealed.py` for the checksums. Beyond that a file of weights
+says in its header which run (identity), role (best or last) and epoch it belongs to, and is compared with what the
+reader expects (`Mark`).
 """
 
 from __future__ import annotations
 
 import json
-import os
+import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from snnexp import __version__
-from snnexp.errors import DataError, TrainingError
+from snnexp.errors import DataError
+from snnexp.tracking.identity import BOOKKEEPING
+from snnexp.training.sealed import Damaged, digest_of, read_sealed, write_sealed, write_tensors
 
-STATE_VERSION = 1
+log = logging.getLogger(__name__)
+
+STATE_VERSION = 2
+UNSEALED_VERSIONS = (1,)  # of states without a checksum
+OLD_HEADER = {"config", "facts", "snnexp"}  # of weights without one
+
+AFRESH = (
+    "Start this run afresh with trainer.resume=never (of a sweep: this job by itself), or delete the folder {folder}."
+)
 
 
-def _write_atomically(path: Path, write: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        # torch and safetensors wrap "no space left on device" in errors of their own
-        temporary.unlink(missing_ok=True)
-        raise TrainingError(
-            f"{path} could not be written: {error}. The files of the last finished epoch are intact. "
-            "Free some disk space (or set state_dir=DIR), then give the same command again to continue."
-        ) from error
+@dataclass(frozen=True)
+class Mark:
+    """Which weights a file must hold; an empty digest or role, or no epoch, is not compared."""
+
+    role: str = ""  # best or last
+    epoch: int | None = None
+    digest: str = ""
+    identity: str = ""
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write the full training state: plain containers, numbers, strings and tensors only."""
-    _write_atomically(path, lambda temporary: torch.save({"version": STATE_VERSION, **state}, temporary))
+    write_sealed(path, {"version": STATE_VERSION, **state})
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -51,43 +55,126 @@ def load_state(path: Path) -> dict[str, Any]:
     Raises:
         DataError: the file is damaged or of another version; the message says how to go on without it.
     """
+    afresh = AFRESH.format(folder=path.parent)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # truncated zips, bad pickles and wrong magic each raise something else
-        raise DataError(
-            f"{path} is damaged and cannot be continued from ({type(error).__name__}). "
-            "Start this run afresh with trainer.resume=never, or delete its folder."
-        ) from error
-    if not isinstance(state, dict) or state.get("version") != STATE_VERSION:
-        raise DataError(f"{path} was written by another version of snnexp. Start afresh with trainer.resume=never.")
-    return state
+        state, sealed = read_sealed(path)
+        version = state.get("version") if isinstance(state, dict) else None
+        if version == STATE_VERSION and not sealed:
+            raise Damaged("its checksum is missing")
+    except (Damaged, OSError) as error:
+        raise DataError(f"{path} is damaged and cannot be continued from ({error}). {afresh}") from error
+    if version not in (STATE_VERSION, *UNSEALED_VERSIONS):
+        raise DataError(f"{path} was written by another version of snnexp. {afresh}")
+    if not sealed:
+        log.warning("%s is of an older version and has no checksum: damage would go unnoticed", path)
+    return dict(state)
 
 
-def save_weights(path: Path, weights: Mapping[str, Tensor], config: dict[str, Any], facts: Mapping[str, Any]) -> None:
-    """Write weights as safetensors, with the resolved configuration and facts such as the epoch in the header."""
-    metadata = {"config": json.dumps(config), "facts": json.dumps(dict(facts)), "snnexp": __version__}
-    contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
-    _write_atomically(path, lambda temporary: save_file(contiguous, temporary, metadata=metadata))
+def save_weights(path: Path, weights: Mapping[str, Tensor], config: dict[str, Any], facts: Mapping[str, Any]) -> str:
+    """Write weights as safetensors, with the configuration and facts such as the epoch in the header.
+
+    Of the configuration the header keeps what can change a number: addresses, folders and names of the record are of
+    no use to whoever reads the file, and equal runs shall have equal files. Returns: the digest.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
+    header = {
+        "config": json.dumps(_without(config, BOOKKEEPING)),
+        "facts": json.dumps(dict(facts)),
+        "not_kept": json.dumps(BOOKKEEPING),
+        "snnexp": __version__,
+    }
+    digest = digest_of(tensors, _counted(header))
+    write_tensors(path, tensors, {**header, "digest": digest})
+    return digest
 
 
-def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
+def load_weights(
+    path: Path, mark: Mark | None = None, advice: str = "Restore it from a copy, or train again."
+) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
     """Read weights, configuration and facts written by `save_weights`.
 
+    The configuration is what the file says: nothing in it has been resolved, and no path in it may be followed.
+
+    Args:
+        mark: what the file must hold, as far as the caller knows.
+        advice: the way out, at the end of each message.
     Raises:
-        DataError: the file is missing, damaged or not ours.
+        DataError: the file is missing, damaged, not ours, or not the one that `mark` describes.
     """
+    weights, config, facts, digest = _read(path, advice)
+    if mark is not None and (problem := _differs(facts, digest, mark)):
+        raise DataError(f"{path}: {problem}. {advice}")
+    return weights, config, facts
+
+
+def digest_in(path: Path) -> str | None:
+    """The digest of a whole file of weights, or None if it is missing or damaged."""
+    try:
+        return _read(path, "")[3]
+    except DataError:
+        return None
+
+
+def _read(path: Path, advice: str) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any], str]:
     if not path.is_file():
-        raise DataError(f"{path}: no such checkpoint.")
+        raise DataError(f"{path}: no such checkpoint. {advice}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{path} is damaged ({error}). Restore it, or train again.") from error
+    except PermissionError as error:
+        raise DataError(f"{path}: {error.strerror}. Make it readable for you.") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(f"{path} is damaged ({error}). {advice}") from error
     try:
-        return weights, json.loads(metadata["config"]), json.loads(metadata["facts"])
-    except (KeyError, json.JSONDecodeError) as error:
+        said = _counted(metadata)
+        config, facts = json.loads(metadata["config"]), said["facts"]
+        if not (isinstance(config, dict) and isinstance(facts, dict)):
+            raise ValueError("not a table")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path} has weights but no snnexp configuration in its header.") from error
+    digest = digest_of(weights, said)
+    if set(metadata) == OLD_HEADER:
+        log.warning("%s is of an older version and has no digest: damage would go unnoticed", path)
+    elif metadata.get("digest") != digest:
+        raise DataError(
+            f"{path} is damaged or was changed: its digest is wrong, so the weights are not those written. {advice}"
+        )
+    return weights, _without(config, BOOKKEEPING), facts, digest
+
+
+def _differs(facts: Mapping[str, Any], digest: str, mark: Mark) -> str | None:
+    """How weights differ from what they should be; facts that older files lack are not compared."""
+    if mark.role and facts.get("role", mark.role) != mark.role:
+        return f"these are the {facts['role']} weights (epoch {facts.get('epoch')}), not the {mark.role} ones"
+    if mark.identity and facts.get("identity", mark.identity) != mark.identity:
+        return f"these are weights of another run (identity {facts['identity']}, not {mark.identity})"
+    epoch = facts.get("epoch")
+    if mark.epoch is not None and epoch != mark.epoch:
+        return (
+            f"these are weights of epoch {epoch}, but the run's {mark.role or 'own'} weights are of epoch {mark.epoch}"
+        )
+    if mark.digest and digest != mark.digest:
+        return f"these are not the weights that the run wrote after epoch {epoch}"
+    return None
+
+
+def _without(config: Mapping[str, Any], keys: Any, prefix: str = "") -> dict[str, Any]:
+    """The configuration with null for the values of `keys` (dotted; of a group: all in it)."""
+
+    def kept(key: str, value: Any) -> Any:
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            return _without(value, [path + "." + k for k in value] if path in keys else keys, path + ".")
+        return None if path in keys else value
+
+    return {str(key): kept(str(key), value) for key, value in config.items()}
+
+
+def _counted(header: Mapping[str, str]) -> dict[str, Any]:
+    """What the digest is of: all that the header says but the digest itself and values that are never used."""
+    said = {key: json.loads(header.get(key, "null")) for key in ("config", "facts", "not_kept")}
+    return {**said, "config": _without(said["config"], said["not_kept"] or []), "snnexp": header.get("snnexp")}
 
 
 def apply_weights(

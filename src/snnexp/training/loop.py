@@ -23,10 +23,11 @@ from snnexp.errors import DataError
 from snnexp.experiment import Experiment
 from snnexp.tracking.runs import RunFolder
 from snnexp.tracking.store import Tracker
-from snnexp.training.checkpoint import apply_weights, load_state, load_weights, save_state, save_weights
+from snnexp.training.checkpoint import AFRESH, apply_weights, load_state, save_state, save_weights
 from snnexp.training.display import Display
 from snnexp.training.optimisation import build_optimizer, build_scheduler
 from snnexp.training.passes import PassResult, evaluation_pass, planned_batches, train_pass
+from snnexp.training.stored import load_stored, settle_best
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class Best:
     epoch: int = 0
     accuracy: float = -1.0
     loss: float = math.inf
+    digest: str = ""  # of its weights; empty: no best epoch yet, or an older version's
 
     def beaten_by(self, result: PassResult, monitor: str) -> bool:
         """Whether `result` is better: by the monitored quantity, ties by the other one."""
@@ -76,7 +78,10 @@ def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Di
     scheduler = build_scheduler(conf.scheduler, optimizer, conf.trainer.max_epochs)
     meters = {split: ActivityMeter(network) for split in ("train", "val")}
     validates = experiment.source.num_batches("val") > 0
-    made_on = {"data_fingerprint": experiment.source.info.data_fingerprint}
+    made_on = {
+        "identity": folder.record.identity,
+        "data_fingerprint": experiment.source.info.data_fingerprint,
+    }
 
     # --- where training starts: the first of these that applies, so the order matters ---
     # 1. the unfinished run of this identity   2. trainer.init_from   3. fresh weights
@@ -87,9 +92,14 @@ def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Di
             tracker.log_epoch(epoch, {k: v for k, points in state.history.items() for e, v in points if e == epoch})
         display.say(f"Continuing after epoch {state.epoch} of {conf.trainer.max_epochs}.")
     else:
+        if any(step > 0 for points in tracker.history().values() for step, _ in points):
+            raise DataError(
+                f"{folder.state} is missing, although epochs of this run are in its record. "
+                + AFRESH.format(folder=folder.path)
+            )
         if conf.trainer.init_from is not None:
-            path = Path(conf.trainer.init_from)
-            weights, trained_with, _ = load_weights(path)
+            path = Path(conf.trainer.init_from).expanduser()
+            weights, trained_with, _ = load_stored(path)
             apply_weights(network, weights, path, trained_with)
         _before_training(experiment, state, meters, tracker, display, validates)
         _save(folder, state, experiment, optimizer, scheduler, meters, config)
@@ -124,15 +134,20 @@ def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Di
         metrics["time/data_wait_fraction"] = trained.wait_seconds / max(trained.seconds, 1e-9)
         state.record(epoch, metrics)
 
-        if improved:  # before the state: a state that names an epoch as the best has its weights on the disk
-            facts = {"epoch": epoch, f"{'val' if validates else 'train'}_accuracy": state.best.accuracy, **made_on}
-            save_weights(folder.best, network.state_dict(), config, facts)
+        if improved:  # before the state, which names them, and in their place after it: see `settle_best`
+            accuracy = {f"{'val' if validates else 'train'}_accuracy": state.best.accuracy}
+            facts = {"epoch": epoch, "role": "best", **accuracy, **made_on}
+            state.best.digest = save_weights(folder.next_best, network.state_dict(), config, facts)
         _save(folder, state, experiment, optimizer, scheduler, meters, config)
+        if improved:
+            folder.next_best.replace(folder.best)
+            folder.note_weights("best", epoch, state.best.digest)
         tracker.log_epoch(epoch, metrics)
         display.finish_epoch(epoch, metrics, improved)
         if conf.trainer.diagnose:
             display.advise(diagnose(network, meters["val" if validates else "train"]))
-    save_weights(folder.last, network.state_dict(), config, {"epoch": state.epoch, **made_on})
+    facts = {"epoch": state.epoch, "role": "last", **made_on}
+    folder.note_weights("last", state.epoch, save_weights(folder.last, network.state_dict(), config, facts))
     return state
 
 
@@ -182,6 +197,8 @@ def _save(
             "optimizer": optimizer.state_dict(),
             "scheduler": scheduler.state_dict() if scheduler is not None else None,
             "meters": {split: meter.state_dict() for split, meter in meters.items()},
+            "identity": folder.record.identity,
+            "uid": folder.record.uid,
             "split_hash": experiment.source.info.split_hash,
             "data_fingerprint": experiment.source.info.data_fingerprint,
             "fit": {
@@ -204,6 +221,10 @@ def _restore(
     meters: dict[str, ActivityMeter],
 ) -> Fit:
     saved = load_state(folder.state)
+    if any(
+        saved.get(key, now) != now for key, now in (("identity", folder.record.identity), ("uid", folder.record.uid))
+    ):
+        raise DataError(f"{folder.state} is the state of another run. {AFRESH.format(folder=folder.path)}")
     info = experiment.source.info
     for what, now in (("split", info.split_hash), ("contents", info.data_fingerprint)):
         key = "split_hash" if what == "split" else "data_fingerprint"
@@ -214,16 +235,23 @@ def _restore(
                 f"({what} {now}, then {saved[key]}). Put the data back as it was, or start afresh with "
                 "trainer.resume=never."
             )
-    apply_weights(experiment.network, saved["network"], folder.state)
-    optimizer.load_state_dict(saved["optimizer"])
-    _lay_out(optimizer)
-    if scheduler is not None:
-        scheduler.load_state_dict(saved["scheduler"])
-    for split, meter in meters.items():
-        meter.load_state_dict(saved["meters"][split])
-    values = dict(saved["fit"])
-    history = {name: [(int(e), float(v)) for e, v in points] for name, points in values.pop("history").items()}
-    return Fit(**{**values, "best": Best(**values["best"]), "history": history})
+    try:
+        apply_weights(experiment.network, saved["network"], folder.state)
+        optimizer.load_state_dict(saved["optimizer"])
+        _lay_out(optimizer)
+        if scheduler is not None:
+            scheduler.load_state_dict(saved["scheduler"])
+        for split, meter in meters.items():
+            meter.load_state_dict(saved["meters"][split])
+        values = dict(saved["fit"])
+        history = {name: [(int(e), float(v)) for e, v in points] for name, points in values.pop("history").items()}
+        state = Fit(**{**values, "best": Best(**values["best"]), "history": history})
+    except (DataError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"{folder.state} does not fit this version of snnexp ({error}). {AFRESH.format(folder=folder.path)}"
+        ) from error
+    settle_best(folder, state.best.epoch, state.best.digest)
+    return state
 
 
 def _lay_out(optimizer: torch.optim.Optimizer) -> None:

@@ -18,7 +18,7 @@ from snnexp.models.network import Output
 from snnexp.models.observer import Firing, Observers
 from snnexp.tracking.runs import RunFolder
 from snnexp.tracking.store import Tracker
-from snnexp.training.checkpoint import apply_weights, load_weights
+from snnexp.training.checkpoint import AFRESH, Mark, apply_weights, load_weights
 from snnexp.training.display import Display
 from snnexp.training.loop import Fit
 from snnexp.training.passes import evaluation_pass, planned_batches
@@ -97,8 +97,11 @@ def test(experiment: Experiment, display: Display, epoch: int) -> Outcome:
 
 def close(experiment: Experiment, state: Fit, folder: RunFolder, tracker: Tracker, display: Display) -> Outcome:
     """Test the best weights once, and complete the record: metrics, results.json, checkpoints, plots."""
-    if folder.best.is_file():  # max_epochs=0 has no best epoch: the untrained network is what there is
-        apply_weights(experiment.network, load_weights(folder.best)[0], folder.best)
+    has_best = state.best.epoch > 0  # max_epochs=0 has no best epoch: the untrained network is what there is
+    if has_best:
+        mark = Mark("best", state.best.epoch, state.best.digest, folder.record.identity)
+        weights, _, _ = load_weights(folder.best, mark, AFRESH.format(folder=folder.path))
+        apply_weights(experiment.network, weights, folder.best)
     outcome = test(experiment, display, state.best.epoch)
     metrics = outcome.metrics | _epochs_to(state)
     if "val/accuracy" in state.history:
@@ -108,9 +111,9 @@ def close(experiment: Experiment, state: Fit, folder: RunFolder, tracker: Tracke
     tracker.log_dict(
         results(experiment, outcome, {"epoch": state.best.epoch, "seed": experiment.conf.seed}), "results.json"
     )
-    for path in (folder.best, folder.last):
-        if path.is_file():
-            tracker.log_artifact(path, "checkpoints")
+    for path in (folder.best, folder.last) if has_best else (folder.last,):
+        tracker.log_artifact(path, "checkpoints")
+    tracker.log_tags({f"weights.{role}": f"{m['epoch']} {m['digest']}" for role, m in folder.record.weights.items()})
     if experiment.conf.trainer.plots:
         from snnexp.analysis.plots import save_run_plots
 
