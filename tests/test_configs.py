@@ -12,7 +12,7 @@ from snnexp.config import Config, register_schemas
 from snnexp.data.facts import FACTS
 from snnexp.errors import ConfigError
 from snnexp.helptext import GROUPS, describe
-from snnexp.overrides import complete
+from snnexp.overrides import arranged
 from snnexp.validation import validate
 
 CONF = conf_dir()
@@ -91,7 +91,7 @@ def test_the_command_line_wins_over_what_follows_from_the_neuron() -> None:
 
 
 def test_the_command_line_wins_over_an_experiment() -> None:
-    arguments = complete(["experiment=rouser_fig6b", "trainer=smoke", "neuron=plif", "neuron.threshold=2"], CONF)
+    arguments = ["experiment=rouser_fig6b", "trainer=smoke", "neuron=plif", "neuron.threshold=2"]
     conf = composed(*arguments)
     assert (conf.trainer.max_epochs, conf.trainer.smoke_steps) == (1, 2)
     assert (conf.neuron.name, conf.neuron.surrogate.name, conf.neuron.threshold) == ("plif", "atan", 2.0)

@@ -37,6 +37,9 @@ def conf_dir() -> Path:
 
 def main() -> NoReturn:
     """Entry point of the console script; always ends the process with one of the exit codes above."""
+    from snnexp.terminal import prepare_terminal
+
+    prepare_terminal()
     arguments = sys.argv[1:]
     if "--help" in arguments or "-h" in arguments:
         from snnexp.helptext import help_text
@@ -68,10 +71,12 @@ def _run(arguments: list[str]) -> int:
 
     prepare_allocator()  # before anything imports torch
     from snnexp.errors import ConfigError, SnnexpError
-    from snnexp.overrides import complete
+    from snnexp.overrides import arranged
+    from snnexp.variables import check_variables
 
     try:
-        sys.argv[1:] = complete(arguments, conf_dir())
+        check_variables()
+        sys.argv[1:] = arranged(arguments)
         _hydra_main()
     except KeyboardInterrupt:
         return _fail(130, "interrupted. The same command continues from the last finished epoch.")

@@ -341,36 +341,42 @@ class Config:
     tracking: TrackingConf = field(default_factory=TrackingConf)
 
 
+# The options that the files in conf/ start from, by group: `defaults: [/schema/dataset/events@_here_]`.
+SCHEMAS: dict[str, dict[str, type]] = {
+    "dataset": {
+        "image": ImageDatasetConf,
+        "events": EventDatasetConf,
+        "randman": RandmanDatasetConf,
+        "motion": MotionDatasetConf,
+    },
+    "neuron": {"base": NeuronConf},
+    "encoder": {
+        "base": EncoderConf,
+        "rate": RateEncoderConf,
+        "latency": LatencyEncoderConf,
+        "delta": DeltaEncoderConf,
+    },
+    "decoder": {"base": DecoderConf},
+    "model": {"base": ModelConf},
+    "optimizer": {"base": OptimizerConf},
+    "scheduler": {"base": SchedulerConf},
+    "trainer": {"base": TrainerConf},
+    "tracking": {"base": TrackingConf},
+}
+
+
 def register_schemas() -> None:
-    """Put the schemas into Hydra's ConfigStore, in the hidden group `schema` that the files in conf/ start from."""
+    """Put the schemas into Hydra's ConfigStore, in a hidden group, and teach Hydra our reading of words and files."""
     from hydra.core.config_store import ConfigStore
+
+    from snnexp.loader import install
 
     store = ConfigStore.instance()
     store.store(group="schema", name="main", node=Config, package="_global_")
-    nodes: dict[str, dict[str, Any]] = {
-        "dataset": {
-            "image": ImageDatasetConf,
-            "events": EventDatasetConf,
-            "randman": RandmanDatasetConf,
-            "motion": MotionDatasetConf,
-        },
-        "neuron": {"base": NeuronConf},
-        "encoder": {
-            "base": EncoderConf,
-            "rate": RateEncoderConf,
-            "latency": LatencyEncoderConf,
-            "delta": DeltaEncoderConf,
-        },
-        "decoder": {"base": DecoderConf},
-        "model": {"base": ModelConf},
-        "optimizer": {"base": OptimizerConf},
-        "scheduler": {"base": SchedulerConf},
-        "trainer": {"base": TrainerConf},
-        "tracking": {"base": TrackingConf},
-    }
-    for group, options in nodes.items():
+    for group, options in SCHEMAS.items():
         for name, node in options.items():
             store.store(group=f"schema/{group}", name=name, node=node)
+    install()
 
 
 def structured(config: dict[str, Any]) -> Any:

@@ -21,6 +21,7 @@ from snnexp.models.network import Network, Observer, Output, build_network
 from snnexp.models.tokens import takes_events
 from snnexp.neurons.engines import choose_engine
 from snnexp.training.seeding import derive_seed, seed_everything
+from snnexp.variables import threads
 
 log = logging.getLogger(__name__)
 
@@ -96,8 +97,9 @@ def prepare_torch(conf: Config, device: torch.device) -> None:
     # in microcode: a backward pass over 300 steps became five times slower within ten batches. Set before the first
     # parallel operation, because worker threads inherit the setting when they are made.
     torch.set_flush_denormal(True)
-    if "SNNEXP_THREADS" in os.environ:
-        torch.set_num_threads(int(os.environ["SNNEXP_THREADS"]))
+    wanted = threads()
+    if wanted is not None:
+        torch.set_num_threads(wanted)
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = not conf.trainer.deterministic
