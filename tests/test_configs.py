@@ -12,7 +12,6 @@ from snnexp.config import Config, register_schemas
 from snnexp.data.facts import FACTS
 from snnexp.errors import ConfigError
 from snnexp.helptext import GROUPS, describe
-from snnexp.overrides import arranged
 from snnexp.validation import validate
 
 CONF = conf_dir()

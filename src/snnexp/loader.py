@@ -15,6 +15,7 @@ from hydra._internal import hydra as hydra_main
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
 from hydra.core.default_element import ResultDefault
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from hydra.plugins.config_source import ConfigResult
@@ -31,6 +32,8 @@ EXPERIMENT = "experiment/"
 class Loader(ConfigLoaderImpl):
     """Hydra's loader, in which words are read as words, and the command line wins over an experiment's file."""
 
+    # what the last command line said about where to look, for a sweeper that asks for all options (`glob`)
+    search: tuple[str | None, list[str]] = (None, [])
     # of the composition under way, for its error message
     repo: Repository | None = None
     loaded: ConfigResult | None = None
@@ -58,6 +61,7 @@ class Loader(ConfigLoaderImpl):
         parsed = words.parse(overrides)
         for override in parsed:
             faults.check_choice(override)
+        self.search = config_name, [text for text in overrides if text.startswith("hydra.searchpath=")]
         repo = Repository(self.repository, parsed)
         self._process_config_searchpath(config_name, parsed, repo)
         for override in parsed:
@@ -74,6 +78,17 @@ class Loader(ConfigLoaderImpl):
         for source in repo.get_sources():
             if source.provider.startswith("hydra.searchpath") and not source.available():
                 raise ConfigError(f"hydra.searchpath: no such folder or package: {source.full_path()}")
+
+    def get_group_options(
+        self,
+        group_name: str,
+        results_filter: ObjectType | None = ObjectType.CONFIG,
+        config_name: str | None = None,
+        overrides: list[str] | None = None,
+    ) -> list[str]:
+        """Options of a group, also those on the search path that this command was given."""
+        config_name, overrides = self.search if overrides is None else (config_name, overrides)
+        return super().get_group_options(group_name, results_filter, config_name, overrides)
 
     def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
         if isinstance(repo, Repository):
