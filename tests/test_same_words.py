@@ -86,7 +86,7 @@ def _plain(cfg: Any) -> dict[str, Any]:
 def test_an_own_option_wins_over_an_experiment_as_a_shipped_one_does(
     own: str, neuron: str, threshold: float, beta: object, width: float, gain: float
 ) -> None:
-    """What its files say wins; what they leave alone (strict) is the experiment's; the order of the words is nothing."""
+    """What its files say wins; what they leave alone (strict) is the experiment's; the order of words is nothing."""
     cfg = single(own, "+experiment=e", f"neuron={neuron}")
     assert cfg == single(f"neuron={neuron}", "experiment=e", own)
     values = cfg["neuron"]

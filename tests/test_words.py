@@ -215,7 +215,7 @@ def test_a_number_of_threads_must_be_one(value: str) -> None:
 
 
 def test_the_folder_of_data_is_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="SNNEXP_DATA=.*is a file"):
+    with pytest.raises(ConfigError, match=r"SNNEXP_DATA=.*is a file"):
         check_variables({"SNNEXP_DATA": __file__})
     empty = {"SNNEXP_DATA": ""}
     check_variables(empty)
