@@ -39,7 +39,7 @@ def test_many_empty_samples_are_refused_by_name(tmp_path: Path) -> None:
     write_dvs_npy(tmp_path)
     empty_npy(tmp_path, "Test", range(3))
     with pytest.raises(
-        DataError, match=r"3 of 11 test samples hold no event \(ibmGestureTest/user24_led/0\.npy, .*10%"
+        DataError, match=r"3 of 11 test samples hold no event \(ibmGestureTest/user24_led/0\.npy, .*10 %"
     ):
         source(tmp_path, "dvs128", val_fraction=0)
 

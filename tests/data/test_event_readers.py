@@ -49,11 +49,11 @@ def columns(recording: Recording, height: int, width: int) -> tuple[list[int], .
 def test_order_events_sorts_stably_and_counts_what_it_drops() -> None:
     time = np.array([5.0, 3.0, np.nan, np.inf, -1.0, 3.0, 2.0**31])
     x = np.array([0, 1, 0, 0, 0, 0, 0])
-    stored, address, dropped = order_events(time, x, np.zeros(7, int), np.zeros(7, int), (1, 1, 2))
+    stored, address, dropped, _ = order_events(time, x, np.zeros(7, int), np.zeros(7, int), (1, 1, 2))
     assert stored.tolist() == [3, 3, 5] and address.tolist() == [1, 0, 0]
     assert dropped == {"with a non-finite time": 2, "with a time out of range": 2}
-    _, _, dropped = order_events(np.arange(3), np.array([0, 2, -1]), np.zeros(3, int), np.zeros(3, int), (1, 1, 2))
-    assert dropped == {"outside the sensor": 2}
+    events = order_events(np.arange(3), np.array([0, 2, -1]), np.zeros(3, int), np.zeros(3, int), (1, 1, 2))
+    assert events.dropped == {"outside the sensor": 2}
 
 
 # --- N-MNIST ------------------------------------------------------------------------------------------------------

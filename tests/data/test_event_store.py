@@ -15,7 +15,7 @@ import pytest
 from fake_files import write_nmnist
 
 from snnexp.config import EventDatasetConf
-from snnexp.data import nmnist, packing
+from snnexp.data import nmnist, packing, stamps
 from snnexp.data.packing import open_store, pack_in_memory
 from snnexp.data.store import ARRAYS, EventStore, StoreDamage
 from snnexp.errors import DataError
@@ -89,7 +89,7 @@ def test_manifest_says_where_it_comes_from(root: Path) -> None:
     assert len(lines) == 30 and int(size) == len(raw) and digest == hashlib.sha256(raw).hexdigest()
 
 
-@pytest.mark.parametrize("change", ["longer", "newer", "gone", "new"])
+@pytest.mark.parametrize("change", ["longer", "replaced", "gone", "new"])
 def test_changed_raw_files_are_named_and_packed_again(
     root: Path, builds: list[str], caplog: pytest.LogCaptureFixture, change: str
 ) -> None:
@@ -97,8 +97,10 @@ def test_changed_raw_files_are_named_and_packed_again(
     path = root / "NMNIST/Train/4/00005.bin"
     if change == "longer":
         path.write_bytes(path.read_bytes() + bytes([1, 1, 1, 1, 1]))
-    elif change == "newer":
-        os.utime(path, (1, 1))
+    elif change == "replaced":  # another recording of the same size, with the old time: only the ctime tells
+        before = path.stat()
+        path.write_bytes(bytes(reversed(path.read_bytes())))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     elif change == "gone":
         path.unlink()
     else:
@@ -107,6 +109,34 @@ def test_changed_raw_files_are_named_and_packed_again(
     again = open_store(find(root), root)
     assert name in caplog.text and "built anew" in caplog.text and len(builds) == 2
     assert same(again, pack_in_memory(find(root)))
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_other_times_of_the_same_content_are_accepted_and_remembered(
+    root: Path, builds: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, read_only: bool
+) -> None:
+    """A copy or chmod changes ctimes: the files are read once, in a store that cannot be written, too."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = open_store(find(root), root).folder
+    assert folder is not None
+    hashed: list[Path] = []
+    original = stamps.sha256_of
+    monkeypatch.setattr(stamps, "sha256_of", lambda path: hashed.append(path) or original(path))
+    if read_only:
+        monkeypatch.setattr(stamps, "_own_stamps", lambda folder: Path("/proc/nowhere/stamps.tsv"))
+        monkeypatch.setattr(packing, "_writable", lambda _: False)
+    else:
+        (folder / stamps.STAMPS).write_text("damaged")
+        open_store(find(root), root)
+        assert len(hashed) == 30 and hashed.clear() is None  # all are in doubt
+    path = root / "NMNIST/Train/4/00005.bin"
+    os.utime(path, (1, 1))
+    path.chmod(0o600)
+    open_store(find(root), root)
+    assert path in hashed and (read_only or hashed == [path])
+    hashed.clear()
+    open_store(find(root), root)
+    assert not hashed and builds == ["nmnist"]
 
 
 @pytest.mark.parametrize("name", [*ARRAYS, "manifest.json"])

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from snnexp.data.files import damaged, not_this, read_bytes, read_head
 from snnexp.data.isolated import Isolated
-from snnexp.data.recordings import damaged
 from snnexp.errors import DataError
 
 Column = NDArray[np.int64]
+SIGNATURE = b"#!AER-DAT"
 PACKET_HEADER = np.dtype(
     [
         ("type", "<u2"),
@@ -32,13 +33,16 @@ POLARITY_TYPE = 1
 POLARITY_BYTES = 8
 
 
+def version_of(path: Path) -> int | None:
+    """The major version in the first line of an AEDAT file, whatever its name ends in; None if it is no AEDAT file."""
+    head = read_head(path)
+    return int(head[9:10]) if head.startswith(SIGNATURE) and head[9:10].isdigit() else None
+
+
 def _read(path: Path, version: str) -> bytes:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(damaged(path, f"cannot be read ({error.strerror})")) from None
-    if not content.startswith(f"#!AER-DAT{version}".encode()):
-        raise DataError(damaged(path, f"does not start with #!AER-DAT{version}"))
+    content = read_bytes(path)
+    if not content.startswith(SIGNATURE + version.encode()):
+        raise DataError(not_this(path, f"an AEDAT {version}{'1' if version == '3.' else '0'} file"))
     return content
 
 
@@ -79,7 +83,7 @@ def read_aedat31(path: Path) -> tuple[Column, Column, Column, Column, int]:
                 raise DataError(damaged(path, f"polarity events of {header['size']} bytes at byte {position:,}"))
             pairs = np.frombuffer(content, "<u4", 2 * int(header["number"]), position).reshape(-1, 2)
             words.append(pairs[:, 0])
-            times.append(pairs[:, 1].astype(np.int64) + (int(header["ts_overflow"]) << 31))
+            times.append(unwrap(pairs[:, 1].astype(np.int64), 31) + (int(header["ts_overflow"]) << 31))
         position += length
     if not words:
         raise DataError(damaged(path, "no polarity events in it"))
@@ -95,17 +99,26 @@ def read_aedat31(path: Path) -> tuple[Column, Column, Column, Column, int]:
 def read_aedat2(path: Path) -> tuple[Column, NDArray[np.uint32]]:
     """Read an AEDAT 2.0 file: (time in us, 32-bit addresses); what the bits of an address mean depends on the camera.
 
-    Time stamps that wrapped around 2^32 are unwrapped. Raises: DataError naming the file.
+    Time stamps that wrapped around 2^32 are unwrapped, from the first one on. Raises: DataError naming the file.
     """
     content = _read(path, "2.")
     position = _after_comments(content)
     if (len(content) - position) % 8 or position == len(content):
         raise DataError(damaged(path, f"{len(content) - position:,} bytes of events, not a positive multiple of 8"))
     pairs = np.frombuffer(content, ">u4", offset=position).reshape(-1, 2)
-    time = pairs[:, 1].astype(np.int64)
-    wraps = np.diff(time) < -(1 << 31)
-    time[1:] += np.cumsum(wraps) << 32
-    return time, pairs[:, 0].astype(np.uint32)
+    return unwrap(pairs[:, 1].astype(np.int64), 32), pairs[:, 0].astype(np.uint32)
+
+
+def unwrap(time: Column, bits: int) -> Column:
+    """Undo the overflow of time stamps that have so many bits, counted from the first of them.
+
+    A step back by more than half of the range is an overflow, and a step forward by more than half is an event that
+    comes late, from before the overflow; so an event that is late by a little never counts as another one.
+    """
+    half = 1 << (bits - 1)
+    step = np.diff(time)
+    time[1:] += np.cumsum((step < -half).astype(np.int64) - (step > half)) << bits
+    return time
 
 
 class Aedat4Decoder(Isolated):

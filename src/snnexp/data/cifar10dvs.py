@@ -1,7 +1,9 @@
 """CIFAR10-DVS (Li et al. 2017): CIFAR-10 images moved before a DVS128; no official split.
 
-    aedat4   the public re-release: CIFAR10DVS/<class>/*.aedat4, read with the package `aedat`
-    aedat    the original AEDAT 2.0 files: CIFAR10DVS/<class>/cifar10_<class>_<number>.aedat
+    aedat4   the public re-release: CIFAR10DVS/<class>/*.aedat4, AEDAT 4.0, read with the package `aedat`
+    aedat    the original files, AEDAT 2.0: CIFAR10DVS/<class>/cifar10_<class>_<number>.aedat
+
+Which one it is, the first lines of the files say, not their names.
 
 The splits in use are not comparable with each other; `dataset.split` names one:
     plif         samples 0 to 899 of each class for training, 900 to 999 for test (PLIF's code)
@@ -21,14 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snnexp.config import EventDatasetConf
-from snnexp.data.aedat import Aedat4Decoder, Column, read_aedat2
+from snnexp.data.aedat import Aedat4Decoder, Column, read_aedat2, version_of
 from snnexp.data.facts import FACTS
-from snnexp.data.recordings import Recording, damaged, missing_files, order_events
+from snnexp.data.files import Finder, damaged, missing_files, not_this
+from snnexp.data.losses import sensor_of
+from snnexp.data.recordings import MICROSECONDS, Layout, Recording, order_events
 from snnexp.data.splits import stratified_split
 from snnexp.errors import ConfigError, DataError, unknown_choice
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-VARIANTS = ("aedat4", "aedat")
+VARIANTS = {"aedat4": 4, "aedat": 2}  # and the version of its files
 SPLITS = ("plif", "random", "spikingjelly")
 TEST_SHARE = 0.1
 SHAPE = FACTS["cifar10dvs"].shape
@@ -47,6 +51,8 @@ class CIFAR10DVSReader:
     shape: tuple[int, int, int] = SHAPE
     class_names: tuple[str, ...] = CLASS_NAMES
     origin: str = "https://doi.org/10.6084/m9.figshare.4724671"
+    layout: Layout = MICROSECONDS
+    notes: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -76,9 +82,25 @@ class CIFAR10DVSReader:
             t, x, y, p = read(path)
             if len(t) == 0:
                 raise DataError(damaged(path, "no events in it"))
-            time, address, dropped = order_events(t - t.min(), x, y, p, SHAPE)
+            events = order_events(t - t.min(), x, y, p, SHAPE)
             label = CLASS_NAMES.index(path.parent.name)
-            yield Recording(f"{path.parent.name}/{path.name}", "all", label, time, address, dropped=dropped)
+            yield Recording.of(events, f"{path.parent.name}/{path.name}", "all", label)
+
+    def explain(self, name: str) -> str:
+        """Why most events of this recording were lost, if its addresses say so."""
+        if self.variant != "aedat":
+            return ""
+        bits = read_aedat2(self.folder / name)[1].astype(np.int64)
+        if np.count_nonzero(bits >> 15) <= len(bits) / 2:
+            return ""
+        polarity_events = bits[bits >> 31 == 0]  # as a DAVIS writes them: bit 31 frames, 22-30 y, 12-21 x, 11 polarity
+        x, y = (polarity_events >> 12) & 1023, (polarity_events >> 22) & 511
+        if len(x) == 0:
+            return "Its addresses are frames of a DAVIS camera, not events of a DVS128."
+        return (
+            "Its addresses have bits above the 15 of a DVS128. Likely cause: a DAVIS camera, as which x runs to"
+            f" {x.max()} and y to {y.max()}, a sensor of {sensor_of(int(x.max()), int(y.max()))}."
+        )
 
     def divide(self, labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Training and test indices of the chosen split.
@@ -123,18 +145,36 @@ def open_reader(conf: EventDatasetConf) -> CIFAR10DVSReader:
     if conf.variant is not None and conf.variant not in VARIANTS:
         raise ConfigError(unknown_choice("dataset.variant", conf.variant, VARIANTS))
     folder = Path(conf.root) / "CIFAR10DVS"
-    found: dict[str, tuple[Path, ...]] = {}
-    for variant in VARIANTS if conf.variant is None else (conf.variant,):
-        files = [
-            path
-            for name in CLASS_NAMES
-            for path in sorted((folder / name).glob(f"*.{variant}"), key=lambda path: (number_of(path), path.name))
-        ]
+    finder = Finder(folder)
+    groups: dict[str, list[Path]] = {".aedat4": [], ".aedat": []}
+    for name in CLASS_NAMES:
+        for path in sorted(finder.files(folder / name, *groups), key=lambda path: (number_of(path), path.name)):
+            groups[path.suffix.lower()].append(path)
+    finder.passed_over += [path for path in finder.folders(folder) if path.name not in CLASS_NAMES]
+    found: dict[str, list[Path]] = {}
+    for files in groups.values():
         if files:
-            found[variant] = tuple(files)
-    if len(found) > 1:
-        raise ConfigError(f"{folder} has both .aedat4 and .aedat files. Choose dataset.variant=aedat4 or aedat.")
+            found.setdefault(variant_of(files[0]), []).extend(files)
+    if conf.variant is None and len(found) > 1:
+        raise ConfigError(f"{folder} has both AEDAT 4.0 and AEDAT 2.0 files. Choose dataset.variant=aedat4 or aedat.")
+    if found and conf.variant is not None and conf.variant not in found:
+        (other,) = found
+        raise ConfigError(
+            f"dataset.variant={conf.variant} means AEDAT {VARIANTS[conf.variant]}.0 files, but those in {folder} are"
+            f" AEDAT {VARIANTS[other]}.0. Use dataset.variant={other}, or leave the key out."
+        )
     if not found:
         raise DataError(missing_files("cifar10dvs", "CIFAR10DVS/<class>/*.aedat4 or *.aedat", Path(conf.root)))
-    variant, all_files = next(iter(found.items()))
-    return CIFAR10DVSReader(folder, all_files, variant, split, conf.split_seed)
+    variant = conf.variant or next(iter(found))
+    order = {name: number for number, name in enumerate(CLASS_NAMES)}
+    chosen = sorted(found[variant], key=lambda path: order[path.parent.name])  # stable: the numbers stay in order
+    return CIFAR10DVSReader(folder, tuple(chosen), variant, split, conf.split_seed, notes=finder.notes())
+
+
+def variant_of(path: Path) -> str:
+    """The variant that a file is of, by its first line. Raises: DataError if it is of none."""
+    version = version_of(path)
+    for variant, wanted in VARIANTS.items():
+        if version == wanted:
+            return variant
+    raise DataError(not_this(path, "an AEDAT 4.0 or AEDAT 2.0 file"))

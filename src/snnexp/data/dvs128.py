@@ -8,10 +8,14 @@ trials   the original recordings, cut at every row of their label files: DvsGest
 
 from __future__ import annotations
 
+import gzip
+import io
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +23,9 @@ from numpy.typing import NDArray
 from snnexp.config import EventDatasetConf
 from snnexp.data.aedat import read_aedat31
 from snnexp.data.facts import FACTS
-from snnexp.data.recordings import Recording, damaged, missing_files, order_events
+from snnexp.data.files import Finder, damaged, missing_files, read_bytes
+from snnexp.data.recordings import MARKED_INVALID, MICROSECONDS, Layout, Recording, order_events
+from snnexp.data.trial_lists import TRIAL_LISTS, Trial, read_labels, read_lists
 from snnexp.errors import ConfigError, DataError, unknown_choice
 
 SHAPE = FACTS["dvs128"].shape
@@ -38,7 +44,8 @@ CLASS_NAMES = (
     "other gestures",
 )
 PARTS = {"ibmGestureTrain": "train", "ibmGestureTest": "test"}
-TRIAL_LISTS = {"trials_to_train.txt": "train", "trials_to_test.txt": "test"}
+NPY_LAYOUT = Layout(unit="ms", unit_us=1000.0, columns="x, y, p, t", usual_s=6.0)
+WANTED_NPY = "a NumPy array with the columns x, y, p, t"
 CURRENT_FOLDERS = ("DVSGesture/DvsGesture", "DvsGesture", "DVSGesture")
 
 
@@ -60,6 +67,8 @@ class TonicVariant:
     shape: tuple[int, int, int] = SHAPE
     class_names: tuple[str, ...] = CLASS_NAMES
     origin: str = "https://doi.org/10.6084/m9.figshare.16458693 (pre-processed)"
+    layout: Layout = NPY_LAYOUT
+    notes: tuple[str, ...] = ()
 
     @property
     def official(self) -> dict[str, int]:
@@ -76,26 +85,49 @@ class TonicVariant:
         for path in self.files:
             part, user, file = path.parts[-3:]
             columns = read_npy(path)
-            time_us = columns[:, 3].astype(np.float64) * 1000.0
-            time, address, dropped = order_events(time_us, columns[:, 0], columns[:, 1], columns[:, 2], SHAPE)
-            yield Recording(
-                f"{part}/{user}/{file}", PARTS[part], int(path.stem), time, address, subject_of(user), dropped
-            )
+            time_us = columns[:, 3].astype(np.float64) * NPY_LAYOUT.unit_us
+            events = order_events(time_us, columns[:, 0], columns[:, 1], columns[:, 2], SHAPE)
+            yield Recording.of(events, f"{part}/{user}/{file}", PARTS[part], int(path.stem), subject_of(user))
 
 
 def read_npy(path: Path) -> NDArray[np.generic]:
-    """Load the [N, 4] columns x, y, p, t of one file. Raises: DataError naming the file."""
+    """Load the [N, 4] columns x, y, p, t of one file: .npy, also gzipped, or .npz with one array, by its first bytes.
+
+    Raises: DataError naming the file.
+    """
+    content = read_bytes(path)
     try:
-        columns = np.load(path, allow_pickle=False)
+        if content.startswith(b"\x1f\x8b"):
+            content = gzip.decompress(content)
+        loaded = np.load(io.BytesIO(content), allow_pickle=False)
+        if isinstance(loaded, np.lib.npyio.NpzFile):
+            if len(loaded.files) != 1:
+                raise DataError(f"{path}: is an archive of {len(loaded.files)} arrays, but {WANTED_NPY} is wanted.")
+            loaded = loaded[loaded.files[0]]
+    except DataError:
+        raise
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(damaged(path, f"cut off or damaged ({error})")) from None
     except Exception as error:  # NumPy parses the header as Python: ValueError, SyntaxError, TokenError, and others
-        raise DataError(damaged(path, f"not a readable .npy file ({error})")) from None
-    if (
-        not isinstance(columns, np.ndarray)
-        or columns.ndim != 2
-        or columns.shape[1] != 4
-        or columns.dtype.kind not in "iuf"
-    ):
-        raise DataError(damaged(path, "not an array of numbers with the columns x, y, p, t"))
+        if "allow_pickle" in str(error) and content.startswith(b"\x93NUMPY"):
+            raise DataError(f"{path}: holds Python objects, which are never loaded. Save {WANTED_NPY}.") from None
+        kind = "" if content.startswith(b"\x93NUMPY") else WANTED_NPY
+        raise DataError(damaged(path, f"not a readable .npy file ({error})", kind)) from None
+    return _columns(path, loaded)
+
+
+def _columns(path: Path, array: Any) -> NDArray[np.generic]:
+    """The columns of an array, which may also have them as named fields."""
+    if isinstance(array, np.ndarray) and array.ndim == 1 and {"x", "y", "p", "t"} <= set(array.dtype.names or ()):
+        array = np.stack([array[name].astype(np.int64) for name in ("x", "y", "p", "t")], axis=1)
+    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.shape[1] != 4 or array.dtype.kind not in "iufb":
+        turned = " It seems to be turned: save its transpose." if array.ndim == 2 and array.shape[0] == 4 else ""
+        shape = "x".join(map(str, array.shape)) or "no dimension"
+        raise DataError(
+            f"{path}: holds {array.dtype} values of shape {shape}, not an array of numbers with the columns x, y, p, t."
+            f"{turned or ' Save it that way.'}"
+        )
+    columns: NDArray[np.generic] = array.astype(np.uint8) if array.dtype.kind == "b" else array
     return columns
 
 
@@ -105,7 +137,7 @@ class TrialsVariant:
 
     folder: Path
     files: tuple[Path, ...]  # aedat and csv files and the two lists
-    trials: tuple[tuple[str, Path, Path], ...]  # part, recording, its labels
+    trials: tuple[tuple[str, Path, Path, tuple[Trial, ...]], ...]  # part, recording, its label file, and what is in it
     total: int
     name: str = "dvs128"
     variant: str | None = "trials"
@@ -113,6 +145,8 @@ class TrialsVariant:
     shape: tuple[int, int, int] = SHAPE
     class_names: tuple[str, ...] = CLASS_NAMES
     origin: str = "https://research.ibm.com/dvsgesture"
+    layout: Layout = MICROSECONDS
+    notes: tuple[str, ...] = ()
 
     @property
     def official(self) -> dict[str, int]:
@@ -121,34 +155,23 @@ class TrialsVariant:
 
     def recordings(self) -> Iterator[Recording]:
         """Yield one recording per row of the label files: events with start <= t < end, as SpikingJelly cuts them."""
-        for part, path, labels in self.trials:
+        for part, path, labels, rows in self.trials:
             t, x, y, p, invalid = read_aedat31(path)
-            for row, (label, start, end) in enumerate(read_labels(labels)):
-                inside = (t >= start) & (t < end)  # not a search: some recordings have stamps out of order
-                time, address, dropped = order_events(t[inside] - start, x[inside], y[inside], p[inside], SHAPE)
+            for row, trial in enumerate(rows):
+                inside = (t >= trial.start) & (t < trial.end)  # not a search: some recordings have stamps out of order
+                events = order_events(t[inside] - trial.start, x[inside], y[inside], p[inside], SHAPE)
                 if invalid and row == 0:
-                    dropped["marked invalid by the camera"] = invalid
-                yield Recording(f"{path.stem}/{row}", part, label - 1, time, address, subject_of(path.stem), dropped)
+                    events.dropped[MARKED_INVALID] = invalid
+                notes = () if inside.any() else (_outside(labels, trial, t),)
+                yield Recording.of(events, f"{path.stem}/{row}", part, trial.label - 1, subject_of(path.stem), notes)
 
 
-def read_labels(path: Path) -> list[tuple[int, int, int]]:
-    """Rows of class (1 to 11), start and end in us. Raises: DataError naming the file and line."""
-    rows = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(damaged(path, f"cannot be read ({error})")) from None
-    for number, line in enumerate(lines[1:], start=2):
-        if not line.strip():
-            continue
-        try:
-            label, start, end = (int(word) for word in line.split(","))
-        except ValueError:
-            raise DataError(damaged(path, f"line {number} is not class,start,end")) from None
-        if not 1 <= label <= len(CLASS_NAMES) or start < 0 or end < start:
-            raise DataError(damaged(path, f"line {number} has class {label}, start {start}, end {end}"))
-        rows.append((label, start, end))
-    return rows
+def _outside(labels: Path, trial: Trial, t: NDArray[np.int64]) -> str:
+    """Why a trial is empty."""
+    text = f"{labels.name}: no event in the trial of line {trial.line} ({trial.start:,} to {trial.end:,} us)"
+    if len(t) == 0 or (trial.start <= t.max() and trial.end > t.min()):
+        return text
+    return f"{text}, which lies outside the recording ({t.min():,} to {t.max():,} us)"
 
 
 def open_reader(conf: EventDatasetConf) -> TonicVariant | TrialsVariant:
@@ -172,37 +195,42 @@ def open_reader(conf: EventDatasetConf) -> TonicVariant | TrialsVariant:
             "tonic": "DVSGesture/ibmGesture{Train,Test}/user*/<label>.npy",
             "trials": "DvsGesture/*.aedat with *_labels.csv and trials_to_{train,test}.txt",
         }
-        raise DataError(missing_files("dvs128", " or ".join(layouts[variant] for variant in wanted), root))
+        text = " or ".join(layouts[variant] for variant in wanted)
+        raise DataError(missing_files("dvs128", text, root, fetchable="tonic" in wanted))
     return found[0]
 
 
 def find_npy(root: Path) -> TonicVariant | None:
     """The pre-processed files, sorted by part, class and user; None if a part is missing."""
     folder = root / "DVSGesture"
+    finder = Finder(folder)
     files: list[Path] = []
     for part in PARTS:
-        found = [path for path in (folder / part).glob("user*/*.npy") if path.stem.isdigit()]
-        if not found:
+        folders = finder.folders(folder / part)
+        users = [user for user in folders if user.name.startswith("user")]
+        finder.passed_over += [other for other in folders if other not in users]
+        found = [path for user in users for path in finder.files(user, ".npy")]
+        numbered = [path for path in found if path.stem.isascii() and path.stem.isdigit()]
+        if not numbered:
             return None
-        files += sorted(found, key=lambda path: (int(path.stem), path.parent.name))
-    return TonicVariant(folder, tuple(files))
+        finder.passed_over += [path for path in found if path not in numbered]
+        files += sorted(numbered, key=lambda path: (int(path.stem), path.parent.name))
+    return TonicVariant(folder, tuple(files), notes=finder.notes())
 
 
 def find_trials(root: Path) -> TrialsVariant | None:
-    """The original recordings named in the two lists; None if a list is missing or names no file that is there."""
+    """The original recordings named in the two lists; None if there are no lists. Raises: DataError naming a list."""
     for folder in (root / name for name in CURRENT_FOLDERS):
-        if not all((folder / name).is_file() for name in TRIAL_LISTS):
+        listed = read_lists(folder)
+        if listed is None:
             continue
-        trials: list[tuple[str, Path, Path]] = []
-        for name, part in TRIAL_LISTS.items():
-            for line in sorted(set((folder / name).read_text(encoding="utf-8").split())):
-                path = folder / line
-                labels = path.with_name(f"{path.stem}_labels.csv")
-                if path.is_file() and labels.is_file():
-                    trials.append((part, path, labels))
-        if {part for part, _, _ in trials} != set(TRIAL_LISTS.values()):
-            continue
-        files = [folder / name for name in TRIAL_LISTS] + [path for trial in trials for path in trial[1:]]
-        total = sum(len(read_labels(labels)) for _, _, labels in trials)
-        return TrialsVariant(folder, tuple(sorted(files)), tuple(trials), total)
+        notes = list(listed.notes)
+        trials = []
+        for part, path, labels in listed.trials:
+            rows, odd = read_labels(labels)
+            trials.append((part, path, labels, tuple(rows)))
+            notes += odd
+        files = [folder / name for name in TRIAL_LISTS] + [path for trial in trials for path in trial[1:3]]
+        total = sum(len(rows) for *_, rows in trials)
+        return TrialsVariant(folder, tuple(sorted(set(files))), tuple(trials), total, notes=tuple(notes))
     return None

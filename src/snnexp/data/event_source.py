@@ -20,6 +20,7 @@ from snnexp.data.augment import augment, gather, is_active
 from snnexp.data.base import Batch, DataInfo, EventFrames
 from snnexp.data.binning import Binning, DeviceBinning, bin_dense, bin_edges, bin_lists, build_binning
 from snnexp.data.buffers import BufferPool
+from snnexp.data.losses import loss_note
 from snnexp.data.packing import open_store, pack_in_memory
 from snnexp.data.prefetch import Prefetch
 from snnexp.data.reach import measure_reach
@@ -207,7 +208,11 @@ class EventSource:
         if not complete:
             whole = official_parts(reader).items()
             notes.append("incomplete: " + ", ".join(f"{len(store.indices(p)):,} of {n:,} {p}" for p, n in whole))
-        notes += [f"{count:,} events {reason} dropped" for reason, count in store.dropped.items()]
+        events = len(store.time) + sum(store.dropped.values())
+        found = [*loss_note(store.dropped, events), *store.notes, *reader.notes]
+        for note in found:
+            log.warning("%s: %s", conf.name, note)
+        notes += found
         reach = measure_reach(conf.name, store, self.splits, self.binning)
         notes += reach.notes
         classes = len(reader.class_names)
@@ -231,7 +236,7 @@ class EventSource:
             max_batch_bytes=self._batch_bytes(),
             notes=tuple(notes),
             empty_samples=reach.empty,
-            events=len(store.time) + sum(store.dropped.values()),
+            events=events,
             dropped_events=store.dropped,
             reach=reach.share,
             data_fingerprint=data_fingerprint(

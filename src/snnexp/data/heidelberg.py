@@ -17,14 +17,18 @@ from numpy.typing import NDArray
 
 from snnexp.config import EventDatasetConf
 from snnexp.data.facts import FACTS
+from snnexp.data.files import damaged, find_file, missing_files, read_head
 from snnexp.data.isolated import Isolated
-from snnexp.data.recordings import Recording, damaged, missing_files, order_events
+from snnexp.data.recordings import Layout, Recording, order_events
 from snnexp.errors import DataError
 
 PARTS = {"shd": {"train": "train", "test": "test"}, "ssc": {"train": "train", "valid": "val", "test": "test"}}
 SSC_VALIDATION = 9981
 UNREADABLE = (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, MemoryError, OverflowError)
 ROWS = 256  # samples read at a time
+LAYOUT = Layout(unit="s", unit_us=1e6, position="unit", usual_s=1.0)
+HDF5 = b"\x89HDF"
+WANTED = "an HDF5 file of spikes"
 ROW_REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])  # HDF5 file format, III.A.1 and IV
 
 
@@ -39,6 +43,8 @@ class HeidelbergReader:
     total: int
     variant: str | None = None
     origin: str = "https://zenkelab.org/resources/spiking-heidelberg-datasets-shd/"
+    layout: Layout = LAYOUT
+    notes: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -69,10 +75,9 @@ class HeidelbergReader:
                             why = f"sample {number} has {time.size} times and {unit.size} units"
                             raise DataError(damaged(path, why))
                         # float64 before the factor: float16 overflows at 65,504 (tonic#321)
-                        time_us, x = time.astype(np.float64) * 1e6, unit.astype(np.int64)
-                        none = np.zeros_like(x)
-                        stored, address, dropped = order_events(time_us, x, none, none, self.shape)
-                        yield Recording(f"{file_part}/{number}", part, label, stored, address, speaker, dropped)
+                        time_us, none = time.astype(np.float64) * LAYOUT.unit_us, np.zeros(len(unit), np.uint8)
+                        events = order_events(time_us, unit, none, none, self.shape)
+                        yield Recording.of(events, f"{file_part}/{number}", part, label, speaker)
 
 
 def count_samples(name: str) -> int | str:
@@ -132,22 +137,32 @@ def open_reader(conf: EventDatasetConf) -> HeidelbergReader:
     root = Path(conf.root)
     names = [f"{conf.name}_{part}.h5" for part in PARTS[conf.name]]
     upper = conf.name.upper()
+    partial: list[Path] = []
     for folder in (root / upper, root / conf.name, root):
-        files = tuple(folder / name for name in names)
-        if all(path.is_file() for path in files):
+        files = [path for name in names if (path := find_file(folder / name)) is not None]
+        if len(files) == len(names):
             break
+        partial = partial or files
     else:
-        raise DataError(missing_files(conf.name, f"{upper}/{', '.join(names)}", root))
+        wanted = ", ".join(sorted(set(names) - {path.name for path in partial}))
+        beside = f" beside {partial[0].name}" if partial else ""
+        raise DataError(missing_files(conf.name, f"{upper}/{wanted}{beside}", root))
     total, keys = 0, None
     for path in files:
         try:
             with h5py.File(path, "r") as file:
+                if absent := [key for key in ("labels", "spikes/times", "spikes/units") if key not in file]:
+                    raise DataError(
+                        f"{path}: is an HDF5 file without {', '.join(absent)}: none of {upper}. Put {path.name} of that"
+                        " data set there."
+                    )
                 total += len(file["labels"])
                 if keys is None and "extra/keys" in file:
                     keys = [key.decode() if isinstance(key, bytes) else str(key) for key in file["extra/keys"][()]]
         except UNREADABLE as error:
-            raise DataError(damaged(path, f"not a readable HDF5 file of spikes ({error})")) from None
+            kind = "" if read_head(path).startswith(HDF5) else WANTED
+            raise DataError(damaged(path, f"not a readable HDF5 file of spikes ({error})", kind)) from None
     classes = FACTS[conf.name].num_classes
     if keys is None or len(keys) != classes:
         keys = [str(label) for label in range(classes)]
-    return HeidelbergReader(conf.name, folder, files, tuple(keys), total)
+    return HeidelbergReader(conf.name, folder, tuple(files), tuple(keys), total)

@@ -9,7 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, Self
 
-from snnexp.data.recordings import damaged
+from snnexp.data.files import damaged
 from snnexp.errors import DataError
 
 SECONDS = 60.0  # for one call; each takes milliseconds

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snnexp.config import EventDatasetConf, MotionDatasetConf
-from snnexp.data.recordings import Recording, order_events
+from snnexp.data.recordings import MICROSECONDS, Layout, Recording, order_events
 from snnexp.errors import ConfigError
 
 DIRECTIONS = 8
@@ -100,6 +100,8 @@ class MotionReader:
     official: dict[str, int] | None = None
     folder: Path | None = None
     files: tuple[Path, ...] = ()
+    layout: Layout = MICROSECONDS
+    notes: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -128,8 +130,8 @@ class MotionReader:
                 for number in range(count):
                     rng = np.random.default_rng([conf.generator_seed, code, label, number])
                     columns = generate(label, conf.size, duration_us, events, conf.noise, rng)
-                    time, address, _ = order_events(*columns, self.shape)
-                    yield Recording(f"{part}/{label}/{number}", part, label, time, address)
+                    made = order_events(*columns, self.shape)
+                    yield Recording.of(made, f"{part}/{label}/{number}", part, label)
 
 
 def open_reader(conf: EventDatasetConf) -> MotionReader:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from snnexp.config import EventDatasetConf
 from snnexp.data.facts import FACTS
-from snnexp.data.recordings import Recording, damaged, missing_files, order_events
+from snnexp.data.files import Finder, damaged, missing_files, read_bytes
+from snnexp.data.recordings import MICROSECONDS, Layout, Recording, order_events
 from snnexp.errors import DataError
 
 PARTS = {"Train": "train", "Test": "test"}
@@ -50,6 +51,8 @@ class NMNISTReader:
     shape: tuple[int, int, int] = FACTS["nmnist"].shape
     class_names: tuple[str, ...] = tuple("0123456789")
     origin: str = "https://www.garrickorchard.com/datasets/n-mnist"
+    layout: Layout = MICROSECONDS
+    notes: tuple[str, ...] = ()
 
     @property
     def official(self) -> dict[str, int]:
@@ -64,21 +67,25 @@ class NMNISTReader:
     def recordings(self) -> Iterator[Recording]:
         """Yield one recording per file."""
         for path in self.files:
-            raw = np.fromfile(path, dtype=np.uint8)
+            raw = np.frombuffer(read_bytes(path), dtype=np.uint8)
             if len(raw) == 0 or len(raw) % EVENT_BYTES:
-                raise DataError(damaged(path, f"{len(raw):,} bytes, not a positive multiple of {EVENT_BYTES}"))
-            time, address, dropped = order_events(*decode(raw), self.shape)
+                why = f"{len(raw):,} bytes, not a positive multiple of {EVENT_BYTES}"
+                raise DataError(damaged(path, why, "an N-MNIST recording"))
             part, digit, file = path.parts[-3:]
-            yield Recording(f"{part}/{digit}/{file}", PARTS[part], int(digit), time, address, dropped=dropped)
+            events = order_events(*decode(raw), self.shape)
+            yield Recording.of(events, f"{part}/{digit}/{file}", PARTS[part], int(digit))
 
 
 def open_reader(conf: EventDatasetConf) -> NMNISTReader:
     """Find the files below `<root>/NMNIST`."""
     folder = Path(conf.root) / "NMNIST"
+    finder = Finder(folder)
     files: list[Path] = []
     for part in PARTS:
-        found = [path for digit in range(10) for path in sorted((folder / part / str(digit)).glob("*.bin"))]
+        digits = [folder / part / str(digit) for digit in range(10)]
+        found = [path for digit in digits for path in finder.files(digit, ".bin")]
         if not found:
             raise DataError(missing_files("nmnist", "NMNIST/{Train,Test}/<digit>/*.bin", Path(conf.root)))
+        finder.passed_over += [path for path in finder.folders(folder / part) if path not in digits]
         files += found
-    return NMNISTReader(folder, tuple(files))
+    return NMNISTReader(folder, tuple(files), notes=finder.notes())

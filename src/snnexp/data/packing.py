@@ -18,7 +18,9 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from snnexp import __version__
+from snnexp.data.losses import Tally, judge, total_dropped
 from snnexp.data.recordings import EventReader, Recording
+from snnexp.data.stamps import SOURCES, note_stamps, source_lines, stamp_sources, user_cache
 from snnexp.data.store import (
     ARRAYS,
     PARTS,
@@ -32,7 +34,6 @@ from snnexp.data.store import (
     digest_events,
     load_store,
     remove_folder,
-    stamp_sources,
     write_manifest,
 )
 from snnexp.errors import DataError
@@ -77,8 +78,7 @@ def open_store(reader: EventReader, root: Path, chosen: str | None = None) -> Ev
 
 def cache_folder(root: Path) -> Path:
     """The user's cache folder for data below a read-only root; one per root."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "snnexp" / "event-store" / hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]
+    return user_cache() / "event-store" / hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]
 
 
 def _writable(folder: Path) -> bool:
@@ -124,6 +124,7 @@ def _build(reader: EventReader, folder: Path, sources: str) -> None:
         manifest = _write(reader, temporary, sources)
         if stamp_sources(reader) != sources:
             raise DataError(f"the raw files of {reader.name} changed while they were packed. Run the command again.")
+        note_stamps(temporary, sources, manifest["arrays"][SOURCES]["crc32"])
         write_manifest(temporary, manifest)
         remove_folder(folder)  # jobs that have the old one mapped keep their pages until they end
         os.replace(temporary, folder)
@@ -134,8 +135,6 @@ def _build(reader: EventReader, folder: Path, sources: str) -> None:
             raise _disk_full(folder) from None
         raise
     log.info("packed %s recordings, %s events, into %s", f"{manifest['samples']:,}", f"{manifest['events']:,}", folder)
-    for reason, count in manifest["dropped"].items():
-        log.warning("%s: %s events %s were left out", reader.name, f"{count:,}", reason)
 
 
 class _Output:
@@ -167,7 +166,7 @@ def _write(reader: EventReader, folder: Path, sources: str) -> dict[str, Any]:
     """Stream all recordings into the arrays; memory for one recording, and a row per sample."""
     address_type = address_dtype(reader.shape)
     samples: list[tuple[int, int, int, int, int]] = []
-    dropped: dict[str, int] = {}
+    tallies: dict[str, Tally] = {}
     events = 0
     with ExitStack() as stack:
         outputs = {
@@ -182,15 +181,18 @@ def _write(reader: EventReader, folder: Path, sources: str) -> dict[str, Any]:
             events += len(recording.time)
             part = PARTS.index(recording.part)
             samples.append((events, recording.label, recording.subject, part, digest_events(time, address)))
-            for reason, count in recording.dropped.items():
-                dropped[reason] = dropped.get(reason, 0) + count
+            tallies.setdefault(recording.part, Tally()).add(recording)
+        notes = judge(reader, tallies)
         for output in outputs.values():
             output.sync()
     with open(folder / "samples.npy", "wb") as file:
         np.save(file, np.array(samples, dtype=SAMPLE_TYPE))
         file.flush()
         os.fsync(file.fileno())
-    _write_sources(reader, folder, sources)
+    with open(folder / SOURCES, "w", encoding="utf-8") as out:
+        out.writelines(source_lines(reader, sources))
+        out.flush()
+        os.fsync(out.fileno())
     checksums = {name: f"{output.crc:08x}" for name, output in outputs.items()}
     return {
         "name": reader.name,
@@ -200,7 +202,8 @@ def _write(reader: EventReader, folder: Path, sources: str) -> dict[str, Any]:
         "origin": reader.origin,
         "samples": len(samples),
         "events": events,
-        "dropped": dropped,
+        "dropped": total_dropped(tallies),
+        "notes": notes,
         "address_type": np.dtype(address_type).str,
         "writer_version": WRITER_VERSION,
         "snnexp_version": __version__,
@@ -241,17 +244,6 @@ def address_dtype(shape: tuple[int, int, int]) -> np.dtype[Any]:
     return np.dtype("<u2") if shape[0] * shape[1] * shape[2] <= 1 << 16 else np.dtype("<u4")
 
 
-def _write_sources(reader: EventReader, folder: Path, sources: str) -> None:
-    lines = []
-    for path, line in zip(reader.files, sources.splitlines(), strict=True):
-        with open(path, "rb") as file:
-            lines.append(f"{line}\t{hashlib.file_digest(file, 'sha256').hexdigest()}\n")
-    with open(folder / "sources.tsv", "w", encoding="utf-8") as out:
-        out.writelines(lines)
-        out.flush()
-        os.fsync(out.fileno())
-
-
 def _with_progress(reader: EventReader) -> Iterator[Recording]:
     if not sys.stderr.isatty():
         log.info("packing %s: %s recordings, once", reader.key, f"{reader.total:,}")
@@ -276,8 +268,10 @@ def _sync_folder(folder: Path) -> None:
 def pack_in_memory(reader: EventReader) -> EventStore:
     """The same store without a folder, for small generated sets."""
     recordings = list(reader.recordings())
+    tallies: dict[str, Tally] = {}
     for recording in recordings:
         check_recording(recording, reader)
+        tallies.setdefault(recording.part, Tally()).add(recording)
     address_type = address_dtype(reader.shape)
     stops = np.cumsum([len(recording.time) for recording in recordings])
     samples = np.array(
@@ -296,6 +290,7 @@ def pack_in_memory(reader: EventReader) -> EventStore:
         "key": reader.key,
         "events": len(time),
         "samples": len(recordings),
-        "dropped": {},
+        "dropped": total_dropped(tallies),
+        "notes": judge(reader, tallies),
     }
     return store

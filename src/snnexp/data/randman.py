@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snnexp.config import EventDatasetConf, RandmanDatasetConf
-from snnexp.data.recordings import Recording, order_events
+from snnexp.data.recordings import MICROSECONDS, Layout, Recording, order_events
 from snnexp.errors import ConfigError
 
 SMALLEST_AMPLITUDE = 1e-3  # of the highest frequency, as in the authors' code
@@ -57,6 +57,8 @@ class RandmanReader:
     official: dict[str, int] | None = None
     folder: Path | None = None
     files: tuple[Path, ...] = ()
+    layout: Layout = MICROSECONDS
+    notes: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -87,8 +89,8 @@ class RandmanReader:
             times = np.floor(np.concatenate(surfaces, axis=1) * (duration_us - 1)).astype(np.int64)
             for number in range(per_class):
                 part = "train" if number < conf.samples_per_class else "test"
-                time, address, _ = order_events(times[number], units, zeros, zeros, self.shape)
-                yield Recording(f"{label}/{number}", part, label, time, address)
+                events = order_events(times[number], units, zeros, zeros, self.shape)
+                yield Recording.of(events, f"{label}/{number}", part, label)
 
 
 def open_reader(conf: EventDatasetConf) -> RandmanReader:

@@ -148,7 +148,7 @@ def _refuse_empty(name: str, split: str, store: EventStore, indices: Indices, em
     reasons = "; ".join(f"{n:,} events {reason}" for reason, n in store.dropped.items())
     raise DataError(
         f"dataset={name}: {count:,} of {len(indices):,} {split} samples hold no event ({', '.join(which)}"
-        f"{', ...' if count > len(which) else ''}). At most {EMPTY_SHARE:.0%} of a split may be empty."
+        f"{', ...' if count > len(which) else ''}). At most {100 * EMPTY_SHARE:.0f} % of a split may be empty."
         + (f" Left out of the whole set while it was read: {reasons}." if reasons else "")
         + " Mend these recordings or move them away."
     )

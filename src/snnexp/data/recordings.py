@@ -5,15 +5,40 @@ A reader lists its files first (cheap) and then streams `Recording`s, so packing
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 LAST_TIME = 2**31 - 1  # microseconds: times are stored as int32, 35 minutes
+BAD_TIME, LATE_TIME = "with a non-finite time", "with a time out of range"
+OFF_SENSOR, BAD_POLARITY = "outside the sensor", "with a polarity out of range"
+MARKED_INVALID = "marked invalid by the camera"
+
+Range = tuple[float, float]  # smallest and largest finite value; (inf, -inf) if there is none
+
+
+class Seen(NamedTuple):
+    """What the columns of a recording held before anything was left out; times in us. For messages about the cause."""
+
+    t: Range
+    x: Range
+    y: Range
+    p: Range
+    rising: frozenset[str] = frozenset()  # columns that never fall; looked at only where something was left out
+
+
+class Events(NamedTuple):
+    """Events as they are stored, what was left out (reason -> number), and what the columns held."""
+
+    time: NDArray[np.int32]
+    address: NDArray[np.uint32]
+    dropped: dict[str, int]
+    seen: Seen | None = None
 
 
 @dataclass(frozen=True)
@@ -30,6 +55,29 @@ class Recording:
     address: NDArray[np.uint32]
     subject: int = -1  # who was recorded; -1: the data set does not say
     dropped: dict[str, int] = field(default_factory=dict)  # reason -> number of events left out
+    seen: Seen | None = None
+    notes: tuple[str, ...] = ()  # what is odd about it, for the record
+
+    @classmethod
+    def of(
+        cls, events: Events, name: str, part: str, label: int, subject: int = -1, notes: tuple[str, ...] = ()
+    ) -> Recording:
+        """The recording with these events."""
+        return cls(name, part, label, events.time, events.address, subject, events.dropped, events.seen, notes)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the files of a reader hold events; messages about columns use these words."""
+
+    unit: str = "us"  # of the times
+    unit_us: float = 1.0
+    columns: str = ""  # their order in the file, such as "x, y, p, t"; empty: fixed by the format
+    position: str = "x"  # what the format calls the first position
+    usual_s: float | None = None  # how long recordings of this set last, if the unit is a convention only
+
+
+MICROSECONDS = Layout()
 
 
 class EventReader(Protocol):
@@ -45,6 +93,8 @@ class EventReader(Protocol):
     folder: Path | None  # what `files` are relative to; None: generated
     files: tuple[Path, ...]  # all files that the recordings come from, sorted
     total: int  # number of recordings, for the progress bar
+    layout: Layout
+    notes: tuple[str, ...]  # what was found while the files were listed, for the record
 
     def recordings(self) -> Iterator[Recording]:
         """Yield every recording, sorted by part, class and number."""
@@ -57,43 +107,46 @@ def order_events(
     y: NDArray[Any],
     polarity: NDArray[Any],
     shape: tuple[int, int, int],
-) -> tuple[NDArray[np.int32], NDArray[np.uint32], dict[str, int]]:
-    """Turn columns into (time, address, dropped): out-of-range events counted and left out, the rest sorted by time.
+) -> Events:
+    """Turn columns into events: those out of range counted and left out, the rest sorted by time.
 
-    Args: time in us from the sample's start, integer or float (truncated towards zero; non-finite values are dropped).
-    Equal times keep their order, so sorted input comes back as it is.
+    Args: time in us from the sample's start, integer or float (truncated towards zero; non-finite values are dropped);
+    polarity 0 and 1, or -1 and 1. An event that is wrong in several ways is counted under the first of time, position
+    and polarity. Equal times keep their order, so sorted input comes back as it is.
     """
     channels, height, width = shape
     dropped: dict[str, int] = {}
-    finite = np.isfinite(time)
-    in_time = finite & (time >= 0) & (time <= LAST_TIME)
-    on_sensor = (x >= 0) & (x < width) & (y >= 0) & (y < height) & (polarity >= 0) & (polarity < channels)
-    keep = in_time & on_sensor
-    if not keep.all():
+    seen = Seen(_range(time), _range(x), _range(y), _range(polarity))
+    if channels > 1 and seen.p[0] == -1 and not bool((polarity == 0).any()):  # off is -1 here
+        polarity, seen = np.where(polarity == -1, 0, polarity), seen._replace(p=(0.0, max(0.0, seen.p[1])))
+    limits = ((seen.t, LAST_TIME + 1), (seen.x, width), (seen.y, height), (seen.p, channels))
+    if not all(low >= 0 and high < end for (low, high), end in limits):
+        finite = np.isfinite(time)
+        in_time = finite & (time >= 0) & (time <= LAST_TIME)
+        on_sensor = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+        known = (polarity >= 0) & (polarity < channels)
         for reason, mask in (
-            ("with a non-finite time", ~finite),
-            ("with a time out of range", finite & ~in_time),
-            ("outside the sensor", in_time & ~on_sensor),
+            (BAD_TIME, ~finite),
+            (LATE_TIME, finite & ~in_time),
+            (OFF_SENSOR, in_time & ~on_sensor),
+            (BAD_POLARITY, in_time & on_sensor & ~known),
         ):
             if count := int(np.count_nonzero(mask)):
                 dropped[reason] = count
+        columns = {"t": time, "x": x, "y": y, "p": polarity}
+        t_range, x_range, y_range, p_range = (_range(column[np.isfinite(column)]) for column in columns.values())
+        rising = frozenset(name for name, column in columns.items() if bool((column[1:] >= column[:-1]).all()))
+        seen = Seen(t_range, x_range, y_range, p_range, rising)
+        keep = in_time & on_sensor & known
         time, x, y, polarity = time[keep], x[keep], y[keep], polarity[keep]
     stored = time.astype(np.int32)
     address = (polarity.astype(np.uint32) * height + y.astype(np.uint32)) * width + x.astype(np.uint32)
     if len(stored) > 1 and bool((stored[1:] < stored[:-1]).any()):
         order = np.argsort(stored, kind="stable")
         stored, address = stored[order], address[order]
-    return stored, address.astype(np.uint32), dropped
+    return Events(stored, address.astype(np.uint32), dropped, seen)
 
 
-def missing_files(name: str, wanted: str, root: Path) -> str:
-    """The one message for raw files that are not there."""
-    return (
-        f"dataset={name}: found no {wanted} under {root}. Put the unpacked data set there, set dataset.root"
-        f" (or SNNEXP_DATA) to the folder that holds it, or fetch it with: snnexp task=prepare dataset={name}"
-    )
-
-
-def damaged(path: Path, why: str) -> str:
-    """The one message for a raw file that cannot be read."""
-    return f"{path}: {why}. The file is damaged or incomplete: delete it and fetch or unpack it again."
+def _range(column: NDArray[Any]) -> Range:
+    """Smallest and largest value; nan if there is one, which fits no limit."""
+    return (float(column.min()), float(column.max())) if len(column) else (math.inf, -math.inf)

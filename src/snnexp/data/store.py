@@ -5,11 +5,12 @@
                         samples.npy   per sample: where its events stop, label, subject, part, digest of its events
                         names.txt     per sample: its identity
                         sources.tsv   per raw file: path, size, mtime in ns, SHA-256
+                        stamps.tsv    per raw file: sizes and times when it was last found to be the packed one
                         manifest.json what it is, counts, versions, sizes and CRC-32 of the arrays; written last
 
 A build happens in a temporary folder that is renamed when complete, under a file lock: a killed build leaves nothing
 that could be taken for a store, and parallel jobs wait for one builder. Opening compares names, sizes and times of the
-raw files and of the arrays; an array whose times differ is read and compared by checksum.
+raw files and of the arrays; what has other times is read and compared by checksum.
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snnexp.data.recordings import EventReader
+from snnexp.data.stamps import SOURCES, changed_source
 
 log = logging.getLogger(__name__)
 
-WRITER_VERSION = 2
+WRITER_VERSION = 3
 PARTS = ("train", "val", "test", "all")
 SAMPLE_TYPE = np.dtype([("stop", "<i8"), ("label", "<i4"), ("subject", "<i4"), ("part", "u1"), ("digest", "<u8")])
-ARRAYS = ("time.bin", "address.bin", "samples.npy", "names.txt", "sources.tsv")
+ARRAYS = ("time.bin", "address.bin", "samples.npy", "names.txt", SOURCES)
 MANIFEST = "manifest.json"
 RELEASE_BYTES = 256 << 20  # mapped pages touched before they are handed back
 
@@ -69,6 +71,11 @@ class EventStore:
     def dropped(self) -> dict[str, int]:
         """Events left out while packing: reason -> number."""
         return dict(self.manifest["dropped"])
+
+    @property
+    def notes(self) -> list[str]:
+        """What was found while packing, for the record."""
+        return list(self.manifest.get("notes", ()))
 
     def touched(self, events: int) -> None:
         """Say that so many events were read; now and then gives the mapped pages back.
@@ -109,7 +116,8 @@ def load_store(folder: Path, reader: EventReader, sources: str) -> EventStore:
         raise StoreDamage(f"it holds {manifest['key']} with shape {manifest['shape']}")
     if fresh := _check_arrays(folder, manifest):
         _refresh_stamps(folder, manifest, fresh)
-    _check_sources((folder / "sources.tsv").read_text(encoding="utf-8"), sources)
+    if reason := changed_source(folder, reader, sources, manifest["arrays"][SOURCES]["crc32"]):
+        raise StoreDamage(reason)
 
     events = int(manifest["events"])
     time, time_map = _map(folder / "time.bin", np.dtype("<i4"), events)
@@ -221,36 +229,6 @@ def _map(path: Path, dtype: np.dtype[Any], count: int) -> tuple[NDArray[Any], mm
     with open(path, "rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return np.frombuffer(mapped, dtype=dtype, count=count), mapped
-
-
-# --- raw files ----------------------------------------------------------------------------------------------------
-
-
-def stamp_sources(reader: EventReader) -> str:
-    """One line per raw file: path relative to the data set's folder, size, mtime in ns."""
-    if reader.folder is None:
-        return ""
-    lines = []
-    for path in reader.files:
-        stat = path.stat()
-        lines.append(f"{path.relative_to(reader.folder).as_posix()}\t{stat.st_size}\t{stat.st_mtime_ns}\n")
-    return "".join(lines)
-
-
-def _check_sources(recorded: str, present: str) -> None:
-    """Compare recorded lines (with hashes) with the present ones (without)."""
-    packed = {line.split("\t")[0]: line.rsplit("\t", 1)[0] for line in recorded.splitlines()}
-    now = {line.split("\t")[0]: line for line in present.splitlines()}
-    if packed == now:
-        return
-    for word, names in (
-        ("is new", now.keys() - packed.keys()),
-        ("is gone", packed.keys() - now.keys()),
-        ("was changed", {name for name in packed.keys() & now.keys() if packed[name] != now[name]}),
-    ):
-        if names:
-            more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
-            raise StoreDamage(f"the raw file {min(names)}{more} {word} since it was packed")
 
 
 def remove_folder(folder: Path) -> None:

@@ -68,7 +68,8 @@ class TransformedReader:
         self.name, self.variant, self.shape = reader.name, reader.variant, reader.shape
         self.class_names, self.official, self.origin = reader.class_names, reader.official, reader.origin
         self.folder, self.files, self.total = reader.folder, reader.files, reader.total
-        self.divide = getattr(reader, "divide", None)
+        self.layout, self.notes = reader.layout, reader.notes
+        self.divide, self.explain = getattr(reader, "divide", None), getattr(reader, "explain", None)
         what = repr([tonic.__version__, *texts])
         self.key = f"{reader.key}-{hashlib.sha256(what.encode()).hexdigest()[:10]}"
 
@@ -89,7 +90,7 @@ class TransformedReader:
                 if before > len(events):
                     reason = f"by {name}"
                     dropped[reason] = dropped.get(reason, 0) + before - len(events)
-            time, address32, lost = order_events(events["t"], events["x"], events["y"], events["p"], self.shape)
-            for reason, count in lost.items():
+            left = order_events(events["t"], events["x"], events["y"], events["p"], self.shape)
+            for reason, count in left.dropped.items():
                 dropped[reason] = dropped.get(reason, 0) + count
-            yield replace(recording, time=time, address=address32, dropped=dropped)
+            yield replace(recording, time=left.time, address=left.address, dropped=dropped)
