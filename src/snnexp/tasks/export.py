@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from snnexp.collector import importing
 from snnexp.config import Config
+from snnexp.naming import path_word
 
 
 def export(conf: Config, cfg: DictConfig) -> None:
@@ -21,7 +22,7 @@ def export(conf: Config, cfg: DictConfig) -> None:
     env = environment(cfg)
     source = find_checkpoint(conf, env.start_dir)
     weights, config, facts = load_weights(source)  # a damaged file must not be handed on
-    target = Path(env.start_dir) / f"{conf.run_id}-{conf.checkpoint}.safetensors"
+    target = Path(env.start_dir) / f"{path_word(str(conf.run_id))}-{conf.checkpoint}.safetensors"
     shutil.copyfile(source, target)
     print(
         f"{target}: {config['dataset']['name']}, {config['neuron']['name']}, epoch {facts.get('epoch')}, "

@@ -32,6 +32,7 @@ from filelock import FileLock, Timeout
 
 from snnexp import __version__
 from snnexp.errors import ConfigError, DataError
+from snnexp.naming import path_word
 from snnexp.tracking.identity import run_identity
 
 log = logging.getLogger(__name__)
@@ -221,7 +222,8 @@ def claim(
         DataError if the unfinished run was begun on other data.
     """
     identity = run_identity(cfg)
-    home = Path(state_dir).absolute() / f"{cfg['dataset']['name']}-{cfg['neuron']['name']}-{identity}"
+    words = path_word(str(cfg["dataset"]["name"])), path_word(str(cfg["neuron"]["name"]))
+    home = Path(state_dir).absolute() / "-".join((*words, identity))
     try:
         home.mkdir(parents=True, exist_ok=True)
         # asked before the lock is taken: data may have to be packed first
