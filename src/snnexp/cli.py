@@ -6,16 +6,15 @@ Exit codes (DESIGN section 6): 0 done; 2 wrong configuration or data; 130 interr
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from snnexp import __version__
+from snnexp import __version__, interrupts
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -49,8 +48,20 @@ def main() -> NoReturn:
     if "--version" in arguments:
         _print(f"snnexp {__version__}")
         sys.exit(0)
-    signal.signal(signal.SIGTERM, _terminate)  # a cluster's stop goes down the same path as Ctrl-C
-    sys.exit(_run(arguments))
+    interrupts.install()  # a cluster's stop and a closed terminal go down the same path as Ctrl-C
+    code = _run(arguments)
+    interrupts.ending()  # what still runs at exit closes a sweep's record
+    _flush()
+    sys.exit(code)
+
+
+def _flush() -> None:
+    """Write out what is left, here: at exit Python would print a traceback if the disk is full or the reader gone."""
+    for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def _print(text: str) -> None:
@@ -58,10 +69,6 @@ def _print(text: str) -> None:
         print(text, flush=True)
     except BrokenPipeError:  # `snnexp --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _run(arguments: list[str]) -> int:
@@ -72,13 +79,17 @@ def _run(arguments: list[str]) -> int:
     prepare_allocator()  # before anything imports torch
     from snnexp.errors import ConfigError, SnnexpError
     from snnexp.overrides import arranged
+    from snnexp.secrets import guard_logging, mask_arguments
     from snnexp.variables import check_variables
 
+    logging.raiseExceptions = False  # a full disk must not bring a traceback for each line of the log
+    guard_logging()
     try:
         check_variables()
-        sys.argv[1:] = arranged(arguments)
+        sys.argv[1:] = arranged(mask_arguments(arguments))
         _hydra_main()
     except KeyboardInterrupt:
+        interrupts.ending()
         return _fail(130, "interrupted. The same command continues from the last finished epoch.")
     except SnnexpError as error:
         return _fail(error.exit_code, str(error))
@@ -87,27 +98,38 @@ def _run(arguments: list[str]) -> int:
     except Exception as error:
         from snnexp.composition import explain
 
+        if (message := _disk_full(error)) is not None:
+            return _fail(1, message)
         message = explain(error) or _not_writable(error)
         if message is not None:
             return _fail(ConfigError.exit_code, message)
-        if (message := _disk_full(error)) is not None:
-            return _fail(1, message)
         return _fail(1, _unexpected(error))
     return 0
 
 
 def _fail(code: int, message: str) -> int:
-    print(f"snnexp: {'' if code == 130 else 'error: '}{message}", file=sys.stderr, flush=True)
+    from snnexp.secrets import hide
+
+    with contextlib.suppress(OSError):  # the disk that stderr goes to may be the full one
+        print(f"snnexp: {'' if code == 130 else 'error: '}{hide(message)}", file=sys.stderr, flush=True)
     return code
 
 
 def _disk_full(error: BaseException) -> str | None:
-    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    """Anywhere in the chain: an error of the disk comes wrapped, or while another error is being handled."""
+    seen: BaseException | None = error
+    while seen is not None:
+        full = isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "database or disk is full" in str(seen):
+            break
+        seen = seen.__cause__ or seen.__context__
+    if seen is None:
         return None
-    where = f": {error.filename}" if error.filename else ""
+    what = seen.strerror if isinstance(seen, OSError) else "No space left on device"
+    name = getattr(seen, "filename", None)
     return (
-        f"{error.strerror}{where}. What was finished is kept. Free some disk space (or set state_dir, tracking.uri or "
-        "hydra.run.dir to another disk), then give the command again."
+        f"{what}{f': {name}' if name else ''}. What was finished is kept. Free some disk space (or set state_dir, "
+        "tracking.uri or hydra.run.dir to another disk), then give the command again."
     )
 
 
@@ -129,7 +151,10 @@ def _unexpected(error: BaseException) -> str:
     else:
         import traceback
 
-        traceback.print_exception(error)
+        from snnexp.secrets import hide
+
+        with contextlib.suppress(OSError):
+            print(hide("".join(traceback.format_exception(error))), file=sys.stderr)
         where = "The traceback is above"
     return f"{type(error).__name__}: {error}\n{where}. Please report it if you think that snnexp is wrong."
 
@@ -151,10 +176,14 @@ def _job(cfg: DictConfig) -> float | None:
     from hydra.types import RunMode
 
     from snnexp.errors import SnnexpError
+    from snnexp.secrets import guard_logging
     from snnexp.tasks import run_task
     from snnexp.validation import validate
 
+    interrupts.install()  # in the worker of a sweep's launcher, where main() did not run
+    guard_logging()
     try:
+        _settle_store(cfg)
         conf = validate(cfg)
         return run_task(conf, cfg)
     except KeyboardInterrupt:
@@ -168,3 +197,20 @@ def _job(cfg: DictConfig) -> float | None:
             raise
         _failures.append(error)  # raised by `_hydra_main`: Hydra would print a line of its own before the message
         return None
+
+
+def _settle_store(cfg: DictConfig) -> None:
+    """Put the masked address and the experiment's name into the configuration: from here on nothing else is kept."""
+    from omegaconf import OmegaConf, read_write
+
+    from snnexp.secrets import mask
+    from snnexp.tracking.address import resolve_experiment
+
+    node = OmegaConf.select(cfg, "tracking")
+    if not OmegaConf.is_dict(node):
+        return  # `validate` says so
+    with contextlib.suppress(Exception), read_write(node):  # an interpolation that fails: `validate` says which
+        if isinstance(node.get("uri"), str):
+            node["uri"] = mask(node["uri"])
+        if "experiment" in node:
+            node["experiment"] = resolve_experiment(node["experiment"])

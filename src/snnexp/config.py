@@ -315,7 +315,7 @@ class TrackingConf:
 
     name: str = MISSING
     uri: str | None = None  # null: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the folder of the command
-    experiment: str = "snnexp"
+    experiment: str | None = None  # null: $MLFLOW_EXPERIMENT_NAME, else snnexp
     run_name: str | None = None  # null: <dataset>-<neuron>-s<seed>
     system_metrics: bool = False  # needs the extra [system]
 

@@ -30,6 +30,10 @@ class TrackingError(SnnexpError):
     exit_code = 2
 
 
+class NoSpaceError(SnnexpError):
+    """The disk is full; the message names the file. Nothing was wrong with the command, so the code is 1."""
+
+
 class TrainingError(SnnexpError):
     """Training cannot go on (a non-finite loss, say); the message names the layer and the epoch."""
 

@@ -25,6 +25,7 @@ from snnexp import config_files, faults, words
 from snnexp.config_files import FileResult
 from snnexp.errors import ConfigError
 from snnexp.faults import Repository
+from snnexp.secrets import mask_composed
 
 EXPERIMENT = "experiment/"
 
@@ -42,7 +43,7 @@ class Loader(ConfigLoaderImpl):
     def _load_configuration_impl(self, *args: Any, **kwargs: Any) -> DictConfig:
         install()  # a launcher may have brought this object into another process
         try:
-            return super()._load_configuration_impl(*args, **kwargs)
+            return mask_composed(super()._load_configuration_impl(*args, **kwargs))  # type: ignore[no-any-return]
         except RecursionError as error:
             place = self.repo.last_file() if self.repo is not None else "A configuration file"
             raise ConfigError(f"{place}: a defaults list leads back to its own file.") from error

@@ -168,11 +168,11 @@ def test_a_command_waits_while_its_run_is_being_sent(
     held = []
     send = unsent._send_folder
 
-    def look(run: RunFolder, store: Any) -> None:
+    def look(run: RunFolder, *rest: Any, **more: Any) -> bool:
         with pytest.raises(Timeout), FileLock(run.path.parent / "claim.lock", timeout=0):
             pass
         held.append(run.path)
-        send(run, store)
+        return send(run, *rest, **more)
 
     monkeypatch.setattr(unsent, "_send_folder", look)
     open_run({**config, "seed": 1})

@@ -49,16 +49,17 @@ def report(conf: Config, cfg: DictConfig) -> None:
     Raises: ConfigError if there is no store or no finished run; TrackingError if the store cannot be reached.
     """
     from snnexp.tasks.environment import environment
+    from snnexp.tracking.address import resolve_experiment, resolve_uri
     from snnexp.tracking.mlflow_store import connect
     from snnexp.tracking.queries import best_value, search_all
-    from snnexp.tracking.store import resolve_uri
     from snnexp.tracking.sweep import ROLE_TAG
     from snnexp.tracking.unsent import send_unsent
 
     if conf.tracking.name == "off":
         raise ConfigError("task=report reads the MLflow store: leave out tracking=off.")
     uri = resolve_uri(conf.tracking.uri, environment(cfg).start_dir)
-    store = connect(uri, conf.tracking.experiment, create=False)
+    name = resolve_experiment(conf.tracking.experiment)
+    store = connect(uri, name, create=False)
     if store is not None:
         send_unsent(Path(conf.state_dir), store)
     found = [] if store is None else [run for run in search_all(store) if ROLE_TAG not in run.data.tags]
@@ -75,11 +76,11 @@ def report(conf: Config, cfg: DictConfig) -> None:
     ]
     if not results:
         raise ConfigError(
-            f"task=report: no finished run of tracking.experiment={conf.tracking.experiment} in "
+            f"task=report: no finished run of tracking.experiment={name} in "
             f"{without_password(uri)}. Train first, or set tracking.uri and tracking.experiment to where the runs are."
         )
     unfinished = len(found) - len(results)
-    show(conf.tracking.experiment, group_runs(results), unfinished, ui_command(uri))
+    show(name, group_runs(results), unfinished, ui_command(uri))
 
 
 def group_runs(results: Sequence[Result]) -> list[Group]:

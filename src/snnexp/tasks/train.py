@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf
 
+from snnexp import interrupts
 from snnexp.collector import importing
 from snnexp.config import Config
 from snnexp.errors import SnnexpError
@@ -30,21 +31,36 @@ def train(conf: Config, cfg: DictConfig) -> float | None:
     env = environment(cfg)
     data = _Data(conf)
     folder = claim(config, conf.state_dir, conf.trainer.resume, env.in_sweep, data.fingerprint)  # type: ignore[arg-type]
-    if folder.action == "skip":
-        print(folder.skip_reason, flush=True)
-        log.info("%s", folder.skip_reason)
-        if env.sweep is not None:
-            env.sweep.record_skip(folder.record.mlflow_run_id)
-        return None
     try:
+        interrupts.release()
+        if folder.action == "skip":
+            _skip(conf, env, folder)
+            return None
         return _train(conf, config, env, folder, data)
     except KeyboardInterrupt:
-        folder.finish("KILLED")
+        interrupts.ending()
+        opened = not folder.finish("KILLED", told=False)
+        if not opened and folder.left_running:
+            from snnexp.tracking.unsent import tell_store
+
+            tell_store(conf.tracking, folder, env.start_dir)
         raise
     finally:
-        folder.finish("FAILED")  # does nothing if another status has been written
+        # does nothing if another status has been written, which is so wherever the store knows of the run
+        folder.finish("FAILED", told=False)
         if env.in_sweep:
             _forget_neurons()
+
+
+def _skip(conf: Config, env: Environment, folder: RunFolder) -> None:
+    """A sweep finds the run finished: nothing to compute, but the store must have its record."""
+    from snnexp.tracking.unsent import restore_skipped
+
+    print(folder.skip_reason, flush=True)
+    log.info("%s", folder.skip_reason)
+    restore_skipped(conf.tracking, folder, env.start_dir, env.sweep.parent_run_id if env.sweep else None)
+    if env.sweep is not None:
+        env.sweep.record_skip(folder.record.mlflow_run_id)
 
 
 class _Data:
@@ -100,17 +116,27 @@ def _train(conf: Config, config: dict[str, Any], env: Environment, folder: RunFo
     )
     status: Status = "FAILED"
     try:
-        tracker.log_dataset(experiment.source.info)
-        tracker.log_tags(experiment.tags())
-        state = fit(experiment, folder, tracker, display, config)
-        close(experiment, state, folder, tracker, display)
-        status = "FINISHED"
+        try:
+            interrupts.release()
+            tracker.log_dataset(experiment.source.info)
+            tracker.log_tags(experiment.tags())
+            state = fit(experiment, folder, tracker, display, config)
+            close(experiment, state, folder, tracker, display)
+            interrupts.hold()  # from here on it is finished: a signal that comes now stops nothing
+            status = "FINISHED"
+        except Exception:
+            interrupts.hold()  # an error's record must not be torn either
+            raise
     except KeyboardInterrupt:
+        interrupts.ending()
         status = "KILLED"
         raise
     finally:
         tracker.finish(status)
         folder.finish(status)
+    if env.in_sweep:
+        interrupts.release()  # it ends the sweep
+    interrupts.forget()
     display.farewell(tracker.link(), tracker.run_id, folder)
     store = folder.record.tracking_uri
     command = ui_command(store) if store and not env.in_sweep else None  # a sweep says it once, at its end

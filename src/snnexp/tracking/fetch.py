@@ -7,8 +7,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from snnexp.tracking.address import resolve_experiment, resolve_uri
 from snnexp.tracking.mlflow_store import connect
-from snnexp.tracking.store import resolve_uri
+from snnexp.tracking.reasons import telling_line
 
 if TYPE_CHECKING:
     from snnexp.config import TrackingConf
@@ -25,7 +26,7 @@ def fetch_artifact(conf: TrackingConf, start_dir: str | Path, run_id: str, name:
     """
     if conf.name == "off":
         return None
-    store = connect(resolve_uri(conf.uri, start_dir), conf.experiment, create=False)
+    store = connect(resolve_uri(conf.uri, start_dir), resolve_experiment(conf.experiment), create=False)
     if store is None:
         return None
     from mlflow.exceptions import MlflowException
@@ -35,5 +36,5 @@ def fetch_artifact(conf: TrackingConf, start_dir: str | Path, run_id: str, name:
         target = tempfile.mkdtemp(prefix="snnexp-")
         return Path(store.client.download_artifacts(run_id, name, target))
     except (MlflowException, OSError) as error:
-        log.info("run %s: %s cannot be fetched: %s", run_id, name, str(error).splitlines()[0])
+        log.info("run %s: %s cannot be fetched: %s", run_id, name, telling_line(error))
         return None

@@ -6,17 +6,19 @@ Without `workflowType=machine_learning` a fresh browser lands in the GenAI view,
 from __future__ import annotations
 
 import json
+import re
+import shlex
+from pathlib import PurePosixPath
 from urllib.parse import quote, urlsplit, urlunsplit
+
+from snnexp.secrets import mask
 
 LOCAL_UI = "http://127.0.0.1:5000"  # where `mlflow ui` serves a local store
 
 
 def without_password(uri: str) -> str:
-    """`uri` as it may be shown and kept: the password in it replaced by ***."""
-    parts = urlsplit(uri)
-    if parts.password is None:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))
+    """`uri` as it may be shown and kept."""
+    return mask(uri)
 
 
 def ui_address(uri: str) -> str | None:
@@ -50,4 +52,8 @@ def ui_command(uri: str) -> str | None:
     """The command that serves a local store, or None where a server runs already."""
     if uri.startswith(("http://", "https://", "databricks")):
         return None
-    return f"mlflow ui --backend-store-uri {without_password(uri)} --workers 1"
+    if uri.startswith("sqlite:///") and re.search("[%?#]", uri):  # MLflow would take these for escapes
+        path = PurePosixPath(uri.removeprefix("sqlite:///"))
+        address = f"sqlite:///{path.name}"
+        return f"cd {shlex.quote(str(path.parent))} && mlflow ui --backend-store-uri {address} --workers 1"
+    return f"mlflow ui --backend-store-uri {shlex.quote(mask(uri))} --workers 1"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import re
+import shlex
 import socket
-import sqlite3
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,24 +19,35 @@ from urllib.parse import urlsplit
 from filelock import FileLock, Timeout
 
 from snnexp.collector import importing
-from snnexp.errors import TrackingError
-from snnexp.tracking.links import without_password
+from snnexp.errors import NoSpaceError, TrackingError
+from snnexp.secrets import MARK, hide, mask, reveal
+from snnexp.tracking.address import engine_uri, sqlite_path
+from snnexp.tracking.database import follow_move, prepare
+from snnexp.tracking.reasons import telling_line
 
 log = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_S = 5  # how long the start of a run waits for a server that does not answer
 FIRST_TOUCH_TIMEOUT_S = 120.0  # a new database takes about 2 s per process in the queue
-DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 WAY_OUT = "Start the server, correct tracking.uri (or $MLFLOW_TRACKING_URI), or train without a store: tracking=off."
+WAY_OUT_OF_FILE = (
+    "Set tracking.uri to another file, such as sqlite:///other.db, or train without a store: tracking=off."
+)
 
 
 @dataclass(frozen=True)
 class Store:
-    """A store that answered, and the experiment in it. `client` is an `mlflow.MlflowClient`."""
+    """A store that answered, and the experiment in it.
+
+    `client` is an `mlflow.MlflowClient`; `uri` is masked; `made` says that its database was made a moment ago.
+    """
 
     client: Any
     uri: str
     experiment_id: str
+    experiment: str
+    made: bool = False
 
 
 def import_mlflow() -> Any:
@@ -65,13 +77,8 @@ def import_mlflow() -> Any:
     return mlflow
 
 
-def sqlite_path(uri: str) -> Path | None:
-    """The file of a SQLite store, or None for any other."""
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-
-
 def connect(uri: str, experiment: str, *, create: bool = True) -> Store | None:
-    """Open the store at `uri` and its experiment, which is made if it is missing (create=False: return None then).
+    """Open the store at `uri` (resolved) and its experiment, made if it is missing (create=False: return None then).
 
     SQLite: under a file lock, since four processes that migrate one new database at once destroy it for good; files go
     to mlartifacts/<experiment> beside the database. A server decides by itself where files go.
@@ -83,36 +90,67 @@ def connect(uri: str, experiment: str, *, create: bool = True) -> Store | None:
             f"tracking.uri={uri}: MLflow no longer takes a folder. Use a database such as "
             "sqlite:///mlflow.db (old runs: `mlflow migrate-filestore`) or a server, http://host:5000."
         )
+    uri = mask(uri)
+    if MARK in reveal(uri):
+        raise TrackingError(
+            f"tracking.uri={uri}: the password was left out of this address ({MARK}). Give the whole address, with "
+            "tracking.uri or $MLFLOW_TRACKING_URI."
+        )
     database = sqlite_path(uri)
     if database is None:
+        if re.match(r"sqlite(\+\w+)?:", uri):
+            raise TrackingError(f"tracking.uri={uri}: needs a file, sqlite:///mlflow.db or sqlite:////whole/path.db.")
         _probe(uri)
         with short_waits():
             return _open(uri, experiment, None, create)
+    if database.name == ":memory:":
+        raise TrackingError(f"tracking.uri={uri}: a database in memory is lost at the end. Use sqlite:///mlflow.db.")
     if not create and not database.exists():
         return None
     try:
-        database.parent.mkdir(parents=True, exist_ok=True)
-        _check_sqlite(database)
-        with FileLock(f"{database}.lock", timeout=FIRST_TOUCH_TIMEOUT_S):
-            folder = database.parent / "mlartifacts" / re.sub(r"[^\w.-]", "_", experiment)
-            return _open(uri, experiment, folder.as_uri(), create)
+        return _open_database(uri, database, experiment, create)
     except Timeout:
         raise TrackingError(
             f"{database}.lock has been held for {FIRST_TOUCH_TIMEOUT_S:.0f} s by a process that hangs. Stop it, or set "
             "tracking.uri to another database."
         ) from None
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpaceError(
+                f"{database}: {error.strerror}. Free some disk space (or set tracking.uri to a database on another "
+                "disk), then give the command again."
+            ) from error
         raise TrackingError(
             f"tracking.uri={uri}: cannot write there ({error.strerror or error}). Set tracking.uri to a database in a "
             "folder that you may write to, or tracking=off."
         ) from error
 
 
+def _open_database(uri: str, database: Path, experiment: str, create: bool) -> Store | None:
+    if create:
+        database.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        if create or os.access(database.parent, os.W_OK):  # to look at somebody else's database needs no lock
+            stack.enter_context(FileLock(f"{os.path.realpath(database)}.lock", timeout=FIRST_TOUCH_TIMEOUT_S))
+        import_mlflow()
+        try:
+            made = prepare(database, create=create)
+            follow_move(database)
+        except (TrackingError, OSError):
+            raise
+        except Exception as error:  # sqlalchemy's and alembic's
+            raise TrackingError(f"tracking.uri={uri}: {telling_line(error)}. {WAY_OUT_OF_FILE}") from error
+        folder = database.parent / "mlartifacts" / re.sub(r"[^\w.-]", "_", experiment)
+        store = _open(uri, experiment, folder.as_uri(), create)
+        return replace(store, made=made) if store else None
+
+
 def _open(uri: str, experiment: str, artifacts: str | None, create: bool) -> Store | None:
     mlflow = import_mlflow()
+    real = engine_uri(uri)
     try:
-        with importing(freeze=True):  # the store's own packages, sqlalchemy and alembic for a database
-            client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+        with importing(freeze=True), _few_tries(uri):  # the store's own packages, sqlalchemy and alembic for a database
+            client = mlflow.MlflowClient(tracking_uri=real, registry_uri=real)
         found = client.get_experiment_by_name(experiment)
         if found is None and not create:
             return None
@@ -120,53 +158,76 @@ def _open(uri: str, experiment: str, artifacts: str | None, create: bool) -> Sto
             # experimentKind: else the pages open in the GenAI view
             tags = {"mlflow.experimentKind": "custom_model_development"}
             try:
-                return Store(client, uri, client.create_experiment(experiment, artifact_location=artifacts, tags=tags))
+                made = client.create_experiment(experiment, artifact_location=artifacts, tags=tags)
+                return Store(client, uri, made, experiment)
             except mlflow.exceptions.MlflowException:
                 found = client.get_experiment_by_name(experiment)  # another process made it in between
                 if found is None:
                     raise
     except Exception as error:  # MlflowException, requests', sqlalchemy's, ImportError of a database driver
-        raise TrackingError(f"tracking.uri={without_password(uri)}: {_first_line(error)} {WAY_OUT}") from error
+        way_out = WAY_OUT if sqlite_path(uri) is None else WAY_OUT_OF_FILE
+        raise TrackingError(f"tracking.uri={uri}: {telling_line(error)}. {way_out}") from error
     if found.lifecycle_stage == "deleted":
         raise TrackingError(
-            f"tracking.experiment={experiment} was deleted in this store. Restore it with `mlflow experiments restore "
-            f"-x {found.experiment_id}`, or choose another name."
+            f"tracking.experiment={experiment} was deleted in this store. Restore it with `MLFLOW_TRACKING_URI="
+            f"{shlex.quote(engine_uri(uri) if sqlite_path(uri) else uri)} mlflow experiments restore -x "
+            f"{found.experiment_id}`, or choose another name."
         )
-    return Store(client, uri, str(found.experiment_id))
+    return Store(client, uri, str(found.experiment_id), experiment)
+
+
+@contextlib.contextmanager
+def _few_tries(uri: str) -> Iterator[None]:
+    """Let a database say no once or twice, not ten times in 100 s; and let MLflow make no folder for an address."""
+    if uri.startswith(("http://", "https://", "databricks")):
+        yield
+        return
+    try:
+        from mlflow.store.db import utils
+    except ImportError:  # mlflow-skinny: the client says what it lacks
+        yield
+        return
+    tries, make = utils.MAX_RETRY_COUNT, utils._make_parent_dirs_if_sqlite
+    # the folder is there; MLflow would make one more, named as the escaped address is
+    utils.MAX_RETRY_COUNT, utils._make_parent_dirs_if_sqlite = 2, lambda _: None
+    try:
+        yield
+    finally:
+        utils.MAX_RETRY_COUNT, utils._make_parent_dirs_if_sqlite = tries, make
 
 
 def _probe(uri: str) -> None:
-    """A plain connection to the server's port, because the libraries' own attempts may take minutes to fail."""
+    """A plain connection to the server's port, because the libraries' own attempts may take minutes to fail.
+
+    Where MLflow's requests go through a proxy (http_proxy, no_proxy, ...), to the proxy's.
+    """
+    real, shown, what = reveal(uri), uri, "tracking server"
     try:
-        parts = urlsplit(uri)
-        default = {"http": 80, "https": 443}.get(parts.scheme) or DATABASE_PORTS.get(parts.scheme.partition("+")[0])
+        proxy = _proxy(real)
+        if proxy is not None:
+            real, shown, what = proxy, uri, "proxy ($http_proxy, $https_proxy or $all_proxy)"
+        parts = urlsplit(real)
+        default = PORTS.get(parts.scheme.partition("+")[0])
         host, port = parts.hostname, parts.port or default
     except ValueError as error:
-        raise TrackingError(f"tracking.uri={without_password(uri)}: {error}. {WAY_OUT}") from error
+        raise TrackingError(f"tracking.uri={uri}: {hide(str(error))}. {WAY_OUT}") from error
     if host is None or port is None:
         return  # databricks and plugins know their own way
     try:
         socket.create_connection((host, port), timeout=PROBE_TIMEOUT_S).close()
-    except OSError as error:
-        reason = "no answer" if isinstance(error, TimeoutError) else (error.strerror or str(error))
-        raise TrackingError(
-            f"tracking.uri={without_password(uri)}: no tracking server at {host}:{port} ({reason}). {WAY_OUT}"
-        ) from error
+    except (OSError, UnicodeError) as error:
+        reason = "no answer" if isinstance(error, TimeoutError) else (getattr(error, "strerror", None) or str(error))
+        raise TrackingError(f"tracking.uri={shown}: no {what} at {host}:{port} ({reason}). {WAY_OUT}") from error
 
 
-def _check_sqlite(database: Path) -> None:
-    """A file that is no database fails here with its name, not forty frames deep in a migration."""
-    if not database.exists():
-        return
-    try:
-        with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
-            connection.execute("SELECT name FROM sqlite_master LIMIT 1").fetchall()
-    except sqlite3.DatabaseError as error:
-        if "locked" in str(error):
-            return  # busy: MLflow waits for it
-        raise TrackingError(
-            f"tracking.uri=sqlite:///{database}: {error}. Move the file away, or set tracking.uri to another one."
-        ) from error
+def _proxy(real: str) -> str | None:
+    """The proxy that requests, and so MLflow, would use for this address."""
+    if not real.startswith(("http://", "https://")):
+        return None
+    from requests.utils import get_environ_proxies, select_proxy
+
+    proxy = select_proxy(real, get_environ_proxies(real, no_proxy=None))
+    return proxy if proxy is None or "://" in proxy else f"http://{proxy}"
 
 
 @contextlib.contextmanager
@@ -184,8 +245,3 @@ def short_waits() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return (text[0][:300].rstrip(".") if text else type(error).__name__) + "."

@@ -4,31 +4,33 @@ While the store answers, each call is sent at once (one request per epoch). When
 and is *behind*: later calls only write the local record, and now and then (30 s, doubling to 10 min) it tries to catch
 up. Catching up compares with what the store holds, so that no (key, step) is ever sent twice, and is the same code that
 continues an interrupted run, fills a store from a run that began with tracking=off, and sends what a finished run could
-not (`send_unsent`).
+not (`unsent`). Files go a way of their own, often to another machine: where that is blocked, the rest goes on.
 """
 
 from __future__ import annotations
 
-import contextlib
-import getpass
 import importlib.util
 import json
 import logging
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from snnexp import interrupts
 from snnexp.errors import ConfigError, TrackingError
 from snnexp.tracking import links
+from snnexp.tracking.address import engine_uri, resolve_experiment, sqlite_path
 from snnexp.tracking.identity import is_bookkeeping, run_name
+from snnexp.tracking.local import LocalRecord
 from snnexp.tracking.metrics_log import Entry
+from snnexp.tracking.mlflow_runs import PARENT_TAG, create_run, find_run, is_missing, is_refusal
 from snnexp.tracking.mlflow_store import Store, connect, short_waits
+from snnexp.tracking.reasons import telling_line
 from snnexp.tracking.runs import RunFolder, Status
-from snnexp.tracking.store import OffTracker
+from snnexp.tracking.store import OffTracker, closed_if_cut_off
 
 if TYPE_CHECKING:
     from snnexp.config import TrackingConf
@@ -39,8 +41,6 @@ log = logging.getLogger(__name__)
 RETRY_FIRST_S = 30.0
 RETRY_LONGEST_S = 600.0
 BATCH = 1000  # MLflow's limit of metrics per request; 100 for parameters and tags
-UID_TAG = "run_uid"
-PARENT_TAG = "mlflow.parentRunId"
 
 
 class MlflowTracker(OffTracker):
@@ -52,6 +52,9 @@ class MlflowTracker(OffTracker):
         self.store = store
         self.run_id: str = run_id
         self._behind = False
+        self._sending = False  # an interrupt in the middle of a request leaves it set
+        self._files_blocked = self._files_named = False
+        self._database = _file_of(store.uri)
         self._wait_s = RETRY_FIRST_S
         self._next_try = 0.0
         self._monitor: Any = None  # MLflow's sampler of system metrics
@@ -99,17 +102,23 @@ class MlflowTracker(OffTracker):
             self._monitor = None
         tags = self.local.add_tags({"status": status, "mlflow.note.content": self._note()})
         self._next_try = 0.0  # once more, whatever the back-off says
+        self._behind = self._behind or self._sending
+        self._files_blocked = False
 
         def send() -> None:
+            if _file_of(self.store.uri) != self._database:
+                self._begin_again("its database was removed while it ran")
             self._send_tags(tags)
+            self._try_files()
             self.store.client.set_terminated(self.run_id, status)
 
-        self._deliver(send)
+        with short_waits():  # there is nothing to compute in the meantime, and a user may be waiting for the end
+            self._deliver(send)
         if self._behind:
             log.warning(
                 "The tracking store %s is still away. Everything is kept in %s; the next snnexp run that uses this "
                 "store sends it.",
-                links.without_password(self.store.uri),
+                self.store.uri,
                 self.folder.path,
             )
 
@@ -122,28 +131,49 @@ class MlflowTracker(OffTracker):
     def _deliver(self, send: Callable[[], None]) -> None:
         if self._behind and time.monotonic() < self._next_try:
             return
+        self._sending = True
         try:
-            if self._behind:
-                with short_waits():  # a server that hangs takes 5 s of an epoch now and then, not 30
-                    self.store.client.get_run(self.run_id)
-                self.catch_up()
-            send()
+            try:
+                self._catch_up_and(send)
+            except Exception as error:
+                why = is_missing(self.store, self.run_id) if is_refusal(error) else None
+                if why is None:
+                    raise
+                self._begin_again(why)
+                send()
         except Exception as error:  # whatever a network, a server or a database can raise
             self._fell_behind(error)
         else:
             self._is_up_to_date()
+        self._sending = False
+
+    def _catch_up_and(self, send: Callable[[], None]) -> None:
+        if self._behind:
+            with short_waits():  # a server that hangs takes 5 s of an epoch now and then, not 30
+                self.store.client.get_run(self.run_id)
+            self.catch_up()
+        send()
+
+    def _begin_again(self, why: str) -> None:
+        """Send the whole record to a new MLflow run, because the one that this run had is gone."""
+        log.warning("MLflow run %s: %s. Its record is sent again from %s.", self.run_id, why, self.folder.path)
+        store = connect(self.store.uri, self.store.experiment)
+        assert store is not None  # create=True
+        self.store, self._database = store, _file_of(store.uri)
+        self.run_id = create_run(store, self.folder, self.local)
+        self.catch_up()
 
     def _deliver_file(self, name: str) -> None:
         self.local.unsent_files.add(name)
         self.local.save()
-        self._deliver(self._send_files)
+        self._deliver(self._try_files)
 
     def _fell_behind(self, error: Exception) -> None:
         if not self._behind:
             log.warning(
                 "The tracking store %s does not answer (%s). Training goes on; metrics are kept in %s and sent later.",
-                links.without_password(self.store.uri),
-                first_line(error),
+                self.store.uri,
+                telling_line(error),
                 self.folder.metrics_path,
             )
             self._behind, self._wait_s = True, RETRY_FIRST_S
@@ -156,8 +186,8 @@ class MlflowTracker(OffTracker):
         if self._behind:
             log.info("The tracking store answers again; nothing is missing there.")
         self._behind = False
-        if self.folder.record.unsent:
-            self.folder.update(unsent=False)
+        if self.folder.record.unsent != bool(self.local.unsent_files):
+            self.folder.update(unsent=bool(self.local.unsent_files))
 
     def catch_up(self) -> None:
         """Bring the store up to date with the local record; raises what the store raises."""
@@ -176,7 +206,7 @@ class MlflowTracker(OffTracker):
             new = {key: value for key, value in entry.metrics.items() if (key, entry.step) not in there}
             missing.append(Entry(entry.step, entry.time_ms, new))
         self._send_metrics(missing)
-        self._send_files()
+        self._try_files()
 
     # --- one kind each ---
 
@@ -231,6 +261,35 @@ class MlflowTracker(OffTracker):
         for batch in _batches(points, BATCH):
             self.store.client.log_batch(self.run_id, metrics=batch, synchronous=True)
 
+    def _try_files(self) -> None:
+        """Send the files that are not there yet. Raises only if the store itself is away, not just its artifacts."""
+        if self._files_blocked:
+            return
+        try:
+            self._send_files()
+        except Exception as error:
+            with short_waits():
+                run = self.store.client.get_run(self.run_id)  # raises what is wrong with the store as a whole
+                if run.info.lifecycle_stage != "active":
+                    raise
+            self._files_blocked = True
+            if not self._files_named:
+                self._files_named = True
+                self._name_blocked_files(error, run.info.artifact_uri)
+
+    def _name_blocked_files(self, error: Exception, place: str) -> None:
+        reason = getattr(error, "strerror", None) or telling_line(error)
+        log.warning(
+            "Files (plots, weights, texts) cannot be written to %s, the artifact folder of the store %s (%s). "
+            "Parameters, metrics and the status go there as usual; the files are kept in %s, and the next snnexp run "
+            "that uses this store tries again. Let the server take them (without --no-serve-artifacts), or let this "
+            "machine write to that folder.",
+            place,
+            self.store.uri,
+            reason,
+            self.folder.path,
+        )
+
     def _send_files(self) -> None:
         for name in sorted(self.local.unsent_files):
             folder, _, _ = name.rpartition("/")
@@ -264,7 +323,7 @@ class MlflowTracker(OffTracker):
         """Sample CPU, memory, disk, network and GPU every 10 s until `finish`."""
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        self._monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self.store.uri)
+        self._monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=engine_uri(self.store.uri))
         self._monitor.start()
 
 
@@ -274,88 +333,77 @@ def open_mlflow(
     """Start, or continue, the MLflow run of a claimed folder. Raises: TrackingError if the store cannot be used."""
     if conf.system_metrics and importlib.util.find_spec("psutil") is None:
         raise ConfigError("tracking.system_metrics=true needs psutil: pip install 'snnexp[system]', or leave it false.")
-    store = connect(uri, conf.experiment)
+    store = connect(uri, resolve_experiment(conf.experiment))
     assert store is not None  # create=True
-    shown = links.without_password(uri)
     try:
-        run_id = _find_run(store, folder, shown) if folder.action == "resume" else None
-        resumed = run_id is not None
+        tracker = _start(store, folder, cfg, tags, parent)
+    except (KeyboardInterrupt, TrackingError):
+        raise
+    except Exception as error:
+        raise TrackingError(
+            f"tracking.uri={uri}: the store fails: {telling_line(error)}. Or train without it: tracking=off."
+        ) from error
+    from snnexp.tracking.unsent import send_unsent  # it needs the class above
+
+    with closed_if_cut_off(tracker):
+        if conf.system_metrics:
+            tracker.start_system_metrics()
+        send_unsent(folder.path.parents[1], store, besides=folder.path)
+    return tracker
+
+
+def _start(
+    store: Store, folder: RunFolder, cfg: dict[str, Any], tags: dict[str, str], parent: str | None
+) -> MlflowTracker:
+    local = LocalRecord(folder)
+    run_id = find_run(store, folder) if folder.action == "resume" else None
+    resumed = run_id is not None
+    tags = {**tags, PARENT_TAG: parent} if parent is not None else tags
+    local.add_tags({**tags, "mlflow.runName": run_name(cfg, tags.get("overrides", "").split())})
+    try:
         if run_id is None:
-            first = {UID_TAG: folder.record.uid, "mlflow.source.type": "LOCAL", "mlflow.source.name": "snnexp"}
-            if parent is not None:
-                first[PARENT_TAG] = parent  # at creation: the pages nest a run by it
-            first.update(_optional_tags(tags))
-            name = run_name(cfg, tags.get("overrides", "").split())
-            run_id = store.client.create_run(store.experiment_id, tags=first, run_name=name).info.run_id
-        folder.update(mlflow_run_id=run_id, tracking_uri=shown)
+            run_id = create_run(store, folder, local)
+        else:
+            folder.update(mlflow_run_id=run_id, tracking_uri=store.uri, experiment=store.experiment)
         tracker = MlflowTracker(folder, store, run_id)
-        tags = {**tags, PARENT_TAG: parent} if parent is not None else tags
-        tracker.local.add_tags(tags)
         tracker.local.add_tags({"mlflow.note.content": tracker._note()})
         if resumed:
             store.client.update_run(run_id, status="RUNNING")
         tracker.catch_up()  # also fills a fresh run with what an earlier part of it did with tracking=off
         tracker._is_up_to_date()
-    except TrackingError:
+    except KeyboardInterrupt:
+        interrupts.ending()
+        _close_unopened(store, folder)
         raise
-    except Exception as error:
-        raise TrackingError(
-            f"tracking.uri={shown}: the store fails: {first_line(error)}. Or train without it: tracking=off."
-        ) from error
-    if conf.system_metrics:
-        tracker.start_system_metrics()
-    from snnexp.tracking.unsent import send_unsent  # it needs the class above
-
-    send_unsent(folder.path.parents[1], store)
     return tracker
 
 
-def _find_run(store: Store, folder: RunFolder, shown_uri: str) -> str | None:
-    """The MLflow run that an interrupted attempt began in this store, if it is still there."""
-    from mlflow.exceptions import MlflowException
-
-    run_id = folder.record.mlflow_run_id
-    if run_id is not None and folder.record.tracking_uri == shown_uri:
-        try:
-            run = store.client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-        else:
-            if run.info.lifecycle_stage == "active":
-                return run_id
-        log.warning("MLflow run %s is no longer in %s; its record is sent there anew", run_id, shown_uri)
-        folder_files_to_send_again(folder)
-        return None
-    found = store.client.search_runs([store.experiment_id], f"tags.{UID_TAG} = '{folder.record.uid}'", max_results=1)
-    if found:
-        return str(found[0].info.run_id)
-    folder_files_to_send_again(folder)
-    return None
-
-
-def folder_files_to_send_again(folder: RunFolder) -> None:
-    """Mark every file of the local record as unsent: the store has none of them."""
-    from snnexp.tracking.local import LocalRecord
-
+def _close_unopened(store: Store, folder: RunFolder) -> None:
+    """Ctrl-C before the tracker was ready: a run that may have been made in the store must not say RUNNING for ever."""
     local = LocalRecord(folder)
-    local.unsent_files.update(local.files)
-    if local.files:
-        local.save()
+    tags = local.add_tags({"status": "KILLED"})
+    folder.update(unsent=True)  # the parameters, perhaps
+    try:
+        with short_waits():
+            run_id = folder.record.mlflow_run_id or find_run(store, folder)
+            if run_id is not None:
+                store.client.set_terminated(run_id, "KILLED")
+                store.client.set_tag(run_id, "status", tags["status"])
+                folder.update(mlflow_run_id=run_id, tracking_uri=store.uri, experiment=store.experiment)
+    except Exception as error:
+        log.warning("The store %s could not be told of the interrupt: %s", store.uri, telling_line(error))
 
 
-def _optional_tags(tags: dict[str, str]) -> dict[str, str]:
-    """What MLflow's own columns show: user, version, command line."""
-    extra = {"mlflow.source.name": os.path.basename(sys.argv[0]) or "snnexp"}
-    if "git.commit" in tags:
-        extra["mlflow.source.git.commit"] = tags["git.commit"]
-    with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
-        extra["mlflow.user"] = getpass.getuser()
-    return extra
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160].rstrip(" .")
+def _file_of(uri: str) -> tuple[int, int] | None:
+    """Which file a SQLite store is; another one, or none, once it was removed."""
+    path = sqlite_path(uri)
+    if path is None:
+        return None
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _batches(items: list[Any], size: int) -> Iterable[list[Any]]:

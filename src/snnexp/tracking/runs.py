@@ -30,7 +30,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from snnexp import __version__
+from snnexp import __version__, interrupts
 from snnexp.errors import ConfigError, DataError
 from snnexp.naming import path_word
 from snnexp.tracking.identity import run_identity
@@ -52,6 +52,7 @@ class RunRecord:
     status: Status = "RUNNING"
     tracking_uri: str | None = None  # null: tracking=off
     mlflow_run_id: str | None = None
+    experiment: str | None = None  # the name it had when the run was last opened there
     unsent: bool = False  # the store could not be reached; the next run against it sends what is missing
     created: str = ""
     updated: str = ""
@@ -121,6 +122,7 @@ class RunFolder:
     record: RunRecord
     action: Action
     _lock: FileLock | None = field(default=None, repr=False)
+    left_running: bool = False  # its last process was killed without a word, and the store may still say RUNNING
 
     @property
     def attempt(self) -> int:
@@ -185,17 +187,20 @@ class RunFolder:
             self._lock.release()
             self._lock = None
 
-    def finish(self, status: Status) -> None:
-        """Write the final status and let go of the lock; a second call changes nothing.
+    def finish(self, status: Status, told: bool = True) -> bool:
+        """Write the final status and let go of the lock; a second call changes nothing and returns False.
+
+        told: whether the store knows the status; else the next run that uses the store tells it.
 
         Call it after the tracker's `finish`: a kill between the two leaves a run that is finished once more, never a
         finished folder whose MLflow run says RUNNING for ever.
         """
         if self._lock is None:
-            return
-        self.update(status=status)
+            return False
+        self.update(status=status, unsent=self.record.unsent or (not told and self.record.mlflow_run_id is not None))
         self._lock.release()
         self._lock = None
+        return True
 
 
 def claim(
@@ -212,6 +217,7 @@ def claim(
     attempt. resume=never: always a new one.
     A run is its data, too: what was finished on other data is not skipped, and what was begun on other data is not
     continued: a sweep begins it anew, a single run refuses, since a wrong dataset.root is the likely reason.
+    Signals are held when it returns: the caller lets them in (`interrupts.release`) where it can finish the folder.
 
     Args:
         cfg: the resolved config in plain containers.
@@ -229,7 +235,12 @@ def claim(
         # asked before the lock is taken: data may have to be packed first
         data = fingerprint() if resume == "auto" and _attempts(home) else None
         with FileLock(home / "claim.lock", timeout=CLAIM_TIMEOUT_S):
-            return _decide(home, identity, resume, in_sweep, data)
+            interrupts.hold()
+            try:
+                return _decide(home, identity, resume, in_sweep, data)
+            except BaseException:
+                interrupts.release()
+                raise
     except Timeout:
         raise ConfigError(
             f"state_dir: {home}/claim.lock was held for {CLAIM_TIMEOUT_S:.0f} s by a process that hangs."
@@ -304,7 +315,7 @@ def _decide(home: Path, identity: str, resume: str, in_sweep: bool, data: str | 
                 log.warning("%s was finished on other data (%s, now %s)", path, record.data_fingerprint, data)
         else:
             _release(unfinished)
-            unfinished = RunFolder(path, record, "resume", lock)
+            unfinished = RunFolder(path, record, "resume", lock, left_running=record.status == "RUNNING")
 
     if in_sweep and finished is not None:
         _release(unfinished)

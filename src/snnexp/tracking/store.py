@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from snnexp.tracking.links import without_password
+from snnexp import interrupts
+from snnexp.secrets import mask
+from snnexp.tracking.address import resolve_experiment, resolve_uri
 from snnexp.tracking.local import LocalRecord, config_params
 from snnexp.tracking.metrics_log import History
 from snnexp.tracking.provenance import code_tags
@@ -118,18 +120,6 @@ class OffTracker:
         return None
 
 
-def resolve_uri(uri: str | None, start_dir: str | Path) -> str:
-    """The store's address: `uri`, else $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db; SQLite paths made absolute.
-
-    MLflow's own default follows the current folder and switches to files where it finds ./mlruns, so it is never used.
-    """
-    chosen = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    if chosen.startswith("sqlite:///"):
-        path = Path(start_dir).absolute() / Path(chosen.removeprefix("sqlite:///")).expanduser()
-        return f"sqlite:///{Path(os.path.normpath(path)).as_posix()}"
-    return chosen
-
-
 def open_tracker(
     conf: TrackingConf,
     folder: RunFolder,
@@ -142,6 +132,8 @@ def open_tracker(
 ) -> Tracker:
     """Open the record of a claimed run: the resolved config, the code's version and the identity are logged here.
 
+    Signals are held when it returns: the caller lets them in (`interrupts.release`) where it can close the record.
+
     Args:
         conf: the group `tracking`; `name: off` keeps everything in the run's folder.
         folder: the claimed run; a resumed one continues its MLflow run.
@@ -153,8 +145,8 @@ def open_tracker(
     """
     from omegaconf import OmegaConf
 
-    if conf.uri:  # it may hold a password, and the record is for everybody
-        cfg = {**cfg, "tracking": {**cfg["tracking"], "uri": without_password(conf.uri)}}
+    tracking = {"uri": conf.uri and mask(conf.uri), "experiment": resolve_experiment(conf.experiment)}
+    cfg = {**cfg, "tracking": {**cfg["tracking"], **tracking}}  # the record is for everybody
     tags = {**code_tags(), "identity": folder.record.identity, "run_folder": str(folder.path), "status": "RUNNING"}
     if source_overrides:
         tags["overrides"] = " ".join(source_overrides)
@@ -169,6 +161,20 @@ def open_tracker(
 
         uri = resolve_uri(conf.uri, start_dir)
         tracker = open_mlflow(conf, folder, cfg, uri, tags, parent_run_id)
-    tracker.log_params(config_params(cfg))
-    tracker.log_text(OmegaConf.to_yaml(OmegaConf.create(cfg)), "config.yaml")
+    with closed_if_cut_off(tracker):
+        tracker.log_params(config_params(cfg))
+        tracker.log_text(OmegaConf.to_yaml(OmegaConf.create(cfg)), "config.yaml")
+        interrupts.hold()
     return tracker
+
+
+@contextlib.contextmanager
+def closed_if_cut_off(tracker: Tracker) -> Iterator[None]:
+    """An interrupt in this block, before anybody else knows of the tracker, closes the record."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            interrupts.ending()
+        tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise

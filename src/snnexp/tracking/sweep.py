@@ -121,13 +121,13 @@ class SweepParent(Callback):
     def _start(self, config: Any) -> None:
         from omegaconf import OmegaConf
 
+        from snnexp.tracking.address import resolve_experiment, resolve_uri
         from snnexp.tracking.mlflow_store import connect
-        from snnexp.tracking.store import resolve_uri
         from snnexp.tracking.unsent import send_unsent
 
         cwd = Path(config.hydra.runtime.cwd)
         uri = resolve_uri(config.tracking.uri, cwd)
-        store = connect(uri, config.tracking.experiment)
+        store = connect(uri, resolve_experiment(config.tracking.experiment))
         assert store is not None  # create=True
         send_unsent(cwd / Path(config.state_dir).expanduser(), store)  # of runs that this sweep will skip as finished
         overrides = list(config.hydra.overrides.task)
@@ -158,8 +158,7 @@ class SweepParent(Callback):
         folder = cwd / config.hydra.sweep.dir
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / SWEEP_FILE, json.dumps({"run_id": run_id, "sweep_id": identity}) + "\n")
-        experiment = str(config.tracking.experiment)
-        self._open = {"run_id": run_id, "uri": uri, "experiment": experiment, "folder": str(folder)}
+        self._open = {"run_id": run_id, "uri": uri, "experiment": store.experiment, "folder": str(folder)}
 
     def _close(self, complete: bool) -> None:
         opened = self._open
