@@ -16,7 +16,7 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
 from snnexp.coding_rules import DECODER_LOSSES, ENCODERS, check_decoder, check_encoder
 from snnexp.config import Config, EventDatasetConf, ImageDatasetConf
-from snnexp.data.facts import FACTS, frame_shape, num_classes
+from snnexp.data.facts import FACTS, frame_shape, num_classes, unread_keys
 from snnexp.errors import ConfigError, did_you_mean, unknown_choice
 from snnexp.models.spec import effective_spec, plan, why_not_in_segments
 from snnexp.neurons.names import FUSED_SURROGATES, SURROGATES
@@ -144,6 +144,7 @@ def _neuron(conf: Config) -> Iterator[str]:
 def _input(conf: Config) -> Iterator[str]:
     d = conf.dataset
     yield from check_encoder(conf.encoder, FACTS[d.name].kind, isinstance(d, ImageDatasetConf) and d.normalize)
+    yield from unread_keys(d)
     if isinstance(d, EventDatasetConf) and d.bin_by == "width" and d.bin_ms is None:
         yield "dataset.bin_by=width: needs the width of a bin, e.g. dataset.bin_ms=1."
 

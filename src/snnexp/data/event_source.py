@@ -20,6 +20,7 @@ from snnexp.data.augment import augment, gather, is_active
 from snnexp.data.base import Batch, DataInfo, EventFrames
 from snnexp.data.binning import Binning, DeviceBinning, bin_dense, bin_edges, bin_lists, build_binning
 from snnexp.data.buffers import BufferPool
+from snnexp.data.facts import unread_keys
 from snnexp.data.losses import loss_note
 from snnexp.data.packing import open_store, pack_in_memory
 from snnexp.data.prefetch import Prefetch
@@ -72,8 +73,8 @@ def check_events(conf: EventDatasetConf) -> None:
     """What the schema cannot say about one key at a time. Raises: ConfigError."""
     if conf.bin_by == "width" and conf.bin_ms is None:
         raise ConfigError("dataset.bin_by=width needs the width of a bin: set dataset.bin_ms=1, say.")
-    if conf.augment.crop_padding:
-        raise ConfigError("dataset.augment.crop_padding is for images. For events use dataset.augment.shift.")
+    if errors := unread_keys(conf):
+        raise ConfigError("\n".join(errors))
 
 
 class EventSource:

@@ -14,10 +14,10 @@ from torch import Tensor
 from snnexp.config import DatasetConf
 from snnexp.data import cifar10, digits, idx, image_augment
 from snnexp.data.base import Batch, DataInfo
-from snnexp.data.facts import FACTS
+from snnexp.data.facts import FACTS, unread_keys
 from snnexp.data.sources import SOURCES
 from snnexp.data.splits import Indices, data_fingerprint, limit, split_hash, stratified_split
-from snnexp.errors import DataError
+from snnexp.errors import ConfigError, DataError
 
 FASHION_CLASSES = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 DIGIT_CLASSES = tuple(str(digit) for digit in range(10))
@@ -37,6 +37,8 @@ def open_images(conf: DatasetConf, device: torch.device) -> ImageSource:
 
     Raises: DataError if a file is damaged, ConfigError if the split leaves a class empty.
     """
+    if errors := unread_keys(conf):
+        raise ConfigError("\n".join(errors))
     train, test, class_names = _load(conf.name, Path(conf.root))
     facts = FACTS[conf.name]
     for part, raw in (("training", train), ("test", test)):
