@@ -77,6 +77,7 @@ def _run(arguments: list[str]) -> int:
     from snnexp.allocator import prepare_allocator
 
     prepare_allocator()  # before anything imports torch
+    from snnexp.any_run import for_any_run
     from snnexp.errors import ConfigError, SnnexpError
     from snnexp.overrides import arranged
     from snnexp.secrets import guard_logging, mask_arguments
@@ -86,7 +87,7 @@ def _run(arguments: list[str]) -> int:
     guard_logging()
     try:
         check_variables()
-        sys.argv[1:] = arranged(mask_arguments(arguments))
+        sys.argv[1:] = for_any_run(arranged(mask_arguments(arguments)))
         _hydra_main()
     except KeyboardInterrupt:
         interrupts.ending()

@@ -14,12 +14,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
+from snnexp.any_run import TASKS
 from snnexp.coding_rules import DECODER_LOSSES, ENCODERS, check_decoder, check_encoder
 from snnexp.config import Config, EventDatasetConf, ImageDatasetConf
 from snnexp.data.facts import FACTS, frame_shape, num_classes, unread_keys
 from snnexp.errors import ConfigError, did_you_mean, unknown_choice
 from snnexp.models.spec import effective_spec, plan, why_not_in_segments
 from snnexp.neurons.names import FUSED_SURROGATES, SURROGATES
+
+TRACKERS = ("mlflow", "off")
 
 
 def validate(cfg: DictConfig) -> Config:
@@ -35,6 +38,10 @@ def validate(cfg: DictConfig) -> Config:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     assert isinstance(conf, Config)
     errors += _values(conf, "")
+    if conf.task in TASKS:  # whatever else it says is about no run of its own
+        if errors := [*errors, *_past(conf)]:
+            raise ConfigError(_listed(errors))
+        return conf
     if not errors:
         errors += _names(conf)
     if not errors:
@@ -99,7 +106,7 @@ def _names(conf: Config) -> Iterator[str]:
         ("decoder.name", conf.decoder.name, DECODER_LOSSES),
         ("optimizer.name", conf.optimizer.name, ("adam", "adamw", "sgd")),
         ("scheduler.name", conf.scheduler.name, ("none", "cosine", "step")),
-        ("tracking.name", conf.tracking.name, ("mlflow", "off")),
+        ("tracking.name", conf.tracking.name, TRACKERS),
         ("neuron.surrogate.name", conf.neuron.surrogate.name, SURROGATES),
     ):
         if value not in valid:
@@ -166,8 +173,13 @@ def _training(conf: Config) -> Iterator[str]:
         yield f"optimizer.betas={list(conf.optimizer.betas)}: must be two numbers, each >= 0 and < 1."
     if conf.optimizer.nesterov and conf.optimizer.momentum == 0:
         yield "optimizer.nesterov=true: needs optimizer.momentum above 0."
+
+
+def _past(conf: Config) -> Iterator[str]:
     if conf.task in ("evaluate", "export") and conf.run_id is None:
         yield f"task={conf.task}: needs run_id=<id of an MLflow run>; the last lines of each run print it."
+    if conf.tracking.name not in TRACKERS:
+        yield unknown_choice("tracking.name", conf.tracking.name, TRACKERS)
 
 
 def _network(conf: Config) -> list[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
+import snnexp.tasks.environment as environment_module
 from snnexp.config import Config, TrackingConf
 from snnexp.errors import ConfigError
 from snnexp.tasks.report import Result, group_runs, mean_and_sd, report, rows
@@ -107,5 +109,44 @@ def test_nothing_to_report(conf: Config, start_dir: Path) -> None:
         report(conf, OmegaConf.create({}))
     assert not (start_dir / "mlflow.db").exists()
     conf.tracking.name = "off"
-    with pytest.raises(ConfigError, match="tracking=off"):
+    with pytest.raises(ConfigError, match=r"no finished run of .*runs\. Train first, or set state_dir"):
         report(conf, OmegaConf.create({}))
+
+
+def test_words_beside_the_task_choose_among_the_runs(
+    conf: Config, start_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def typed(*overrides: str) -> None:
+        from snnexp.tasks.environment import Environment
+
+        values = {"dataset": {"name": "digits"}, "neuron": {"name": "plif", "threshold": 1.0}, "seed": 1}
+        monkeypatch.setattr(environment_module, "environment", lambda _: Environment(start_dir, overrides, False, None))
+        report(conf, OmegaConf.create(values))
+
+    conf.tracking.name = "off"  # from the folders: the choice is the same
+    conf.state_dir = str(start_dir / "runs")
+    runs = (("digits", 0, 0.5), ("digits", 1, 0.7), ("mnist", 1, 0.9), ("digits", 1, 0.0))
+    for number, (dataset, seed, test) in enumerate(runs):
+        status = "FINISHED" if test else "KILLED"
+        folder = start_dir / "runs" / f"{dataset}-plif-{number:012d}" / "001"
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps({"identity": "x", "status": status}))
+        params = {"dataset": dataset, "seed": str(seed), "neuron": "plif", "neuron.threshold": "1.0"}
+        tags = {"git.commit": f"{number}a" * 20, "git.dirty": "false"}
+        (folder / "record.json").write_text(json.dumps({"params": params, "tags": tags}))
+        entry = {"step": 1, "time": 0, "metrics": {"test/accuracy": test, "val/accuracy": 0.5}}
+        (folder / "metrics.jsonl").write_text(json.dumps(entry) + "\n")
+    foreign = start_dir / "runs" / "digits-plif-000000000000"
+    (foreign / "002").write_text("a file")
+    (foreign / "003").symlink_to("nowhere")
+    (foreign / "notes").mkdir()
+    typed("task=report", "tracking=off", "dataset=digits")
+    out, err = capsys.readouterr()
+    assert [line.split("\t")[:3] for line in out.splitlines()[1:]] == [["2", "0.6000 ± 0.1414", "0.5000 ± 0.0000"]]
+    assert "made by different code: 0a0a0a0a0a, 1a1a1a1a1a" in err and "1 runs that are not finished" in err
+    typed("dataset=digits", "seed=1", "neuron.threshold=1.0", "dataset.root=/x")
+    assert capsys.readouterr().out.splitlines()[1].split("\t")[0] == "1"
+    with pytest.raises(ConfigError, match=r"has seed=1 and neuron\.name=plif\. There are: seed 0, 1; neuron\.name -"):
+        typed("seed=1", "neuron.name=plif")
+    with pytest.raises(ConfigError, match="filters by groups and keys"):
+        typed("+experiment=rouser_fig6b")

@@ -20,7 +20,7 @@ import pytest
 from snnexp.config import TrackingConf
 from snnexp.data.base import DataInfo
 from snnexp.errors import ConfigError, TrackingError
-from snnexp.tracking.fetch import fetch_artifact
+from snnexp.tracking.fetch import fetched_artifact
 from snnexp.tracking.mlflow_store import Store, connect
 from snnexp.tracking.mlflow_tracker import MlflowTracker
 from snnexp.tracking.provenance import code_tags
@@ -180,11 +180,14 @@ def test_the_whole_record_reaches_the_store(start_dir: Path, config: dict[str, A
     dataset = run.inputs.dataset_inputs[0].dataset
     assert (dataset.name, dataset.digest) == ("digits", INFO.split_hash)
     assert json.loads(dataset.profile)["counts"] == INFO.counts
-    fetched = fetch_artifact(TrackingConf(**config["tracking"]), start_dir, run.info.run_id, "plots/curve.png")
-    assert fetched is not None
-    assert fetched.read_bytes() == b"png"
-    assert fetch_artifact(TrackingConf(**config["tracking"]), start_dir, run.info.run_id, "plots/none.png") is None
-    assert fetch_artifact(TrackingConf(**config["tracking"]), start_dir, "0" * 32, "config.yaml") is None
+    tracking = TrackingConf(**config["tracking"])
+    with fetched_artifact(tracking, start_dir, run.info.run_id, "plots/curve.png") as fetched:
+        assert fetched is not None
+        assert fetched[0].read_bytes() == b"png" and fetched[1]["status"] == "FINISHED"
+    assert not fetched[0].parent.exists()  # nothing stays in the temporary folder
+    for run_id, name in ((run.info.run_id, "plots/none.png"), ("0" * 32, "config.yaml")):
+        with fetched_artifact(tracking, start_dir, run_id, name) as fetched:
+            assert fetched is None
 
 
 def test_the_commit_of_the_source_tree_is_in_the_record(config: dict[str, Any], open_run: OpenRun) -> None:

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from snnexp.any_run import is_chosen_for_any_run
 from snnexp.collector import importing
 from snnexp.config import Config, structured
 from snnexp.errors import ConfigError, DataError
 from snnexp.helptext import GROUPS
+from snnexp.tracking.identity import identity_config
+
+if TYPE_CHECKING:
+    from snnexp.tasks.find import Found
+
+# What the command itself is about, and where it is done: never taken from a checkpoint.
+HERE = ("dataset.root", "dataset.download", "dataset.store", "dataset.keep_archives", "state_dir", "device", "tracking")
+OWN_KEYS = ("task", "run_id", "checkpoint", "state_dir")
 
 
 def evaluate(conf: Config, cfg: DictConfig) -> float:
@@ -23,22 +34,23 @@ def evaluate(conf: Config, cfg: DictConfig) -> float:
     with importing(freeze=True):
         from snnexp.experiment import assemble
         from snnexp.tasks.environment import absolute_paths, environment
-        from snnexp.training.checkpoint import apply_weights, load_weights
+        from snnexp.tasks.find import found_checkpoint
+        from snnexp.training.checkpoint import apply_weights
         from snnexp.training.display import Display
         from snnexp.training.outcome import results, test
         from snnexp.validation import validate
 
     env = environment(cfg)
-    path = find_checkpoint(conf, env.start_dir)
-    weights, config, facts = load_weights(path)
-    stored = _with_overrides(structured(config), conf, env.overrides)
-    restored = validate(stored)
-    absolute_paths(restored, stored)
-    experiment = assemble(restored)
-    apply_weights(experiment.network, weights, path, config)
+    with found_checkpoint(conf, env.start_dir) as found:
+        stored = as_trained(found, cfg, env.overrides)
+        restored = validate(stored)
+        absolute_paths(restored, stored)
+        experiment = assemble(restored)
+        apply_weights(experiment.network, found.weights, found.path, found.config)
+    facts, epoch = found.facts, int(found.facts.get("epoch", 0))
     display = Display(restored.trainer.max_epochs)
-    display.say(f"{path}: {restored.dataset.name}, {restored.neuron.name}, weights of epoch {facts.get('epoch')}")
-    outcome = test(experiment, display, int(facts.get("epoch", 0)))
+    display.say(f"{found.path}: {restored.dataset.name}, {restored.neuron.name}, weights of epoch {epoch}")
+    outcome = test(experiment, display, epoch)
     display.closing_table(experiment, outcome.metrics)
     if HydraConfig.initialized():
         target = Path(HydraConfig.get().runtime.output_dir) / "results.json"
@@ -47,57 +59,62 @@ def evaluate(conf: Config, cfg: DictConfig) -> float:
     return outcome.metrics["test/accuracy"]
 
 
-def _with_overrides(stored: DictConfig, conf: Config, overrides: tuple[str, ...]) -> DictConfig:
-    """The run's configuration with this machine's folders and the keys typed now."""
-    stored.dataset.root = conf.dataset.root
-    stored.device = conf.device
+def as_trained(found: Found, cfg: DictConfig, overrides: tuple[str, ...]) -> DictConfig:
+    """The run's configuration with the folders, device and store of this command, and the keys typed now.
+
+    Anybody can have written the checkpoint: nothing of it that says where something lies is used, and a value that
+    would be resolved (`${oc.env:...}`) is refused.
+
+    Raises: DataError if the file's configuration cannot be used; ConfigError for a key that the run does not have.
+    """
+    trained = identity_config(found.config)
+    for key in _interpolated(trained, ""):
+        raise DataError(f"{found.path}: {key} in its configuration would have to be resolved. It is not snnexp's file.")
+    if isinstance(trained.get("trainer"), dict):
+        trained["trainer"].pop("init_from", None)
+    try:
+        stored: DictConfig = structured(trained)
+    except (OmegaConfBaseException, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{found.path}: its configuration is none that this version of snnexp reads ({str(error).splitlines()[0]})."
+        ) from error
+    for key in HERE:
+        if _has(stored, key):
+            OmegaConf.update(stored, key, OmegaConf.select(cfg, key))
     for override in overrides:
-        key, _, value = override.partition("=")
-        key = key.lstrip("+")
-        if key in GROUPS and key != "task":
+        key = override.partition("=")[0].lstrip("+~")
+        if key in GROUPS and key not in ("task", "tracking"):
+            if is_chosen_for_any_run(override):
+                continue
             raise ConfigError(f"{override}: task=evaluate takes {key} from the run. Leave it out, or train a new run.")
-        if key not in ("task", "run_id", "checkpoint", "state_dir"):  # what the command itself is about
-            OmegaConf.update(stored, key, OmegaConf.create(f"x: {value}").x, force_add=False)
+        if key in OWN_KEYS or key in GROUPS or key.startswith(("tracking.", "hydra.")):
+            continue
+        if not _has(stored, key):
+            group = key.partition(".")[0]
+            name = OmegaConf.select(stored, f"{group}.name")
+            raise ConfigError(f"{override}: the run has {group}={name}, where there is no such key. Leave it out.")
+        try:
+            OmegaConf.update(stored, key, OmegaConf.select(cfg, key))
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{override}: {str(error).splitlines()[0]}") from error
     return stored
 
 
-def find_checkpoint(conf: Config, start_dir: Path) -> Path:
-    """The file of `run_id`: in the state folder of this machine, else fetched from the MLflow store.
-
-    Raises:
-        DataError: neither has it.
-    """
-    assert conf.run_id is not None  # validated
-    name = f"{conf.checkpoint}.safetensors"
-    found = [path for path in _folders_of(conf.run_id, Path(conf.state_dir)) if (path / name).is_file()]
-    runs = sorted({str(path) for path in found})
-    if len(runs) > 1:
-        raise DataError(f"run_id={conf.run_id}: {len(runs)} runs begin like this. Give more of it.\n" + "\n".join(runs))
-    if found:
-        return found[0] / name
-    from snnexp.tracking.fetch import fetch_artifact
-
-    fetched = fetch_artifact(conf.tracking, start_dir, conf.run_id, f"checkpoints/{name}")
-    if fetched is None:
-        raise DataError(
-            f"run_id={conf.run_id}: no {name} for it under {conf.state_dir}, nor in the MLflow store. "
-            "Give the run id as a run's last lines print it, and state_dir or tracking.uri if it is elsewhere."
-        )
-    return fetched
+def _has(node: Any, key: str) -> bool:
+    for part in key.split("."):
+        if not isinstance(node, DictConfig) or part not in node:
+            return False
+        node = node._get_node(part)
+    return True
 
 
-def _folders_of(run_id: str, state_dir: Path) -> list[Path]:
-    """Folders of the run: by the beginning of its MLflow id (8 digits or more), or by folder or folder/attempt."""
-    newest: dict[Path, Path] = {}  # of each identity, the newest attempt
-    matching = []
-    for record in sorted(state_dir.glob("*/*/run.json"), key=lambda path: (path.parent.parent, int(path.parent.name))):
-        folder, home = record.parent, record.parent.parent
-        newest[home] = folder
-        try:
-            values: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue  # a damaged record of another run is not this command's business
-        by_id = len(run_id) >= 8 and str(values.get("mlflow_run_id")).startswith(run_id)
-        if by_id or run_id in (f"{home.name}/{folder.name}", str(folder)):
-            matching.append(folder)
-    return matching or [folder for home, folder in newest.items() if home.name == run_id]
+def _interpolated(node: Any, prefix: str) -> Iterator[str]:
+    """Dotted keys of values that OmegaConf would resolve."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _interpolated(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(node, list):
+        for number, value in enumerate(node):
+            yield from _interpolated(value, f"{prefix}.{number}")
+    elif isinstance(node, str) and ("${" in node or node == "???"):
+        yield prefix

@@ -16,16 +16,17 @@ def export(conf: Config, cfg: DictConfig) -> None:
     """Write `<run_id>-<checkpoint>.safetensors` into the folder that the command was started in."""
     with importing(freeze=True):
         from snnexp.tasks.environment import environment
-        from snnexp.tasks.evaluate import find_checkpoint
-        from snnexp.training.checkpoint import load_weights
+        from snnexp.tasks.find import found_checkpoint
 
-    env = environment(cfg)
-    source = find_checkpoint(conf, env.start_dir)
-    weights, config, facts = load_weights(source)  # a damaged file must not be handed on
-    target = Path(env.start_dir) / f"{path_word(str(conf.run_id))}-{conf.checkpoint}.safetensors"
-    shutil.copyfile(source, target)
-    print(
-        f"{target}: {config['dataset']['name']}, {config['neuron']['name']}, epoch {facts.get('epoch')}, "
-        f"{len(weights)} tensors"
-    )
+    start_dir = Path(environment(cfg).start_dir)
+    with found_checkpoint(conf, start_dir) as found:  # a damaged file must not be handed on
+        target = start_dir / f"{path_word(_as_name(str(conf.run_id)))}-{conf.checkpoint}.safetensors"
+        shutil.copyfile(found.path, target)
+    of = ", ".join(str(found.config[group]["name"]) for group in ("dataset", "neuron"))
+    print(f"{target}: {of}, epoch {found.facts.get('epoch')}, {len(found.weights)} tensors")
     print("load it with safetensors.torch.load_file; its header holds the configuration under the key config")
+
+
+def _as_name(run_id: str) -> str:
+    """A run may be named by its folder: `digits-fixed-1a2b/001` becomes `digits-fixed-1a2b-001`."""
+    return "-".join([part for part in run_id.split("/") if part.strip(".")][-2:])

@@ -183,6 +183,15 @@ class LocalRecord:
         return self.metrics.history()
 
 
+def read_local(folder: Path) -> tuple[dict[str, str], dict[str, str]] | None:
+    """Parameters and tags of a run's record, or None if it is missing or damaged."""
+    try:
+        values = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+        return dict(values["params"]), dict(values["tags"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _cut(text: str, limit: int) -> str:
     mark = " [cut; the whole is in config.yaml]"
     return text if len(text) <= limit else text[: limit - len(mark)] + mark

@@ -95,8 +95,8 @@ def sweep_temporaries(folder: Path) -> None:
             leftover.unlink()
 
 
-def read_record(folder: Path) -> RunRecord | None:
-    """The record in `folder`, or None (and a warning that names the file) if it is missing or damaged."""
+def read_record(folder: Path, quiet: bool = False) -> RunRecord | None:
+    """The record in `folder`, or None (and, unless `quiet`, a warning with its name) if it is missing or damaged."""
     path = folder / "run.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -109,7 +109,12 @@ def read_record(folder: Path) -> RunRecord | None:
     except FileNotFoundError:
         return None  # killed between making the folder and writing the record: nothing was lost
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        log.warning("%s is damaged (%s); this attempt is left as it is and neither continued nor counted", path, error)
+        log.log(
+            logging.DEBUG if quiet else logging.WARNING,
+            "%s is damaged (%s); this attempt is left as it is and neither continued nor counted",
+            path,
+            error,
+        )
         return None
     return record
 
