@@ -79,7 +79,7 @@ def as_trained(found: Found, cfg: DictConfig, overrides: tuple[str, ...]) -> Dic
             f"{found.path}: its configuration is none that this version of snnexp reads ({str(error).splitlines()[0]})."
         ) from error
     for key in HERE:
-        if _has(stored, key):
+        if _has(stored, key) and _has(cfg, key):
             OmegaConf.update(stored, key, OmegaConf.select(cfg, key))
     for override in overrides:
         key = override.partition("=")[0].lstrip("+~")
