@@ -22,7 +22,7 @@ def export(conf: Config, cfg: DictConfig) -> None:
     with found_checkpoint(conf, start_dir) as found:  # a damaged file must not be handed on
         target = start_dir / f"{path_word(_as_name(str(conf.run_id)))}-{conf.checkpoint}.safetensors"
         shutil.copyfile(found.path, target)
-    of = ", ".join(str(found.config[group]["name"]) for group in ("dataset", "neuron"))
+    of = ", ".join(str(dict(found.config.get(group) or {}).get("name", "?")) for group in ("dataset", "neuron"))
     print(f"{target}: {of}, epoch {found.facts.get('epoch')}, {len(found.weights)} tensors")
     print("load it with safetensors.torch.load_file; its header holds the configuration under the key config")
 
