@@ -13,7 +13,7 @@ from snnexp.config import DatasetConf, EncoderConf
 
 ANY = "_any"
 TASKS = ("evaluate", "export", "report")  # on runs that exist
-BASES: dict[str, type] = {"dataset": DatasetConf, "encoder": EncoderConf}
+BASES: dict[str, type[Any]] = {"dataset": DatasetConf, "encoder": EncoderConf}
 
 
 def for_any_run(arguments: list[str]) -> list[str]:
@@ -35,7 +35,7 @@ def is_chosen_for_any_run(override: str) -> bool:
     return override.endswith(f"={ANY}")
 
 
-def _with_all_keys(base: type) -> Any:
+def _with_all_keys(base: type[Any]) -> Any:
     """A schema like `base` with the keys of all its variants."""
     own = {f.name for f in dataclasses.fields(base)}
     more: dict[str, tuple[str, Any, Any]] = {}
@@ -50,5 +50,5 @@ def _with_all_keys(base: type) -> Any:
     return schema(name=ANY)
 
 
-def _variants(base: type) -> list[type]:
+def _variants(base: type[Any]) -> list[type[Any]]:
     return [found for variant in base.__subclasses__() for found in (variant, *_variants(variant))]

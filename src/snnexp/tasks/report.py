@@ -133,7 +133,8 @@ def from_folders(state_dir: Path) -> tuple[list[Result], list[Mapping[str, str]]
     from snnexp.tracking.metrics_log import read_history
     from snnexp.tracking.runs import read_record, run_folders
 
-    results, others = [], []
+    results: list[tuple[str, Result]] = []
+    others: list[Mapping[str, str]] = []
     for folder in run_folders(state_dir):
         record, local = read_record(folder, quiet=True), read_local(folder)
         if record is None or local is None:
