@@ -78,6 +78,7 @@ def _run(arguments: list[str]) -> int:
 
     prepare_allocator()  # before anything imports torch
     from snnexp.any_run import for_any_run
+    from snnexp.claims.arms import single_unless_trained
     from snnexp.errors import ConfigError, SnnexpError
     from snnexp.overrides import arranged
     from snnexp.secrets import guard_logging, mask_arguments
@@ -87,7 +88,7 @@ def _run(arguments: list[str]) -> int:
     guard_logging()
     try:
         check_variables()
-        sys.argv[1:] = for_any_run(arranged(mask_arguments(arguments)))
+        sys.argv[1:] = single_unless_trained(for_any_run(arranged(mask_arguments(arguments))))
         _hydra_main()
     except KeyboardInterrupt:
         interrupts.ending()
@@ -176,6 +177,7 @@ def _job(cfg: DictConfig) -> float | None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
+    from snnexp.claims.arms import apply_arm
     from snnexp.errors import SnnexpError
     from snnexp.secrets import guard_logging
     from snnexp.tasks import run_task
@@ -184,6 +186,7 @@ def _job(cfg: DictConfig) -> float | None:
     interrupts.install()  # in the worker of a sweep's launcher, where main() did not run
     guard_logging()
     try:
+        apply_arm(cfg, HydraConfig.get().overrides.task)
         _settle_store(cfg)
         conf = validate(cfg)
         return run_task(conf, cfg)

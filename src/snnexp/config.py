@@ -13,6 +13,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from snnexp.claims.conf import ClaimConf
+
 
 def choice(default: str, *options: str) -> Any:
     """A string key that takes one of `options`; the default counts as one of them."""
@@ -238,7 +240,8 @@ class NeuNormConf:
     """NeuNorm (Wu et al. 2019): x[t] = k x[t-1] + v/F sum_f S_f[t]; the next layer sees S - A x."""
 
     k: float = number(0.9, low=0, below=1)
-    form: str = choice("literal", "literal", "mean")  # k + v F = 1 as printed, or k + v = 1 (x is then the mean rate)
+    # k + v F = 1 as printed, or k + v = 1 (x is then the mean rate); off: NN in model.spec does nothing
+    form: str = choice("literal", "literal", "mean", "off")
     shared: bool = False  # A of shape [1, H, W] instead of [C, H, W]
 
 
@@ -299,6 +302,8 @@ class TrainerConf:
     patience: int | None = number(None, low=1)  # early stopping after so many epochs without a better monitor
     monitor: str = choice("accuracy", "accuracy", "loss")  # what on validation selects the best epoch
     init_from: str | None = None  # start from these weights: a .safetensors file of an earlier run
+    test_curve: bool = False  # log the test split at every epoch, as test_curve/*; never used to select anything
+    weight_change: bool = False  # log weights/change: |W - W_0| / |W_0| over all weights, at every epoch
     smoke_steps: int | None = number(None, low=1)  # at most so many batches per pass: for trying things out
     plots: bool = True
     diagnose: bool = True  # say in words when a layer is dead or saturated
@@ -326,10 +331,14 @@ class Config:
 
     seed: int = number(0, low=0)
     device: str = choice("auto", "auto", "cpu", "cuda")
-    task: str = choice("train", "train", "evaluate", "inspect", "prepare", "report", "export")
+    task: str = choice("train", "train", "evaluate", "inspect", "prepare", "report", "export", "reproduce")
     run_id: str | None = None  # task=evaluate, export: the MLflow run to load
     checkpoint: str = choice("best", "best", "last")  # task=evaluate, export
     state_dir: str = "./runs"  # training states, one stable folder per run
+    results_dir: str = "./results"  # task=reproduce: where the tables go
+    results_name: str | None = None  # task=reproduce: their name; null: the experiment's
+    arm: str | None = None  # which arm of the experiment's claim this run is
+    claim: ClaimConf | None = None  # what the experiment's paper says (conf/experiment)
     dataset: DatasetConf = field(default_factory=DatasetConf)
     neuron: NeuronConf = field(default_factory=NeuronConf)
     encoder: EncoderConf = field(default_factory=EncoderConf)

@@ -65,7 +65,11 @@ def _unknown_keys(node: DictConfig, prefix: str) -> Iterator[str]:
         name = f"{prefix}{key}"
         if known is not None and key not in known:
             yield f"{name}: no such key.{did_you_mean(key, known)} Valid keys: {', '.join(sorted(known))}."
-        elif isinstance(node._get_node(key), DictConfig) and not OmegaConf.is_missing(node, key):
+        elif (
+            isinstance(node._get_node(key), DictConfig)
+            and not OmegaConf.is_missing(node, key)
+            and node[key] is not None
+        ):
             yield from _unknown_keys(node[key], f"{name}.")
 
 

@@ -29,7 +29,8 @@ class NeuNorm(nn.Module):
         v = (1 - self.k) / channels if conf.form == "literal" else 1 - self.k
         self.share = v / channels
         self.weight = nn.Parameter(torch.empty(1 if conf.shared else channels, height, width))
-        nn.init.kaiming_uniform_(self.weight, a=sqrt(5))
+        with torch.random.fork_rng(devices=[]):  # so that the other layers start alike with and without NeuNorm
+            nn.init.kaiming_uniform_(self.weight, a=sqrt(5))
 
     def forward(self, spk: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Spikes [T, B, C, H, W] and x of the step before [B, 1, H, W] (None: 0); returns the output and the last x."""

@@ -5,6 +5,7 @@ Pure Python, so that configuration checks run without torch. Errors point at the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -55,9 +56,10 @@ def effective_spec(model: ModelConf) -> str:
     """Return the specification that is built: with model.pooling=average every MP is an AP.
 
     Max pooling over neurons that fire at different steps gives trains of up to k^2 spikes, which breaks the rule of one
-    spike per neuron; average pooling keeps a total of at most one (ETTFS).
+    spike per neuron; average pooling keeps a total of at most one (ETTFS). With model.neunorm.form=off every NN goes.
     """
-    return model.spec.replace("MP", "AP") if model.pooling == "average" else model.spec
+    spec = model.spec.replace("MP", "AP") if model.pooling == "average" else model.spec
+    return re.sub(r"-\s*NN\s*(?=[-)}]|$)", "", spec) if model.neunorm.form == "off" else spec
 
 
 def plan(spec: str, in_shape: Shape, num_classes: int, votes: int = 1, bias: bool = True) -> list[LayerPlan]:

@@ -28,6 +28,7 @@ def train(conf: Config, cfg: DictConfig) -> float | None:
     The record is FINISHED, FAILED or KILLED whatever happens short of `kill -9`, and resumable unless FINISHED.
     """
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    config.pop("claim", None)  # what a paper says is no parameter of the run
     env = environment(cfg)
     data = _Data(conf)
     folder = claim(config, conf.state_dir, conf.trainer.resume, env.in_sweep, data.fingerprint)  # type: ignore[arg-type]

@@ -23,6 +23,10 @@ BOOKKEEPING = (
     "checkpoint",  # the same
     "trainer.resume",  # whether to continue, not what
     "trainer.plots",  # drawn from numbers that are logged anyway
+    "results_dir",  # where task=reproduce writes
+    "results_name",  # the same
+    "claim",  # what a paper says; the arms are in it
+    "arm",  # the values that it stands for are in the configuration
     "trainer.diagnose",  # words about numbers that are logged anyway
 )
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from snnexp.models.spec import effective_spec
 from snnexp.tasks.prepare import describe_data
 from snnexp.training.passes import Progress as Report
+from snnexp.training.words import duration
 
 if TYPE_CHECKING:
     from snnexp.experiment import Experiment
@@ -163,7 +164,8 @@ class Display:
             if state.epoch == 0:
                 chosen = "epoch 0, the untrained network"
             epochs = f"{state.epoch} epoch{'s' * (state.epoch != 1)} in {duration(state.seconds)}"
-            self.say(f"weights of {chosen}; {epochs}; test was run once")
+            curve = "; the test curve (trainer.test_curve) selected nothing" * ("test_curve/accuracy" in state.history)
+            self.say(f"weights of {chosen}; {epochs}; test was run once{curve}")
 
     def farewell(self, link: str | None, run_id: str | None, folder: RunFolder) -> None:
         """Where the record is, and what to type next."""
@@ -176,13 +178,3 @@ def _mean(values: Tensor) -> str:
     """One value, or the mean of learned ones marked with a tilde."""
     values = values.detach().float()
     return f"{float(values):.3f}" if values.numel() == 1 else f"~{float(values.mean()):.3f}"
-
-
-def duration(seconds: float, digits: int = 0) -> str:
-    """Seconds in words: 42 s, 3 min 5 s, 2 h 10 min; `digits` decimals below a minute."""
-    total = round(seconds)
-    if total < 60:
-        return f"{seconds:.{digits}f} s"
-    if total < 3600:
-        return f"{total // 60} min {total % 60} s"
-    return f"{total // 3600} h {total % 3600 // 60} min"

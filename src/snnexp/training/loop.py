@@ -24,6 +24,7 @@ from snnexp.experiment import Experiment
 from snnexp.tracking.runs import RunFolder
 from snnexp.tracking.store import Tracker
 from snnexp.training.checkpoint import AFRESH, apply_weights, load_state, save_state, save_weights
+from snnexp.training.curves import Curves
 from snnexp.training.display import Display
 from snnexp.training.optimisation import build_optimizer, build_scheduler
 from snnexp.training.passes import PassResult, evaluation_pass, planned_batches, train_pass
@@ -85,7 +86,13 @@ def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Di
 
     # --- where training starts: the first of these that applies, so the order matters ---
     # 1. the unfinished run of this identity   2. trainer.init_from   3. fresh weights
+    # (the start that 1. replaces is needed all the same where the way from it is measured)
     state = Fit()
+    if conf.trainer.init_from is not None and (conf.trainer.weight_change or not folder.state.is_file()):
+        path = Path(conf.trainer.init_from).expanduser()
+        weights, trained_with, _ = load_stored(path)
+        apply_weights(network, weights, path, trained_with)
+    curves = Curves(experiment)
     if folder.state.is_file():
         state = _restore(folder, experiment, optimizer, scheduler, meters)
         for epoch in range(state.epoch + 1):  # what the record may have missed when the run was cut off
@@ -97,11 +104,7 @@ def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Di
                 f"{folder.state} is missing, although epochs of this run are in its record. "
                 + AFRESH.format(folder=folder.path)
             )
-        if conf.trainer.init_from is not None:
-            path = Path(conf.trainer.init_from).expanduser()
-            weights, trained_with, _ = load_stored(path)
-            apply_weights(network, weights, path, trained_with)
-        _before_training(experiment, state, meters, tracker, display, validates)
+        _before_training(experiment, state, meters, tracker, display, validates, curves)
         _save(folder, state, experiment, optimizer, scheduler, meters, config)
 
     # --- epochs ---
@@ -116,7 +119,7 @@ def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Di
             with display.validation(epoch, planned_batches(experiment, "val")) as progress:
                 validated = evaluation_pass(experiment, "val", meters["val"], epoch, progress)
             metrics |= validated.metrics("val") | meters["val"].metrics("val")
-        metrics |= _learned(experiment, state, epoch)
+        metrics |= _learned(experiment, state, epoch) | curves(epoch)
 
         # without a validation split the last epoch counts: nothing may be selected on training or test data
         improved = not validates or state.best.beaten_by(validated, conf.trainer.monitor)
@@ -158,12 +161,13 @@ def _before_training(
     tracker: Tracker,
     display: Display,
     validates: bool,
+    curves: Curves,
 ) -> None:
     """Epoch 0: what the untrained network does; its dead neurons are what a rescue is measured against."""
     split = "val" if validates else "train"
     with display.validation(0, planned_batches(experiment, split)) as progress:
         result = evaluation_pass(experiment, split, meters[split], 0, progress)
-    metrics = result.metrics(split) | meters[split].metrics(split) | _learned(experiment, state, 0)
+    metrics = result.metrics(split) | meters[split].metrics(split) | _learned(experiment, state, 0) | curves(0)
     state.record(0, metrics)
     tracker.log_epoch(0, metrics)
     display.finish_epoch(0, metrics, improved=False)
