@@ -69,7 +69,8 @@ def reproduce(conf: Config, cfg: DictConfig) -> None:
             for job in jobs
             if (folder := find_finished(job.config, job.state_dir)) is not None
         ]
-        _report(conf, experiment, overrides, on_the_same_data(runs), len(jobs), env.start_dir)
+        typed = [text for text in env.overrides if text.partition("=")[0] in ("seed", "arm")]
+        _report(conf, experiment, [*overrides, *typed], on_the_same_data(runs), len(jobs), env.start_dir)
     if code:
         raise TrainingError(f"the sweep ended with exit code {code}; its messages are above. The same command goes on.")
 
