@@ -246,6 +246,21 @@ class NeuNormConf:
 
 
 @dataclass
+class DelayConf:
+    """The delays of DL<max> and RFC<out>DL<max>: x[t] becomes sum_l k[l] x[t - l], k around a learned d of 0 to max.
+
+    sigma is the standard deviation of a gaussian k, or the half width of a triangle. In evaluation d is rounded.
+    """
+
+    learn: bool = True  # at the rate optimizer.lr_delay; false: the rounded start values act, in training too
+    init: str = choice("uniform", "uniform", "zero")  # the start values: uniform in 0..max, or no delay
+    kernel: str = choice("gaussian", "gaussian", "triangle")
+    sigma: float | None = number(None, above=0)  # in the first epoch; null: max / 2
+    sigma_final: float | None = number(None, above=0)  # null: 0.5 (gaussian), 1 (triangle: linear interpolation)
+    sigma_share: float = number(0.25, low=0, high=1)  # share of trainer.max_epochs in which sigma falls, exponentially
+
+
+@dataclass
 class ModelConf:
     """A network in the literature's notation (DESIGN section 4; docs/models.md lists the tokens)."""
 
@@ -259,6 +274,7 @@ class ModelConf:
     affine: str = choice("none", "none", "layer", "channel")  # ETTFS: I' = g I + b with learned g, b
     bn_per_step: bool = False  # BN statistics per time step (PLIF's released code) instead of over T and batch
     neunorm: NeuNormConf = field(default_factory=NeuNormConf)
+    delay: DelayConf = field(default_factory=DelayConf)
     sparse: str = choice("auto", "auto", "always", "never")  # hidden fully connected layers follow the spikes (CPU)
 
 
@@ -267,13 +283,14 @@ class ModelConf:
 
 @dataclass
 class OptimizerConf:
-    """torch.optim's optimizer of that name with its own learning rates for weights, thresholds and decays."""
+    """torch.optim's optimizer of that name with its own learning rates for weights, thresholds, decays and delays."""
 
     name: str = MISSING
     lr: float = number(1e-3, low=0)
     lr_threshold: float | None = number(None, low=0)  # null: lr; 0: learned thresholds stay where they start
     lr_decay: float | None = number(None, low=0)  # null: lr
-    weight_decay: float = number(0.0, low=0)  # weights only, never thresholds or decays
+    lr_delay: float | None = number(None, low=0)  # of delays, which count in time steps; null: 100 lr
+    weight_decay: float = number(0.0, low=0)  # weights only, never thresholds, decays or delays
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # adam, adamw
     momentum: float = number(0.0, low=0, below=1)  # sgd
     nesterov: bool = False  # sgd

@@ -17,6 +17,7 @@ from snnexp.data.base import Batch, DataSource
 from snnexp.decoders import Decoder, build_decoder
 from snnexp.encoders import encode
 from snnexp.errors import ConfigError
+from snnexp.models.delayed_recurrence import REASON, layers_with_delays
 from snnexp.models.network import Network, Observer, Output, build_network
 from snnexp.models.tokens import takes_events
 from snnexp.neurons.engines import choose_engine
@@ -55,9 +56,17 @@ class Experiment:
         return self.decoder.loss(output.spk, output.mem, labels)
 
     def engine(self) -> tuple[str, str]:
-        """The engine that the spiking layers run on here, and why."""
-        layer = next(iter(self.network.neurons.values()))
-        return choose_engine(layer.requested_engine, self.device, layer.active_dynamics(), torch.float32)
+        """The engine that the spiking layers run on here, and why; with those that do not."""
+        stepwise = layers_with_delays(self.network.layers)
+        layers = [layer for name, layer in self.network.neurons.items() if name not in stepwise]
+        if not layers:
+            return "reference", REASON
+        engine, reason = choose_engine(
+            layers[0].requested_engine, self.device, layers[0].active_dynamics(), torch.float32
+        )
+        if stepwise and engine != "reference":
+            reason += f"; {', '.join(stepwise)} on reference: {REASON}"
+        return engine, reason
 
     def tags(self) -> dict[str, str]:
         """What the run uses: device, engine and why, and what the last bits of its numbers depend on."""

@@ -15,7 +15,7 @@ GROUPS = {
     "model": "how neurons are connected",
     "encoder": "how an image becomes input over time",
     "decoder": "how spikes become a decision, and the loss",
-    "optimizer": "how weights, thresholds and decays are updated",
+    "optimizer": "how weights, thresholds, decays and delays are updated",
     "scheduler": "how the learning rates change",
     "trainer": "how long, how precise, when to stop",
     "tracking": "where the record goes",
@@ -39,7 +39,7 @@ KEYS = (
         "neuron.threshold, .beta, .engine",
         "firing threshold, share of the membrane kept per step, auto|reference|numba|triton",
     ),
-    ("optimizer.lr, .lr_threshold, .lr_decay", "learning rates of weights, thresholds and decays"),
+    ("optimizer.lr, .lr_threshold, .lr_decay, .lr_delay", "learning rates of weights, thresholds, decays and delays"),
     ("trainer.max_epochs, .precision, .resume", "epochs, 32|bf16, auto|never"),
     ("tracking.uri, .experiment", "MLflow store and experiment"),
 )

@@ -19,7 +19,7 @@ from snnexp.coding_rules import DECODER_LOSSES, ENCODERS, check_decoder, check_e
 from snnexp.config import Config, EventDatasetConf, ImageDatasetConf
 from snnexp.data.facts import FACTS, frame_shape, num_classes, unread_keys
 from snnexp.errors import ConfigError, did_you_mean, unknown_choice
-from snnexp.models.spec import effective_spec, plan, why_not_in_segments
+from snnexp.models.spec import effective_spec, plan, why_not_in_segments, why_not_on_engine
 from snnexp.neurons.names import FUSED_SURROGATES, SURROGATES
 
 TRACKERS = ("mlflow", "off")
@@ -193,8 +193,23 @@ def _network(conf: Config) -> list[str]:
         layers = plan(effective_spec(conf.model), frame_shape(conf.dataset), num_classes(conf.dataset), votes)
     except ConfigError as error:
         return [str(error)]
+    problems = [*_delays(conf), why_not_on_engine(layers, conf.neuron.engine)]
     steps = conf.trainer.checkpoint_steps
     if steps is not None and steps < conf.dataset.num_steps:
-        problem = why_not_in_segments(layers, conf.model.bn_per_step, conf.encoder.name == "direct")
-        return [] if problem is None else [problem]
-    return []
+        problems.append(why_not_in_segments(layers, conf.model.bn_per_step, conf.encoder.name == "direct"))
+    return [problem for problem in problems if problem is not None]
+
+
+def _delays(conf: Config) -> Iterator[str]:
+    delay = conf.model.delay
+    for key, sigma in (("sigma", delay.sigma), ("sigma_final", delay.sigma_final)):
+        if delay.kernel == "triangle" and sigma is not None and sigma < 1:
+            yield (
+                f"model.delay.{key}={sigma:g}: a triangle of that half width can lie between two time steps. Use 1 or "
+                "more, or model.delay.kernel=gaussian."
+            )
+    if delay.sigma is not None and delay.sigma_final is not None and delay.sigma_final > delay.sigma:
+        yield (
+            f"model.delay.sigma_final={delay.sigma_final:g}: the width falls, so it may not be above "
+            f"model.delay.sigma={delay.sigma:g}."
+        )

@@ -11,9 +11,10 @@ from networks import as_events, make_info, make_network, make_spikes
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from snnexp.config import DecoderConf, NeuNormConf, NeuronConf
+from snnexp.config import DecoderConf, DelayConf, NeuNormConf, NeuronConf
 from snnexp.data.base import EventFrames
 from snnexp.encoders import ConstantInput
+from snnexp.models.delays import Delay
 from snnexp.models.layers import NeuNorm
 from snnexp.models.network import Network
 from snnexp.models.observer import Firing
@@ -28,11 +29,18 @@ SPECS = [
 ]
 
 
+def delayed(module: Delay, x: Tensor, past: list[Tensor]) -> Tensor:
+    """What leaves a delay line at one step, of x and the inputs of all steps before, which are put down in `past`."""
+    past.insert(0, x)
+    return sum((k * before for k, before in zip(module.kernel(x.dtype), past, strict=False)), torch.zeros_like(x))
+
+
 def step_by_step(network: Network, frames: Tensor) -> tuple[Tensor, Tensor]:
     """One time step after the other, each layer in turn: slow, plain, and independent of `Network.forward`."""
     modules = dict(network.named_children())
     states: dict[str, Any] = {}
     previous: dict[str, Tensor] = {}
+    past: dict[str, list[Tensor]] = {}
     spikes, membranes = [], []
     for x in frames.unbind(0):
         mem = x
@@ -42,7 +50,10 @@ def step_by_step(network: Network, frames: Tensor) -> tuple[Tensor, Tensor]:
                 before = network.layers[index - 1]
                 feedback = modules.get(before.name)
                 if isinstance(feedback, RecurrentLinear) and layer.name in previous:
-                    x = x + feedback.recurrent(previous[layer.name])
+                    back = previous[layer.name]
+                    if feedback.delay is not None:
+                        back = delayed(feedback.delay, back, past.setdefault(before.name, []))
+                    x = x + feedback.recurrent(back)
                 state = states.get(layer.name) or module.init_state(len(x))
                 x, mem, states[layer.name] = module.single_step(x, state)
                 previous[layer.name] = x
@@ -50,6 +61,9 @@ def step_by_step(network: Network, frames: Tensor) -> tuple[Tensor, Tensor]:
                 assert isinstance(module, NeuNorm)
                 out, states[layer.name] = module(x.unsqueeze(0), states.get(layer.name))
                 x = out[0]
+            elif layer.kind == "delay":
+                assert isinstance(module, Delay)
+                x = delayed(module, x, past.setdefault(layer.name, []))
             elif layer.kind == "flatten":
                 x = x.flatten(1)
             elif layer.kind == "vote":
@@ -73,6 +87,35 @@ def test_equals_a_loop_over_time(spec: str, channels_last: bool) -> None:
     assert 0 < want_spk.mean() < 1  # the comparison is about something
     torch.testing.assert_close(mem, want_mem)
     assert torch.equal(spk, want_spk)
+
+
+DELAYS = [
+    "DL3-FC20-SN-DL2-FC-SN",
+    "c4k3-SN-DL2-MP2-DL9-FC12-DL1-SN-FC-SN",
+    "RFC12DL1-SN-RFC9DL7-SN-FC-SN",
+    "SN-DL2-c4k3-SN-FC-SN",
+]
+
+
+@pytest.mark.parametrize("spec", DELAYS)
+@pytest.mark.parametrize("kernel", ["gaussian", "triangle"])
+@pytest.mark.parametrize("training", [True, False])
+def test_delays_equal_a_loop_over_time(spec: str, kernel: str, training: bool) -> None:
+    info = make_info()
+    network = make_network(spec, info, delay=DelayConf(kernel=kernel), gain=3).double().train(training)
+    frames = make_spikes(info).double()
+    ours, (spk, mem) = network(frames), step_by_step(network, frames)
+    assert spk.mean() > 0
+    torch.testing.assert_close(ours.mem, mem, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(ours.spk, spk)
+    if not training:
+        assert set(ours.spk.unique().tolist()) == {0, 1}
+        return
+    parameters = list(network.parameters())
+    a, b = (torch.autograd.grad((out**2).sum(), parameters) for out in (ours.mem, mem))
+    for (name, _), left, right in zip(network.named_parameters(), a, b, strict=True):
+        assert right.abs().max() > 0, name
+        torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("spec", SPECS)

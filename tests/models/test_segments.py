@@ -130,6 +130,24 @@ def test_every_layer(spec: str, engine: str, channels_last: bool) -> None:
     compare(network, counts(), 3)
 
 
+@pytest.mark.parametrize("spec", ["DL4-c4k3-SN-DL2-MP2-FC12-SN-DL9-FC-SN", "DL3-RFC12DL4-SN-RFC9DL1-SN-FC-SN"])
+@pytest.mark.parametrize("kind", ["dense", "events", "constant"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_what_delays_hold_back_crosses_the_borders(spec: str, kind: str, steps: int) -> None:
+    network = make_network(spec, INFO, gain=4)
+    x: Input = as_events(counts()) if kind == "events" else counts()
+    if kind == "constant":
+        x = ConstantInput(torch.rand(3, *INFO.shape, generator=torch.Generator().manual_seed(1)).double(), STEPS)
+    compare(network, x, steps)
+    network.eval()
+    results = []
+    for most in (None, steps):
+        network.checkpoint_steps = most
+        with torch.no_grad():
+            results.append(network(x))
+    assert torch.equal(results[0].spk, results[1].spk) and results[0].spk.max() > 0
+
+
 @pytest.mark.parametrize("engine", ["reference", "numba"])
 def test_nothing_that_backward_reads_is_overwritten(engine: str) -> None:
     """A second backward pass gives the same bits."""

@@ -155,3 +155,31 @@ def test_the_notation_is_read_without_torch() -> None:
     code = "import sys, snnexp.models.spec; print([m for m in ('torch', 'numpy', 'snntorch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_delays_by_hand() -> None:
+    layers = plan("DL8-c4k3-SN-DL2-MP2-DL4-FC12-SN-DL3-RFC9DL5-SN-FC-SN", (2, 8, 8), 10)
+    found = [(a.name, a.args["max"], a.in_shape, a.params) for a in layers if a.kind == "delay"]
+    assert found == [("dl1", 8, (2, 8, 8), 2), ("dl2", 2, (4, 8, 8), 4), ("dl3", 4, (64,), 64), ("dl4", 3, (12,), 12)]
+    names = [layer.name for layer in layers]
+    assert names[names.index("dl3") - 1] == "flat1" and names.count("flat1") == 1
+    (rfc,) = [layer for layer in layers if layer.kind == "recurrent"]
+    assert dict(rfc.args) == {"out": 9, "max": 5} and rfc.params == 9 * 12 + 9 * 9 + 9 + 9
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("FC-SN-DL3", "there is no next layer"),
+        ("FC-SN-DL3-VOTE1", "after the last SN"),
+        ("DL0-FC-SN", "numbers start at 1"),
+        ("DL-FC-SN", "unknown token DL"),
+        ("RFC9-DL3-SN-FC-SN", "RFC9-SN"),
+        ("DELAY8-FC-SN", "DL8"),
+        ("FC9DL3-SN-FC-SN", "unknown token FC9DL3"),
+    ],
+)
+def test_wrong_delays_are_explained(spec: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=r"\^") as error:
+        plan(spec, (1, 8, 8), 10)
+    assert words in str(error.value)

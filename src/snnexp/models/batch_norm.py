@@ -52,6 +52,16 @@ class BatchNorm2d(nn.BatchNorm2d):
         return cast(Tensor, y)
 
 
+def regular(step: Tensor) -> Tensor:
+    """Maps [B, C, H, W] whose strides say channels_last also if B = 1; torch's batch norm misreads others.
+
+    `contiguous` leaves them as they are, since strides of dimensions of size 1 do not count.
+    """
+    if step.dim() != 4 or step.shape[0] != 1 or step.stride(1) != 1:
+        return step
+    return torch.empty(step.shape, dtype=step.dtype, device=step.device, memory_format=torch.channels_last).copy_(step)
+
+
 def _is_ours(x: Tensor) -> bool:
     """Whether the kernels take x: on the CPU, in a precision of theirs, channels last, and more than one row."""
     return (

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from math import prod
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,13 @@ from snnexp.config import DecoderConf, ModelConf, NeuronConf
 from snnexp.data.base import DataInfo, EventFrames
 from snnexp.encoders import ConstantInput, Input
 from snnexp.errors import ConfigError
-from snnexp.models.batch_norm import BatchNorm2d
+from snnexp.models.batch_norm import BatchNorm2d, regular
+from snnexp.models.delayed_recurrence import run_with_delays
+from snnexp.models.delays import Delay, run_delay
 from snnexp.models.flow import Flow, count_steps
 from snnexp.models.layers import NeuNorm, TimeDropout, Vote, build_batch_norm, build_layer_norm
 from snnexp.models.observer import Firing, Observer
-from snnexp.models.segments import Memory, recomputed, segment_lengths, split_time
+from snnexp.models.segments import Memory, recomputed, split_time
 from snnexp.models.spec import (
     WEIGHT_KINDS,
     LayerPlan,
@@ -31,6 +33,7 @@ from snnexp.models.spec import (
     effective_spec,
     plan,
     why_not_in_segments,
+    why_not_on_engine,
 )
 from snnexp.models.weights import Linear, RecurrentLinear, build_weights
 from snnexp.neurons.engines import LayerRun, spikes_over_time
@@ -40,7 +43,7 @@ from snnexp.neurons.layer import SpikingLayer, Within
 __all__ = ["LayerRow", "Network", "Observer", "Output", "build_network"]
 
 # Layers whose backward pass does not read their output, so that the engine may write over it.
-_FRESH = frozenset({"conv", "linear", "batch_norm", "layer_norm", "avg_pool", "max_pool"})
+_FRESH = frozenset({"conv", "linear", "batch_norm", "layer_norm", "avg_pool", "max_pool", "delay"})
 
 # model.sparse=auto: a hidden layer follows the spikes if it has this many outputs and less than this share of its input
 # spike (measured: docs/models.md). The products of narrow layers cost less than making the lists.
@@ -103,7 +106,7 @@ class Network(nn.Module):
         pooled = -1  # the layer that the engine has done with the spikes before it
         for index, layer in enumerate(self.layers[start:], start):
             if layer.kind == "spiking":
-                pool = self._pool_after(index) if flow.whole else None
+                pool = self.pool_after(index) if flow.whole else None
                 mem, done = self._spiking(layer, self.layers[max(index - 1, 0)], flow, pool, index == end)
                 pooled = index + 1 if done else -1
             elif index > end:  # votes: of the membranes too
@@ -113,7 +116,7 @@ class Network(nn.Module):
                 self._stateless(layer, flow)
         return Output(flow.over_time(), mem)
 
-    def _pool_after(self, index: int) -> Pool | None:
+    def pool_after(self, index: int) -> Pool | None:
         """The pooling layer right behind spiking layer `index`, if its windows lie side by side."""
         if index + 1 == len(self.layers) or self.layers[index + 1].kind not in ("max_pool", "avg_pool"):
             return None
@@ -186,16 +189,18 @@ class Network(nn.Module):
             pool = None
         weights = self.get_submodule(before.name) if before.kind == "recurrent" else None
         recurrent = weights.recurrent.weight if isinstance(weights, RecurrentLinear) else None
-        if flow.whole:
+        if isinstance(weights, RecurrentLinear) and weights.delay is not None:
+            out = run_with_delays(neuron, weights, before.name, current, flow)
+        elif flow.whole:
             private = not is_last and not neuron._forward_hooks  # a hook may keep what it sees
             within = Within(pool, counts=observer is not None, private=private)
-            out: LayerRun = neuron(current, recurrent=recurrent, within=within)
+            out = cast(LayerRun, neuron(current, recurrent=recurrent, within=within))
         else:  # the last membranes go on, and gradients come back through them: not private, and nothing is fused
             spk, mem, after = neuron(current, state, recurrent, last=flow.last)
             out = LayerRun(spk, mem, spikes_over_time(spk) if observer else None)
             if not flow.last:
                 flow.memory.remember(layer.name, after)
-        if flow.observer and isinstance(weights, RecurrentLinear):
+        if flow.observer and isinstance(weights, RecurrentLinear) and weights.delay is None:
             first = torch.zeros_like(out.spk[0]) if state is None else state.spk.to(out.spk.dtype)
             previous = torch.cat([first.unsqueeze(0), out.spk[:-1]]).flatten(0, 1)
             flow.observer.connection(f"{before.name}.recurrent", weights.recurrent, previous, 1)
@@ -209,6 +214,9 @@ class Network(nn.Module):
         if layer.kind == "flatten":
             if isinstance(flow.x, Tensor):  # event lists are flat already
                 flow.x = flow.x.flatten(1)
+            return
+        if layer.kind == "delay":
+            run_delay(self.get_submodule(layer.name), layer.name, flow)
             return
         module = self.get_submodule(layer.name)
         if layer.kind in WEIGHT_KINDS:
@@ -236,7 +244,7 @@ class Network(nn.Module):
         elif layer.kind == "dropout_step":
             flow.x = module(flow.over_time()).flatten(0, 1)
         elif layer.kind == "batch_norm" and self.bn_per_step and not flow.constant:
-            flow.x = torch.stack([module(_regular(step)) for step in flow.over_time().unbind(0)]).flatten(0, 1)
+            flow.x = torch.stack([module(regular(step)) for step in flow.over_time().unbind(0)]).flatten(0, 1)
         else:
             flow.x = module(flow.folded())
 
@@ -245,7 +253,7 @@ class Network(nn.Module):
     @property
     def wants_events(self) -> bool:
         """Whether the first layer is fully connected, so that event lists can drive it directly."""
-        first = next(layer for layer in self.layers if layer.kind != "flatten")
+        first = next(layer for layer in self.layers if layer.kind not in ("flatten", "delay"))
         return first.kind in ("linear", "recurrent")
 
     @property
@@ -253,13 +261,34 @@ class Network(nn.Module):
         """The layers that spike, by name, from input to output."""
         return {name: layer for name, layer in self.neurons.items() if layer.dynamics.spiking}
 
+    @property
+    def delays(self) -> dict[str, Delay]:
+        """The delays, by the layer that has them: dl1, rfc1, ..."""
+        return {name.removesuffix(".delay"): m for name, m in self.named_modules() if isinstance(m, Delay)}
+
+    def set_epoch(self, epoch: int, epochs: int) -> None:
+        """What changes with the epochs of training: the width of interpolated delays. Epoch 1 is the first one."""
+        for delay in self.delays.values():
+            delay.set_epoch(epoch, epochs)
+
+    def bound(self) -> None:
+        """Put parameters that have bounds back into them, after a step of the optimizer."""
+        for delay in self.delays.values():
+            delay.bound()
+
+    def final_state(self) -> dict[str, Tensor]:
+        """The state dict as evaluation uses it, with whole time steps for delays."""
+        rounded = {f"{name}.position": m.steps() for name, m in self.named_modules() if isinstance(m, Delay)}
+        return {key: rounded[key].to(t.dtype) if key in rounded else t for key, t in self.state_dict().items()}
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """All trainable parameters: weights (with biases, norms, affine), firing thresholds, decays."""
+        """All trainable parameters: weights (with biases, norms, affine), firing thresholds, decays, delays."""
         thresholds = [p for layer in self.neurons.values() for p in layer.threshold_parameters()]
         decays = [p for layer in self.neurons.values() for p in layer.decay_parameters()]
-        other = {id(p) for p in (*thresholds, *decays)}
+        delays = [delay.position for delay in self.delays.values() if isinstance(delay.position, nn.Parameter)]
+        other = {id(p) for p in (*thresholds, *decays, *delays)}
         weights = [p for p in self.parameters() if id(p) not in other]
-        return {"weights": weights, "thresholds": thresholds, "decays": decays}
+        return {"weights": weights, "thresholds": thresholds, "decays": decays, "delays": delays}
 
     def layer_table(self) -> list[LayerRow]:
         """One row per layer, for `task=inspect`."""
@@ -274,47 +303,10 @@ class Network(nn.Module):
             yield LayerRow(layer.name, layer.token.text, layer.in_shape, layer.out_shape, parameters, count)
 
     def step_memory_bytes(self, batch_size: int) -> int:
-        """Estimated memory of one training step in bytes, float32: what backward needs, parameters, Adam's state.
+        """Estimated memory of one training step in bytes; see `memory_estimate.py`."""
+        from snnexp.models.memory_estimate import step_memory_bytes
 
-        Each layer keeps its output for all T steps, a spiking layer its membranes as well (but its spikes only after
-        the pooling behind it where the engine pools as they fire); on top come the gradients of the two largest
-        neighbours. Parameters count four times: value, gradient and two moments. In segments of time all this is there
-        for the longest one; with it the states between segments, and a segment's gradient of the parameters besides
-        their sum.
-        """
-        lengths = segment_lengths(self.num_steps, self.checkpoint_steps or self.num_steps)
-        rows = max(lengths) * batch_size
-        kept = [self._values_kept(index, whole=len(lengths) == 1) for index in range(len(self.layers))]
-        gradients = 2 * max(prod(layer.out_shape) for layer in self.layers if layer.kind != "flatten")
-        inputs = 0 if self.wants_events else prod(self.input_shape)
-        parameters = sum(p.numel() for p in self.parameters())
-        states = sum((3 if neuron.has_current else 2) * prod(neuron.shape) for neuron in self.neurons.values())
-        between = (len(lengths) - 1) * batch_size * states
-        copies = 4 if len(lengths) == 1 else 5
-        input_rows = self.num_steps * batch_size
-        return 4 * (rows * (sum(kept) + gradients) + input_rows * inputs + between + copies * parameters)
-
-    def _values_kept(self, index: int, whole: bool) -> int:
-        """Values that layer `index` keeps of a sample's time step until backward; whole: without segments of time."""
-        layer = self.layers[index]
-        if layer.kind != "spiking":
-            return 0 if layer.kind == "flatten" else prod(layer.out_shape)
-        pooled = False
-        if whole and self._pool_after(index) is not None:
-            maps = next(self.parameters()).new_empty(1, *layer.out_shape)
-            maps = maps.contiguous(memory_format=torch.channels_last) if self.channels_last else maps
-            pooled = self.neurons[layer.name].can_pool(maps.unsqueeze(0))
-        return prod(layer.out_shape) * (1 if pooled else 2)
-
-
-def _regular(step: Tensor) -> Tensor:
-    """Maps [B, C, H, W] whose strides say channels_last also if B = 1; torch's batch norm misreads others.
-
-    `contiguous` leaves them as they are, since strides of dimensions of size 1 do not count.
-    """
-    if step.dim() != 4 or step.shape[0] != 1 or step.stride(1) != 1:
-        return step
-    return torch.empty(step.shape, dtype=step.dtype, device=step.device, memory_format=torch.channels_last).copy_(step)
+        return step_memory_bytes(self, batch_size)
 
 
 def build_network(
@@ -339,6 +331,9 @@ def build_network(
     votes = decoder.votes if decoder.name == "vote" else 1
     bias = model.bias and model.affine == "none"  # the affine has an offset of its own
     layers = plan(effective_spec(model), info.shape, info.num_classes, votes, bias)
+    problem = why_not_on_engine(layers, neuron.engine)
+    if problem is not None:
+        raise ConfigError(problem)
     network = Network(layers, model, neuron, info)
     network.checkpoint_steps = checkpoint_steps
     network.channels_last = channels_last and any(layer.kind == "conv" for layer in layers)
@@ -356,6 +351,12 @@ def build_network(
                 _follow_spikes(weights, layer.name, model)
             network.add_module(layer.name, weights)
             analog = binary = False
+        elif layer.kind == "delay":
+            delay = Delay(layer.out_shape, int(layer.args["max"]), model.delay)
+            delay.announce(layer.name, info.num_steps, info.kind == "events" and network.wants_events and analog)
+            # interpolated spikes are fractions: products follow them in evaluation only, which `always` asks for
+            binary = binary and (not delay.learns or model.sparse == "always")
+            network.add_module(layer.name, delay)
         elif layer.kind == "spiking":
             analog, binary = False, True  # what follows sees spikes, even if it is the first layer with weights
             spiking = not (layer.name == last and decoder.name == "membrane" and decoder.integrate)

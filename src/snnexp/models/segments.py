@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -29,7 +29,8 @@ class Memory:
     """What layers remember at a moment between two time steps, by their names; empty before the first step."""
 
     neurons: dict[str, State] = field(default_factory=dict)
-    traces: dict[str, Tensor] = field(default_factory=dict)  # NeuNorm's
+    traces: dict[str, Tensor] = field(default_factory=dict)  # NeuNorm's, and what delays hold back
+    events: dict[str, EventFrames] = field(default_factory=dict)  # what delays of event lists hold back
     masks: dict[str, Tensor] = field(default_factory=dict)  # of dropout with one mask for all steps
 
     def remember(self, name: str, state: State) -> None:
@@ -38,7 +39,7 @@ class Memory:
         self.neurons[name] = State(mem.clone(), spk.clone(), cur, fired)
 
     def tensors(self) -> list[Tensor]:
-        """Everything that gradients pass through; who has fired and what is dropped are constants."""
+        """Everything that gradients pass through; who has fired, what is dropped and events are constants."""
         states = [t for state in self.neurons.values() for t in (state.mem, state.spk, state.cur) if t is not None]
         return [*states, *self.traces.values()]
 
@@ -49,7 +50,8 @@ class Memory:
             name: State(next(values), next(values), None if state.cur is None else next(values), state.fired)
             for name, state in self.neurons.items()
         }
-        return Memory(neurons, {name: next(values) for name in self.traces}, dict(self.masks))
+        traces = {name: next(values) for name in self.traces}
+        return Memory(neurons, traces, dict(self.events), dict(self.masks))
 
     def hollow(self) -> Memory:
         """A copy without the values of `tensors()`."""
@@ -69,7 +71,28 @@ def split_time(x: Input, most: int) -> list[Input]:
     lengths = segment_lengths(x.num_steps, most)
     if isinstance(x, ConstantInput):
         return [ConstantInput(x.frame, steps) for steps in lengths]
-    rows = [step * x.batch_size for step in accumulate(lengths, initial=0)]
+    return [*_cut(x, list(accumulate(lengths, initial=0)))]
+
+
+def last_steps(x: EventFrames, steps: int) -> EventFrames:
+    """The lists of the last `steps` time steps, or all there are, in memory of their own."""
+    cut = _cut(x, [max(x.num_steps - steps, 0), x.num_steps])[0]
+    return replace(cut, indices=cut.indices.clone(), values=None if cut.values is None else cut.values.clone())
+
+
+def joined(first: EventFrames, second: EventFrames) -> EventFrames:
+    """Event lists of the same samples, one after the other in time."""
+    offsets = torch.cat([first.offsets, second.offsets[1:] + first.offsets[-1]])
+    values = None
+    if first.values is not None and second.values is not None:
+        values = torch.cat([first.values, second.values])
+    indices = torch.cat([first.indices, second.indices])
+    return EventFrames(indices, offsets, values, first.num_steps + second.num_steps, second.batch_size, second.shape)
+
+
+def _cut(x: EventFrames, steps: list[int]) -> list[EventFrames]:
+    """The pieces between these time steps, as views."""
+    rows = [step * x.batch_size for step in steps]
     events = x.offsets[rows].tolist()  # on CUDA the only wait for the device, once per batch
     return [
         EventFrames(

@@ -14,13 +14,24 @@ from snnexp.config import ModelConf
 from snnexp.errors import ConfigError
 from snnexp.models.tokens import Token, parse, spec_error
 
-__all__ = ["WEIGHT_KINDS", "LayerPlan", "Shape", "Token", "constant_layers", "parse", "plan", "why_not_in_segments"]
+__all__ = [
+    "WEIGHT_KINDS",
+    "LayerPlan",
+    "Shape",
+    "Token",
+    "constant_layers",
+    "parse",
+    "plan",
+    "why_not_in_segments",
+    "why_not_on_engine",
+]
 
 Shape = tuple[int, ...]  # [C, H, W], or [N] once flattened
 
 WEIGHT_KINDS = frozenset({"conv", "linear", "recurrent"})
 _NAMES = {"linear": "fc", "recurrent": "rfc", "batch_norm": "bn", "layer_norm": "ln", "neunorm": "nn", "spiking": "sn"}
 _NAMES |= {
+    "delay": "dl",
     "max_pool": "mp",
     "avg_pool": "ap",
     "dropout": "dp",
@@ -92,13 +103,15 @@ def plan(spec: str, in_shape: Shape, num_classes: int, votes: int = 1, bias: boo
         following = tokens[index + 1].kind if index + 1 < len(tokens) else None
         _check_neighbours(spec, token, layers, following)
         kind = token.kind
+        ahead = following if kind == "delay" else kind
+        if ahead in ("linear", "recurrent") and len(shape) == 3:  # a delay of an FC's inputs has one for each of them
+            add(replace(token, text="FLAT"), "flatten", (prod(shape),), {}, 0, False)
         if kind in ("linear", "recurrent"):
-            if len(shape) == 3:
-                add(replace(token, text="FLAT"), "flatten", (prod(shape),), {}, 0, False)
             out = int(token.args["out"]) if "out" in token.args else _outputs(spec, tokens, index, num_classes)
             biased = bias and following != "batch_norm"
-            weights = out * shape[0] + (out * out if kind == "recurrent" else 0)
-            add(token, kind, (out,), {"out": out}, weights + out * biased, biased)
+            numbers = {**{key: int(value) for key, value in token.args.items()}, "out": out}
+            weights = out * shape[0] + (out * out if kind == "recurrent" else 0) + (out if "max" in numbers else 0)
+            add(token, kind, (out,), numbers, weights + out * biased, biased)
         elif kind == "conv":
             out_shape, args = _conv(spec, token, shape)
             biased = bias and following != "batch_norm"
@@ -116,6 +129,8 @@ def plan(spec: str, in_shape: Shape, num_classes: int, votes: int = 1, bias: boo
             add(token, kind, shape, {}, 2 * shape[0], False)
         elif kind == "neunorm":
             add(token, kind, shape, {}, prod(shape), False)
+        elif kind == "delay":
+            add(token, kind, shape, {"max": int(token.args["max"])}, shape[0], False)
         elif kind in ("dropout", "dropout_step"):
             add(token, kind, shape, {"rate": token.args.get("rate", 0.5)}, 0, False)
         else:
@@ -126,7 +141,7 @@ def plan(spec: str, in_shape: Shape, num_classes: int, votes: int = 1, bias: boo
 
 def constant_layers(layers: Sequence[LayerPlan]) -> int:
     """How many of the first layers give the same at each step if the input is the same at each step."""
-    return next(layer.position for layer in layers if layer.kind in ("spiking", "dropout_step"))
+    return next(layer.position for layer in layers if layer.kind in ("spiking", "dropout_step", "delay"))
 
 
 def why_not_in_segments(layers: Sequence[LayerPlan], bn_per_step: bool, constant_input: bool) -> str | None:
@@ -139,6 +154,19 @@ def why_not_in_segments(layers: Sequence[LayerPlan], bn_per_step: bool, constant
         f"trainer.checkpoint_steps: {norm} normalises by the statistics of all time steps, which are then never in "
         "memory together. Use model.bn_per_step=true (the statistics of each step), LN in place of BN in model.spec, "
         "or trainer.checkpoint_steps=null."
+    )
+
+
+def why_not_on_engine(layers: Sequence[LayerPlan], engine: str) -> str | None:
+    """Say why the engine asked for cannot run these layers, or return None if it can, or none was asked for."""
+    if engine in ("auto", "reference"):
+        return None
+    layer = next((layer for layer in layers if layer.kind == "recurrent" and "max" in layer.args), None)
+    if layer is None:
+        return None
+    return (
+        f"neuron.engine={engine}: it has no kernel for a recurrence with delays ({layer.token.text}). Use "
+        "neuron.engine=auto, which takes the reference for that layer alone, or reference."
     )
 
 
@@ -170,6 +198,8 @@ def _check_neighbours(spec: str, token: Token, before: list[LayerPlan], followin
             raise wrong("NN needs feature maps, so it follows the SN of a convolution, not of an FC.")
         if following is None:
             raise wrong("NN changes what the next layer sees, and there is no next layer.")
+    if token.kind == "delay" and following is None:
+        raise wrong(f"{token.text} delays what the next layer sees, and there is no next layer.")
     if token.kind == "recurrent" and following != "spiking":
         raise wrong(f"{token.text} feeds its own spikes back, so an SN must follow it directly: {token.text}-SN.")
     if token.kind == "batch_norm" and last is not None and last.kind == "spiking":

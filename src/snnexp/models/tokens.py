@@ -38,13 +38,17 @@ def _kind(word: str, usage: str, meaning: str, kind: str, pattern: str) -> Token
 
 _CONV = r"c(?P<out>\d+)k(?P<k>\d+)(?:s(?P<s>\d+))?(?:p(?P<p>\d+))?"
 _FC = r"FC(?P<out>\d+)?"
+_RFC = r"RFC(?P<out>\d+)(?:DL(?P<max>\d+))?"
 _POOL = r"(?:k?(?P<k>\d+)(?:s(?P<s>\d+))?)"
 _SHARE = r"(?P<rate>0?\.\d+|0|1\.0|1)?"
 
 TOKENS: tuple[TokenKind, ...] = (
     _kind("c", "c<out>k<size>[s<stride>][p<pad>]", "convolution; pad = size // 2 for odd sizes, else 0", "conv", _CONV),
     _kind("FC", "FC[<out>]", "fully connected; without a number one neuron per class and vote", "linear", _FC),
-    _kind("RFC", "RFC<out>", "FC whose SN also feeds back through learned weights", "recurrent", r"RFC(?P<out>\d+)"),
+    _kind(
+        "RFC", "RFC<out>[DL<max>]", "FC whose SN also feeds back through learned weights, delayed", "recurrent", _RFC
+    ),
+    _kind("DL", "DL<max>", "learned delays of 0 to max steps, one per channel or input", "delay", r"DL(?P<max>\d+)"),
     _kind("BN", "BN", "batch normalisation", "batch_norm", r"BN"),
     _kind("LN", "LN", "layer normalisation", "layer_norm", r"LN"),
     _kind("NN", "NN", "NeuNorm, after the SN of a convolution", "neunorm", r"NN"),
@@ -140,7 +144,7 @@ def _token(spec: str, start: int, end: int) -> Token:
         found = kind.pattern.fullmatch(text)
         if found:
             args = {key: float(value) for key, value in found.groupdict().items() if value is not None}
-            for key in ("out", "k", "s", "n"):
+            for key in ("out", "k", "s", "n", "max"):
                 if args.get(key, 1) < 1:
                     raise spec_error(spec, start, end, f"{text}: numbers start at 1.")
             if args.get("rate", 0) >= 1:
@@ -184,5 +188,5 @@ _OTHER_NOTATIONS: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
 
 def takes_events(spec: str) -> bool:
     """Whether the first layer is fully connected, so that lists of events can drive it without a dense input."""
-    first = next((token for token in parse(spec) if token.kind != "flatten"), None)
+    first = next((token for token in parse(spec) if token.kind not in ("flatten", "delay")), None)
     return first is not None and first.kind in ("linear", "recurrent")

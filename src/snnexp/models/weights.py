@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snnexp.config import ModelConf
+from snnexp.models.delays import Delay
 from snnexp.models.spec import LayerPlan
 
 log = logging.getLogger(__name__)
@@ -104,11 +105,16 @@ class RecurrentLinear(Linear):
     """Fully connected, and a second weight matrix from the layer's own spikes of the step before:
 
     I[t] = W x[t] + b + V S[t-1]
+
+    delay: the spikes come back by so many steps later still (RFC<out>DL<max>).
     """
+
+    delay: Delay | None
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__(in_features, out_features, bias)
         self.recurrent = nn.Linear(out_features, out_features, bias=False)
+        self.delay = None
 
 
 def build_weights(layer: LayerPlan, model: ModelConf, spikes: float) -> Conv2d | Linear:
@@ -124,6 +130,8 @@ def build_weights(layer: LayerPlan, model: ModelConf, spikes: float) -> Conv2d |
     else:
         kind = RecurrentLinear if layer.kind == "recurrent" else Linear
         module = kind(layer.in_shape[0], layer.out_shape[0], bias=layer.bias)
+    if isinstance(module, RecurrentLinear) and "max" in layer.args:
+        module.delay = Delay(layer.out_shape, int(layer.args["max"]), model.delay)
     if model.weight_norm:
         module.sigma = sqrt(spikes / layer.fan_in)
     if model.affine != "none":

@@ -42,6 +42,8 @@ def inspect(conf: Config, cfg: DictConfig) -> None:
         if parameters:
             numbers = sum(p.numel() for p in parameters)
             console.print(f"{kind}: {numbers:,} parameters in {len(parameters)} tensors, lr {rates[kind]:g}")
+    for name, delay in network.delays.items():
+        console.print(f"{name}: {delay.describe(conf.trainer.max_epochs)}", soft_wrap=True)
     for line in describe_data(info):
         console.print(line, markup=False, soft_wrap=True)
     step = network.step_memory_bytes(conf.dataset.batch_size)

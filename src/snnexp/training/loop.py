@@ -140,7 +140,7 @@ def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Di
         if improved:  # before the state, which names them, and in their place after it: see `settle_best`
             accuracy = {f"{'val' if validates else 'train'}_accuracy": state.best.accuracy}
             facts = {"epoch": epoch, "role": "best", **accuracy, **made_on}
-            state.best.digest = save_weights(folder.next_best, network.state_dict(), config, facts)
+            state.best.digest = save_weights(folder.next_best, network.final_state(), config, facts)
         _save(folder, state, experiment, optimizer, scheduler, meters, config)
         if improved:
             folder.next_best.replace(folder.best)
@@ -150,7 +150,7 @@ def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Di
         if conf.trainer.diagnose:
             display.advise(diagnose(network, meters["val" if validates else "train"]))
     facts = {"epoch": state.epoch, "role": "last", **made_on}
-    folder.note_weights("last", state.epoch, save_weights(folder.last, network.state_dict(), config, facts))
+    folder.note_weights("last", state.epoch, save_weights(folder.last, network.final_state(), config, facts))
     return state
 
 
@@ -174,14 +174,19 @@ def _before_training(
 
 
 def _learned(experiment: Experiment, state: Fit, epoch: int) -> dict[str, float]:
-    """min, mean and max of learned thresholds and decays per layer; their values go into the distributions."""
+    """min, mean and max of learned thresholds, decays and delays per layer; the values go into the distributions."""
     metrics = {}
-    for name, layer in experiment.network.spiking_layers.items():
-        for quantity, values in layer.learned().items():
-            values = values.detach().float().cpu().flatten()
-            for statistic, value in (("min", values.min()), ("mean", values.mean()), ("max", values.max())):
-                metrics[f"{quantity}/{statistic}/{name}"] = float(value)
-            state.distributions.setdefault(quantity, {}).setdefault(name, []).append((epoch, values.clone()))
+    network = experiment.network
+    learned = [(name, what, v) for name, layer in network.spiking_layers.items() for what, v in layer.learned().items()]
+    for name, delay in network.delays.items():
+        if delay.learns:
+            learned.append((name, "delay", delay.position))
+            metrics[f"delay/sigma/{name}"] = delay.sigma
+    for name, quantity, values in learned:
+        values = values.detach().float().cpu().flatten()
+        for statistic, value in (("min", values.min()), ("mean", values.mean()), ("max", values.max())):
+            metrics[f"{quantity}/{statistic}/{name}"] = float(value)
+        state.distributions.setdefault(quantity, {}).setdefault(name, []).append((epoch, values.clone()))
     return metrics
 
 

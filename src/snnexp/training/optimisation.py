@@ -1,4 +1,4 @@
-"""Optimizer and scheduler from the configuration, with separate learning rates for weights, thresholds and decays."""
+"""Optimizer and scheduler from the configuration, with learning rates for weights, thresholds, decays and delays."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 def learning_rates(conf: OptimizerConf) -> dict[str, float]:
-    """Learning rate of each kind of parameter; an unset one is that of the weights."""
+    """Learning rate of each kind of parameter; an unset one follows that of the weights."""
     return {
         "weights": conf.lr,
         "thresholds": conf.lr if conf.lr_threshold is None else conf.lr_threshold,
         "decays": conf.lr if conf.lr_decay is None else conf.lr_decay,
+        # DCLS-Delays' ratio: Adam moves a parameter by about the rate, and delays have to cross whole time steps
+        "delays": 100 * conf.lr if conf.lr_delay is None else conf.lr_delay,
     }
 
 
 def build_optimizer(conf: OptimizerConf, groups: Mapping[str, Sequence[nn.Parameter]]) -> torch.optim.Optimizer:
     """Build the optimizer over the parameter groups of `Network.parameter_groups()`.
 
-    Weight decay acts on weights only: pulling a threshold or a time constant to zero is never what is meant.
+    Weight decay acts on weights only: pulling a threshold, a time constant or a delay to zero is never what is meant.
     """
     rates = learning_rates(conf)
     param_groups: list[dict[str, Any]] = [

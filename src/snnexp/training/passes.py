@@ -99,6 +99,7 @@ def train_pass(
     conf, network = experiment.conf, experiment.network
     seed_everything(derive_seed(conf.seed, "train", epoch))
     network.train()
+    network.set_epoch(epoch, conf.trainer.max_epochs)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     tally, start, shown = _Tally(experiment.device), time.perf_counter(), 0.0
     clock = _Clock(experiment.source.batches("train", epoch, conf.seed), conf.trainer.smoke_steps)
@@ -113,6 +114,7 @@ def train_pass(
         if conf.trainer.grad_clip is not None:
             torch.nn.utils.clip_grad_norm_(parameters, conf.trainer.grad_clip)
         optimizer.step()
+        network.bound()
         tally.add(loss, experiment.predict(output), batch.labels)
         if (now := time.perf_counter()) - shown > REFRESH_S:
             shown = now

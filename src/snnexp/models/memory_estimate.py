@@ -1,0 +1,54 @@
+"""How much memory a training step takes, estimated before anything runs."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+
+from snnexp.models.network import Network
+from snnexp.models.segments import segment_lengths
+
+
+def step_memory_bytes(network: Network, batch_size: int) -> int:
+    """Estimated memory of one training step in bytes, float32: what backward needs, parameters, Adam's state.
+
+    Each layer keeps its output for all T steps, a spiking layer its membranes as well (but its spikes only after
+    the pooling behind it where the engine pools as they fire); on top come the gradients of the two largest
+    neighbours. Parameters count four times: value, gradient and two moments. In segments of time all this is there
+    for the longest one; with it the states between segments, and a segment's gradient of the parameters besides
+    their sum.
+    """
+    lengths = segment_lengths(network.num_steps, network.checkpoint_steps or network.num_steps)
+    rows = max(lengths) * batch_size
+    kept = [_values_kept(network, index, whole=len(lengths) == 1) for index in range(len(network.layers))]
+    gradients = 2 * max(prod(layer.out_shape) for layer in network.layers if layer.kind != "flatten")
+    inputs = 0 if network.wants_events else prod(network.input_shape)
+    parameters = sum(p.numel() for p in network.parameters())
+    states = sum((3 if neuron.has_current else 2) * prod(neuron.shape) for neuron in network.neurons.values())
+    states += sum(_values_held_back(network, index) for index in range(len(network.layers)))
+    between = (len(lengths) - 1) * batch_size * states
+    copies = 4 if len(lengths) == 1 else 5
+    input_rows = network.num_steps * batch_size
+    return 4 * (rows * (sum(kept) + gradients) + input_rows * inputs + between + copies * parameters)
+
+
+def _values_kept(network: Network, index: int, whole: bool) -> int:
+    """Values that layer `index` keeps of a sample's time step until backward; whole: without segments of time."""
+    layer = network.layers[index]
+    if layer.kind != "spiking":
+        return 0 if layer.kind == "flatten" else prod(layer.out_shape)
+    pooled = False
+    if whole and network.pool_after(index) is not None:
+        maps = next(network.parameters()).new_empty(1, *layer.out_shape)
+        maps = maps.contiguous(memory_format=torch.channels_last) if network.channels_last else maps
+        pooled = network.neurons[layer.name].can_pool(maps.unsqueeze(0))
+    return prod(layer.out_shape) * (1 if pooled else 2)
+
+
+def _values_held_back(network: Network, index: int) -> int:
+    """Values that layer `index` carries from one segment of time to the next, because they are still on their way."""
+    layer = network.layers[index]
+    if layer.kind == "recurrent" and "max" in layer.args:
+        return (int(layer.args["max"]) + 1) * prod(layer.out_shape)
+    return int(layer.args["max"]) * prod(layer.out_shape) if layer.kind == "delay" else 0
