@@ -94,10 +94,9 @@ def test_sigma_falls_over_the_first_quarter_and_depends_on_the_epoch_alone() -> 
         assert found == pytest.approx([expected[epoch] for epoch in epochs])
     fast = make_delay([1], 16, kernel="triangle", sigma_share=0.0)
     assert fast.sigma == 1  # at once
-    assert (
-        make_delay([1], 16).describe(16) == "1 delays of 0 to 16 steps, now 1 to 1; gaussian, sigma 8 to 0.5 in epoch 5"
-    )
-    assert make_delay([1], 16, learn=False).describe(16).endswith("fixed")
+    said = make_delay([1, 3], 16).describe(16)
+    assert said == "2 delays of 0 to 16 steps, now 1 to 3; gaussian, sigma 8 to 0.5 over 4 epochs"
+    assert make_delay([1], 16, learn=False).describe(0).endswith("fixed")
     narrow = make_delay([1], 1)  # max / 2 is the final width already
     assert narrow.sigma == 0.5
     own = DelayConf(sigma=3.0, sigma_final=2.0, sigma_share=1.0)

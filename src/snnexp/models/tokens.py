@@ -45,10 +45,8 @@ _SHARE = r"(?P<rate>0?\.\d+|0|1\.0|1)?"
 TOKENS: tuple[TokenKind, ...] = (
     _kind("c", "c<out>k<size>[s<stride>][p<pad>]", "convolution; pad = size // 2 for odd sizes, else 0", "conv", _CONV),
     _kind("FC", "FC[<out>]", "fully connected; without a number one neuron per class and vote", "linear", _FC),
-    _kind(
-        "RFC", "RFC<out>[DL<max>]", "FC whose SN also feeds back through learned weights, delayed", "recurrent", _RFC
-    ),
-    _kind("DL", "DL<max>", "learned delays of 0 to max steps, one per channel or input", "delay", r"DL(?P<max>\d+)"),
+    _kind("RFC", "RFC<out>", "FC whose SN also feeds back by learned weights; RFC64DL8: delayed", "recurrent", _RFC),
+    _kind("DL", "DL<n>", "learned delays of 0 to n steps, one per channel or input", "delay", r"DL(?P<max>\d+)"),
     _kind("BN", "BN", "batch normalisation", "batch_norm", r"BN"),
     _kind("LN", "LN", "layer normalisation", "layer_norm", r"LN"),
     _kind("NN", "NN", "NeuNorm, after the SN of a convolution", "neunorm", r"NN"),
