@@ -3,6 +3,9 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
 PORT ?= 5000
+# Test processes. One file's tests stay together: they share fixtures and compiled kernels.
+JOBS ?= 2
+TEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-all lint format typecheck run sweep ui bench compare lock build clean
 
@@ -31,10 +34,10 @@ test: setup  ## lint, type check and the fast tests (CPU, no network)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(TEST)
 
 test-all: setup  ## all tests, the slow ones too
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(TEST) -m "slow or not slow"
 
 lint: setup  ## ruff
 	$(BIN)/ruff check .

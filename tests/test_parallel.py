@@ -31,7 +31,7 @@ def test_every_block_once(blocks: int, threads: int) -> None:
 
 @pytest.mark.usefixtures("way")
 def test_several_threads_work() -> None:
-    names, both = set(), threading.Barrier(2, timeout=20)
+    names, both = set(), threading.Barrier(2)
 
     def work(start: int, stop: int) -> None:
         if start < 2:

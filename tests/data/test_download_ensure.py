@@ -221,7 +221,7 @@ def test_several_processes_fetch_once(site: Site, tmp_path: Path) -> None:
     site.delay_s, site.chunk = 0.05, 40
     jobs = [start(site, tmp_path) for _ in range(3)]
     for job in jobs:
-        job.communicate(timeout=60)
+        job.communicate()
     assert [job.returncode for job in jobs] == [0, 0, 0]
     assert sorted(path for path, _ in site.requests) == ["test.zip", "train.zip"]
     assert files(tmp_path / "NMNIST") == ["Test/0/1.bin", "Train/0/1.bin", "test.zip", "train.zip"]
@@ -239,7 +239,7 @@ def test_killed_at_any_moment_the_next_start_finishes(site: Site, tmp_path: Path
         assert job.stdout is not None and job.stdout.readline() == "start\n"
         time.sleep(delay_s)
         job.kill()
-        job.communicate(timeout=60)
+        job.communicate()
         if not SOURCES["nmnist"].missing(tmp_path):
             break
         if "Train/*/*.bin" not in [a.products[0] for a in SOURCES["nmnist"].missing(tmp_path)]:

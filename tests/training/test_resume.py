@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -49,13 +50,13 @@ def interrupt_after_epoch(folder: Path, epoch: int, how: int, *more: str) -> tup
             break
     time.sleep(0.05)  # into the next epoch
     process.send_signal(how)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate()
     return process.returncode, errors
 
 
 def finish(folder: Path, *more: str) -> str:
     process = start(folder, *more)
-    output, errors = process.communicate(timeout=240)
+    output, errors = process.communicate()
     assert process.returncode == 0, errors
     return output
 
@@ -100,7 +101,7 @@ def test_killed_run_continues_in_the_same_run_bit_for_bit(tmp_path: Path, uninte
     assert code == -signal.SIGKILL
     assert statuses(folder) == ["RUNNING"]
     output = finish(folder)
-    assert "Continuing after epoch 2 of 5." in output or "Continuing after epoch 3 of 5." in output
+    assert re.search(r"Continuing after epoch [2-4] of 5\.", output)
     assert_same_run(folder, uninterrupted)
 
 
@@ -130,7 +131,7 @@ def test_damaged_state_is_named_with_the_way_out(tmp_path: Path) -> None:
     state = only_run(folder) / "state.pt"
     state.write_bytes(state.read_bytes()[:1000])
     process = start(folder)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate()
     assert process.returncode == 2
     assert "state.pt is damaged" in errors and "trainer.resume=never" in errors and "Traceback" not in errors
     finish(folder, "trainer.resume=never", "trainer.max_epochs=1", "trainer.plots=false")
