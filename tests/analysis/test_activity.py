@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from snnexp.analysis.activity import ActivityMeter
 from snnexp.config import DecoderConf, ModelConf, NeuronConf
-from snnexp.data.base import DataInfo
+from snnexp.data.base import DataInfo, EventFrames
+from snnexp.encoders import ConstantInput
 from snnexp.models.network import build_network
 from snnexp.models.observer import Firing
 from snnexp.neurons.engines import spikes_over_time
@@ -131,6 +132,47 @@ def test_weights_and_bias_zero_kill_every_neuron() -> None:
     for window in ("dead_fraction", "dead_fraction_batch", "dead_fraction_sample"):
         assert metrics[f"train/{window}/sn1"] == metrics[f"train/{window}/sn2"] == 1
     assert metrics["train/dead_neurons"] == 8
+
+
+def test_samples_without_input_are_counted_at_the_entrance_in_every_form() -> None:
+    info = DataInfo("made", "events", (1, 4, 4), 6, ("a", "b"), {}, {}, complete=True, split_hash="")
+    neuron = NeuronConf(name="fixed", engine="reference")
+    frames = torch.zeros(6, 4, 1, 4, 4)
+    frames[5, 1, 0, 3, 3] = 1  # late: its first segment of time steps is silent
+    frames[:, 3] = 0.5
+    flat = frames.flatten(2).flatten(0, 1)
+    where = flat.nonzero()
+    offsets = torch.zeros(25, dtype=torch.int64)
+    offsets[1:] = torch.bincount(where[:, 0], minlength=24).cumsum(0)
+    lists = EventFrames(where[:, 1].int(), offsets, flat[where[:, 0], where[:, 1]], 6, 4, (1, 4, 4))
+    for spec, forms in (("FC6-SN-FC-SN", (frames, lists)), ("c2k3-SN-FC-SN", (frames,))):
+        for steps in (None, 4):
+            network = build_network(
+                ModelConf(name="m", spec=spec), neuron, DecoderConf(name="rate"), info, checkpoint_steps=steps
+            )
+            for form in forms:
+                meter = ActivityMeter(network)
+                for x in (form, form):
+                    network(x, meter)
+                meter.metrics("val")
+                assert meter.silent_input == 2 / 4
+                assert meter.last["sn1"].samples == 8
+    constant = ActivityMeter(network)
+    network(ConstantInput(frames[5], 6), constant)
+    constant.metrics("val")
+    assert constant.silent_input == 2 / 4
+    unseen = ActivityMeter(build_network(ModelConf(name="m", spec="SN-FC-SN"), neuron, DecoderConf(name="rate"), info))
+    unseen.network(frames, unseen)
+    unseen.metrics("val")
+    assert unseen.silent_input is None  # what a spiking layer is given is not looked at
+
+
+def test_samples_in_which_a_layer_is_quiet(meter: ActivityMeter) -> None:
+    spk = torch.zeros(3, 4, 5)
+    spk[1, 2, 0] = 1
+    feed(meter, spk, spk[:, :2])
+    meter.metrics("val")
+    assert meter.last["sn1"].quiet_fraction == 5 / 6
 
 
 def test_a_gradient_still_flows_through_observed_spikes() -> None:

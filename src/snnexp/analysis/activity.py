@@ -8,6 +8,8 @@ A neuron is *dead* if it emits no spike over a window. Three windows (DESIGN sec
 
 and so dead_fraction <= dead_fraction_batch <= dead_fraction_sample for batches of equal size. `firing_rate` is spikes
 per neuron per time step. A neuron is *saturated* if it spikes in at least 95 % of all time steps of the pass.
+
+Dead says something about neuron and samples together: the more samples a pass has, the fewer neurons are dead in it.
 """
 
 from __future__ import annotations
@@ -20,7 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from snnexp.data.base import EventFrames
+from snnexp.models.network import Network
 from snnexp.models.observer import Firing
+from snnexp.models.spec import WEIGHT_KINDS
+from snnexp.neurons.layer import SpikingLayer
 
 SATURATED_RATE = 0.95  # spikes per time step
 
@@ -33,11 +38,19 @@ class LayerActivity:
     dead_fraction_batch: float
     dead_fraction_sample: float
     peaks: Tensor  # largest membrane in the first batch of the pass, float32
+    thresholds: Tensor  # in effect in that batch, float32; nan for a layer that is no `SpikingLayer`
+    samples: int
+    quiet_fraction: float  # share of samples in which no neuron of the layer spiked
 
     @property
     def dead(self) -> Tensor:
         """Which neurons never spiked in the pass."""
         return self.rates == 0
+
+    @property
+    def saturated(self) -> Tensor:
+        """Which neurons spiked in at least 95 % of the time steps."""
+        return self.rates >= SATURATED_RATE
 
     @property
     def dead_fraction(self) -> float:
@@ -52,16 +65,20 @@ class LayerActivity:
     @property
     def saturated_fraction(self) -> float:
         """Share of neurons that spike in at least 95 % of the time steps."""
-        return float((self.rates >= SATURATED_RATE).double().mean())
+        return float(self.saturated.double().mean())
 
 
 class _Counter:
     """Running sums of one layer, on the device. float64 holds counts exactly up to 2**53."""
 
-    def __init__(self, mem: Tensor) -> None:
+    def __init__(self, layer: nn.Module, mem: Tensor) -> None:
         self.spikes = torch.zeros(mem[0, 0].numel(), dtype=torch.float64, device=mem.device)
-        self.shares = torch.zeros(2, dtype=torch.float64, device=mem.device)  # sums of batch shares, of silent pairs
+        # sums of batch shares, of silent pairs of neuron and sample, of samples without a spike
+        self.shares = torch.zeros(3, dtype=torch.float64, device=mem.device)
         self.peaks = torch.full_like(self.spikes, -torch.inf, dtype=torch.float32)
+        self.thresholds = torch.full_like(self.peaks, torch.nan)
+        if isinstance(layer, SpikingLayer):  # now: they may be learned while the pass goes on
+            self.thresholds = layer.threshold.detach().expand(layer.shape).flatten().float().clone()
         self.batches = self.samples = self.steps = 0
         self._so_far: Tensor | None = None  # spikes [B, neurons] of a batch whose last time steps are still to come
 
@@ -77,9 +94,44 @@ class _Counter:
             return
         per_neuron = counts.sum(0)
         self.spikes += per_neuron
-        self.shares += torch.stack([(per_neuron == 0).double().mean(), (counts == 0).double().sum()])
+        silent = counts == 0
+        sums = (per_neuron == 0).double().mean(), silent.double().sum(), silent.all(1).double().sum()
+        self.shares += torch.stack(sums)
         self.batches += 1
         self.samples += counts.shape[0]
+
+
+class _InputCounter:
+    """Counts the samples that reach the network as zeros throughout, on the device.
+
+    The input of the first layer with weights comes before anybody has said how many samples it holds; the spiking
+    layer behind it knows.
+    """
+
+    def __init__(self) -> None:
+        self._rows: Tensor | None = None  # which rows [T*B] have an input, not yet taken apart into steps and samples
+        self._so_far: Tensor | None = None  # which samples [B] had one in the segments before
+        self.silent: Tensor | None = None
+        self.samples = 0
+
+    def see(self, x: Tensor | EventFrames) -> None:
+        if isinstance(x, EventFrames):
+            self._rows = x.offsets.diff() > 0
+        else:
+            self._rows = x.any(dim=tuple(range(1, x.dim())))
+
+    def take_apart(self, batch_size: int, last: bool) -> None:
+        seen = self._so_far
+        if self._rows is not None:
+            now = self._rows.view(-1, batch_size).any(0)
+            seen, self._rows = now if seen is None else seen | now, None
+        if seen is None:
+            return
+        self._so_far = None if last else seen
+        if last:
+            silent = (~seen).sum()
+            self.silent = silent if self.silent is None else self.silent + silent
+            self.samples += batch_size
 
 
 class ActivityMeter:
@@ -95,22 +147,30 @@ class ActivityMeter:
     def __init__(self, network: nn.Module) -> None:
         self.network = network
         self.last: dict[str, LayerActivity] = {}  # of the pass closed last, by layer
+        self.silent_input: float | None = None  # share of its samples whose input was zero throughout; None: not seen
+        self._watched = _entrance(network)
         self._counters: dict[str, _Counter] = {}
+        self._input = _InputCounter()
         self._dead_before: dict[str, Tensor] = {}
 
     def spiking(self, name: str, layer: nn.Module, firing: Firing) -> None:
         """Add the spikes of one batch, or of one segment of its time steps."""
         with torch.no_grad():
             if name not in self._counters:
-                self._counters[name] = _Counter(firing.mem)
+                self._counters[name] = _Counter(layer, firing.mem)
             self._counters[name].add(firing)
+            self._input.take_apart(firing.counts.shape[0], firing.last)
 
     def connection(self, name: str, module: nn.Module, x: Tensor | EventFrames, repeat: int) -> None:
-        """Inputs of layers do not matter here."""
+        """Look for samples without input at the network's entrance; inputs of other layers do not matter here."""
+        if name == self._watched:
+            with torch.no_grad():
+                self._input.see(x)
 
     def reset(self) -> None:
         """Forget a pass that was not finished."""
         self._counters = {}
+        self._input = _InputCounter()
 
     def metrics(self, split: str) -> dict[str, float]:
         """Close the pass and return its metrics under the contract's names; empty if nothing ran.
@@ -152,14 +212,32 @@ class ActivityMeter:
         """Fetch all counters in one copy."""
         if not self._counters:
             return {}
-        parts = [part for c in self._counters.values() for part in (c.spikes, c.shares, c.peaks.double())]
+        parts = [
+            part
+            for c in self._counters.values()
+            for part in (c.spikes, c.shares, c.peaks.double(), c.thresholds.double())
+        ]
+        if self._input.silent is not None:
+            parts.append(self._input.silent.double().view(1))
         host = torch.cat(parts).cpu()  # the only copy from the device, once per pass
+        self.silent_input = None if self._input.silent is None else float(host[-1]) / self._input.samples
         layers, at = {}, 0
         for name, counter in self._counters.items():
             n = counter.spikes.numel()
-            spikes, shares, peaks = host[at : at + n], host[at + n : at + n + 2], host[at + n + 2 : at + 2 * n + 2]
-            at += 2 * n + 2
-            silent = float(shares[1]) / (counter.samples * n)
-            batch = float(shares[0]) / counter.batches
-            layers[name] = LayerActivity(spikes / counter.steps, batch, silent, peaks.float())
+            spikes, shares, peaks, thresholds = torch.split(host[at : at + 3 * n + 3], [n, 3, n, n])
+            at += 3 * n + 3
+            batch, silent, quiet = (
+                shares / torch.tensor([counter.batches, counter.samples * n, counter.samples])
+            ).tolist()
+            layers[name] = LayerActivity(
+                spikes / counter.steps, batch, silent, peaks.float(), thresholds.float(), counter.samples, quiet
+            )
         return layers
+
+
+def _entrance(network: nn.Module) -> str | None:
+    """The first layer with weights, if no spiking layer comes before it: what it is given is the network's input."""
+    if not isinstance(network, Network):
+        return None
+    first = next((layer for layer in network.layers if layer.kind in (*WEIGHT_KINDS, "spiking")), None)
+    return first.name if first is not None and first.kind in WEIGHT_KINDS else None

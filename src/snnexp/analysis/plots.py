@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from snnexp.data.base import DataInfo
     from snnexp.training.outcome import Outcome
 
 History = Mapping[str, Sequence[tuple[int, float]]]
@@ -59,8 +58,12 @@ def learning_curves(history: History, test: Mapping[str, float] | None = None) -
     return figure
 
 
-def dead_neurons(history: History) -> Figure:
-    """Share of dead neurons (no spike in the whole pass) per layer over epochs, one panel per split that has it."""
+def dead_neurons(history: History, samples: Mapping[str, int] | None = None) -> Figure:
+    """Share of dead neurons (no spike in the whole pass) per layer over epochs, one panel per split that has it.
+
+    Args:
+        samples: of a pass, by split. They belong to the figure: the more samples, the fewer neurons are dead in all.
+    """
     splits = {split: _by_layer(history, f"{split}/dead_fraction/") for split in ("train", "val")}
     splits = {split: layers for split, layers in splits.items() if layers}
     figure = _figure(4.5 * max(len(splits), 1), 3.6)
@@ -71,7 +74,7 @@ def dead_neurons(history: History) -> Figure:
             if name in layers:
                 _line(axes, layers[name], label=name, **_layer_style(names.index(name)))
         axes.set_ylim(-0.02, 1.02)
-        axes.set_title(split)
+        axes.set_title(split + _in_samples(samples, split))
         _epochs(axes, "dead neurons (share of the layer)")
         _legend(axes)
     if not splits:
@@ -113,15 +116,18 @@ def decay_histograms(per_epoch: PerEpoch, quantity: str = "beta") -> Figure:
     return value_histograms(per_epoch, quantity)
 
 
-def firing_rate_histogram(rates: Mapping[str, Any]) -> Figure:
+def firing_rate_histogram(rates: Mapping[str, Any], samples: Mapping[str, int] | None = None) -> Figure:
     """How many neurons of each layer fire how often (spikes per time step, 0 to 1); the bar at the left edge is dead.
 
     Args:
         rates: firing rate of every neuron, by layer.
+        samples: of a pass, by split; the rates are of the test split.
     """
     names = _natural(rates)
     rows, columns = _grid(len(names))
     figure = _figure(4.0 * columns, 3.0 * rows)
+    if samples:
+        figure.suptitle(f"test{_in_samples(samples, 'test')}", fontsize=9)
     for number, name in enumerate(names):
         axes = figure.add_subplot(rows, columns, number + 1)
         values = _array(rates[name]).ravel()
@@ -224,18 +230,24 @@ def save_figures(folder: Path, figures: Mapping[str, Figure]) -> list[Path]:
 
 
 def save_run_plots(
-    folder: Path, history: History, distributions: Mapping[str, PerEpoch], outcome: Outcome, info: DataInfo
+    folder: Path,
+    history: History,
+    distributions: Mapping[str, PerEpoch],
+    outcome: Outcome,
+    class_names: Sequence[str],
+    samples: Mapping[str, int],
 ) -> list[Path]:
     """Draw everything that a finished run has; returns the files.
 
     Args:
         distributions: learned quantity (threshold, beta, alpha) -> layer -> (epoch, values).
+        samples: of a pass, by split.
     """
-    names = info.class_names
+    names = class_names
     figures = {
         "learning_curves": learning_curves(history, outcome.metrics),
-        "dead_neurons": dead_neurons(history),
-        "firing_rates": firing_rate_histogram(outcome.rates),
+        "dead_neurons": dead_neurons(history, samples),
+        "firing_rates": firing_rate_histogram(outcome.rates, samples),
         "raster": raster(outcome.raster, names[outcome.raster_label], names[outcome.raster_prediction]),
         "confusion_matrix": confusion_matrix(outcome.confusion, names),
     }
@@ -278,6 +290,10 @@ def _natural(names: Any) -> list[str]:
 
 def _by_layer(history: History, prefix: str) -> dict[str, Sequence[tuple[int, float]]]:
     return {key.removeprefix(prefix): points for key, points in history.items() if key.startswith(prefix) and points}
+
+
+def _in_samples(samples: Mapping[str, int] | None, split: str) -> str:
+    return f" ({samples[split]:,} samples)" if samples and split in samples else ""
 
 
 def _layer_style(number: int) -> dict[str, Any]:

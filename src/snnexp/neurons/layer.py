@@ -119,7 +119,7 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
         }
         if per not in sizes:
             raise ConfigError(unknown_choice(f"neuron.{name}_per", per, sizes))
-        raw = torch.full(sizes[per], _invert(name, float(value), parametrisation), dtype=torch.float32)
+        raw = torch.full(sizes[per], invert(name, float(value), parametrisation), dtype=torch.float32)
         if learn:
             self.register_parameter(f"raw_{name}", nn.Parameter(raw))
         else:
@@ -258,8 +258,8 @@ def _decay(raw: Tensor, parametrisation: str) -> Tensor:
     return raw
 
 
-def _invert(name: str, value: float, parametrisation: str) -> float:
-    """Return the raw number that the parametrisation maps to `value`."""
+def invert(name: str, value: float, parametrisation: str) -> float:
+    """Return the raw number that the parametrisation maps to `value`. Raises: ConfigError if there is none."""
     match parametrisation:
         case "direct":
             return value

@@ -19,6 +19,7 @@ from torch import Tensor
 from snnexp.models.spec import effective_spec
 from snnexp.tasks.prepare import describe_data
 from snnexp.training.passes import Progress as Report
+from snnexp.training.passes import planned_samples
 from snnexp.training.words import duration
 
 if TYPE_CHECKING:
@@ -138,9 +139,10 @@ class Display:
             self.say(f"  ! {text}")
 
     def closing_table(self, experiment: Experiment, metrics: dict[str, float], state: Fit | None = None) -> None:
-        """The test result and what every spiking layer did in the test pass."""
+        """The test result and what every spiking layer did in the test pass (*dead* depends on its samples)."""
+        title = f"test: accuracy {metrics['test/accuracy']:.4f}, loss {metrics['test/loss']:.4f}"
         table = Table(
-            title=f"test: accuracy {metrics['test/accuracy']:.4f}, loss {metrics['test/loss']:.4f}",
+            title=f"{title}, {planned_samples(experiment, 'test'):,} samples",
             box=box.SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
         )

@@ -148,7 +148,7 @@ def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Di
         tracker.log_epoch(epoch, metrics)
         display.finish_epoch(epoch, metrics, improved)
         if conf.trainer.diagnose:
-            display.advise(diagnose(network, meters["val" if validates else "train"]))
+            display.advise(diagnose(network, meters["val" if validates else "train"], conf))
     facts = {"epoch": state.epoch, "role": "last", **made_on}
     folder.note_weights("last", state.epoch, save_weights(folder.last, network.final_state(), config, facts))
     return state

@@ -21,7 +21,7 @@ from snnexp.tracking.store import Tracker
 from snnexp.training.checkpoint import AFRESH, Mark, apply_weights, load_weights
 from snnexp.training.display import Display
 from snnexp.training.loop import Fit
-from snnexp.training.passes import evaluation_pass, planned_batches
+from snnexp.training.passes import evaluation_pass, planned_batches, planned_samples
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def test(experiment: Experiment, display: Display, epoch: int) -> Outcome:
         label,
         prediction,
         activity.rates(),
-        diagnose(experiment.network, activity),
+        diagnose(experiment.network, activity, experiment.conf),
     )
 
 
@@ -117,8 +117,10 @@ def close(experiment: Experiment, state: Fit, folder: RunFolder, tracker: Tracke
     if experiment.conf.trainer.plots:
         from snnexp.analysis.plots import save_run_plots
 
+        info = experiment.source.info
+        samples = {split: planned_samples(experiment, split) for split in info.counts}
         for path in save_run_plots(
-            folder.path / "plots", state.history, state.distributions, outcome, experiment.source.info
+            folder.path / "plots", state.history, state.distributions, outcome, info.class_names, samples
         ):
             tracker.log_artifact(path, "plots")
     display.closing_table(experiment, metrics, state)

@@ -84,6 +84,13 @@ def planned_batches(experiment: Experiment, split: str) -> int:
     return total if limit is None else min(total, limit)
 
 
+def planned_samples(experiment: Experiment, split: str) -> int:
+    """Samples of a pass, after trainer.smoke_steps."""
+    data = experiment.conf.dataset
+    size = data.batch_size if split == "train" else data.eval_batch_size or data.batch_size
+    return min(experiment.source.info.counts[split], planned_batches(experiment, split) * size)
+
+
 def train_pass(
     experiment: Experiment,
     optimizer: torch.optim.Optimizer,
