@@ -288,7 +288,8 @@ class Network(nn.Module):
         delays = [delay.position for delay in self.delays.values() if isinstance(delay.position, nn.Parameter)]
         other = {id(p) for p in (*thresholds, *decays, *delays)}
         weights = [p for p in self.parameters() if id(p) not in other]
-        return {"weights": weights, "thresholds": thresholds, "decays": decays, "delays": delays}
+        groups = {"weights": weights, "thresholds": thresholds, "decays": decays}
+        return groups | {"delays": delays} if delays else groups
 
     def layer_table(self) -> list[LayerRow]:
         """One row per layer, for `task=inspect`."""
