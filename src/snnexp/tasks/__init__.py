@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 def run_task(conf: Config, cfg: DictConfig) -> float | None:
     """Run the task that `task=` names; the value returned is what a sweeper would maximise (validation accuracy)."""
     from snnexp.tasks.environment import absolute_paths
+    from snnexp.tasks.out_of_memory import memory_errors_in_words
 
     absolute_paths(conf, cfg)
     module = import_module(f"snnexp.tasks.{conf.task}")
-    result = getattr(module, conf.task)(conf, cfg)
+    with memory_errors_in_words(conf):
+        result = getattr(module, conf.task)(conf, cfg)
     return result if isinstance(result, float) else None

@@ -18,6 +18,7 @@ def inspect(conf: Config, cfg: DictConfig) -> None:
         from snnexp.models.spec import effective_spec
         from snnexp.tasks.prepare import describe_data
         from snnexp.tracking.identity import run_identity
+        from snnexp.training.foresight import as_size, available_bytes, memory, small_batch
         from snnexp.training.optimisation import learning_rates
 
     experiment = assemble(conf)
@@ -50,15 +51,10 @@ def inspect(conf: Config, cfg: DictConfig) -> None:
     at_once = min(conf.trainer.checkpoint_steps or info.num_steps, info.num_steps)
     segments = f" (activations of {at_once} at once)" if at_once < info.num_steps else ""
     console.print(
-        f"memory: about {_size(step)} (estimate) for a training step of {conf.dataset.batch_size} samples "
-        f"x {info.num_steps} steps{segments}, {_size(info.max_batch_bytes)} for a batch in the loader",
+        f"memory: about {as_size(step)} (estimate) for a training step of {conf.dataset.batch_size} samples "
+        f"x {info.num_steps} steps{segments}, {as_size(info.max_batch_bytes)} for a batch in the loader",
         soft_wrap=True,
     )
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
+    for problem in (small_batch(experiment), *memory(experiment, available_bytes(experiment.device))):
+        if problem is not None:
+            console.print(f"task=train will refuse: {problem}", markup=False, soft_wrap=True)

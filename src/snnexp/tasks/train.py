@@ -93,13 +93,14 @@ def _train(conf: Config, config: dict[str, Any], env: Environment, folder: RunFo
         from snnexp.experiment import assemble, processor
         from snnexp.tracking.store import open_tracker
         from snnexp.training.display import Display
+        from snnexp.training.foresight import check_training
         from snnexp.training.loop import fit
         from snnexp.training.outcome import close
 
     try:
-        experiment = assemble(
-            conf, data.source
-        )  # wrong data or an impossible network stops here, before any record is made
+        # wrong data, an impossible network or too little memory stop here, before any record is made
+        experiment = assemble(conf, data.source)
+        check_training(experiment)
     except BaseException:
         folder.discard()
         raise
