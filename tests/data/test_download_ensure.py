@@ -178,7 +178,7 @@ def test_an_archive_without_the_wanted_files_is_an_error(
 
 def test_a_root_that_cannot_be_written(site: Site, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(DataError, match=r"files are missing in .*Not a directory"):
+    with pytest.raises(DataError, match=r"file: is not a folder, but one is wanted"):
         ensure(conf(tmp_path / "file"))
 
 

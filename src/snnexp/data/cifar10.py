@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from snnexp.data.files import find_file, kind_of, not_this, read_bytes
 from snnexp.data.sources import SOURCES
 from snnexp.errors import DataError
 
@@ -28,11 +29,11 @@ def load_part(directory: Path, files: tuple[str, ...]) -> tuple[NDArray[np.uint8
     Raises: DataError if none of the files is there, or one is damaged.
     """
     archive = SOURCES["cifar10"].archives[0]
-    found = [directory / file for file in files if (directory / file).is_file()]
+    found = [path for file in files if (path := find_file(directory / file)) is not None]
     if not found:
         raise DataError(
-            f"dataset=cifar10: none of {', '.join(files)} is in {directory}. Remove that folder to have it fetched"
-            f" again, or unpack {archive.name} (MD5 {archive.md5}) there."
+            f"dataset=cifar10: none of {', '.join(files)} is in {directory}. Unpack {archive.name} (MD5 {archive.md5})"
+            " there, or move that folder away to have it fetched."
         )
     parts = [_read(path) for path in found]
     identities = [
@@ -44,11 +45,10 @@ def load_part(directory: Path, files: tuple[str, ...]) -> tuple[NDArray[np.uint8
 
 def _read(path: Path) -> NDArray[np.uint8]:
     archive = SOURCES["cifar10"].archives[0]
-    way_out = f"Unpack {archive.name} (MD5 {archive.md5}) again, or remove {path.parent} to have it fetched again."
-    try:
-        values = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise DataError(f"dataset=cifar10: {path} cannot be read ({error.strerror or error}). {way_out}") from error
+    way_out = f"Unpack {archive.name} (MD5 {archive.md5}) again, or move {path.parent} away to have it fetched."
+    values = np.frombuffer(read_bytes(path), dtype=np.uint8)
+    if len(values) % RECORD and kind_of(path) is not None:
+        raise DataError(f"dataset=cifar10: {not_this(path, 'a file of CIFAR-10 (binary version)')}")
     if len(values) == 0 or len(values) % RECORD:
         raise DataError(
             f"dataset=cifar10: {path} has {len(values):,} bytes, which is not a number of whole images ({RECORD} bytes"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from snnexp.config import DatasetConf
 from snnexp.data.fetching import check_free_space, fetch, file_md5, write_error
+from snnexp.data.files import check_folder
 from snnexp.data.sources import SOURCES, Archive, Source, unpacking_mark
 from snnexp.data.unpacking import unpack
 from snnexp.errors import DataError
@@ -32,6 +33,8 @@ def ensure(conf: DatasetConf) -> list[str]:
     if source is None or not _wanted(source, conf):
         return []
     directory = source.directory(conf.root)
+    check_folder(Path(conf.root).expanduser())
+    check_folder(directory)
     if not conf.download and not any(_candidates(conf, archive, directory) for archive in source.missing(conf.root)):
         raise _missing(conf, source, directory, "dataset.download=false")  # before any folder is made
     from filelock import FileLock, Timeout

@@ -26,6 +26,7 @@ from snnexp.data.packing import open_store, pack_in_memory
 from snnexp.data.prefetch import Prefetch
 from snnexp.data.reach import measure_reach
 from snnexp.data.recordings import EventReader
+from snnexp.data.repeats import find_repeats
 from snnexp.data.splits import data_fingerprint, limit, split_hash, stratified_split
 from snnexp.data.store import EventStore
 from snnexp.errors import ConfigError, DataError, unknown_choice
@@ -210,7 +211,9 @@ class EventSource:
             whole = official_parts(reader).items()
             notes.append("incomplete: " + ", ".join(f"{len(store.indices(p)):,} of {n:,} {p}" for p, n in whole))
         events = len(store.time) + sum(store.dropped.values())
-        found = [*loss_note(store.dropped, events), *store.notes, *reader.notes]
+        filled = {split: indices[np.diff(store.starts)[indices] > 0] for split, indices in self.splits.items()}
+        repeats = find_repeats(filled, store.digests, store.names, store.labels)
+        found = [*loss_note(store.dropped, events), *store.notes, *reader.notes, *repeats]
         for note in found:
             log.warning("%s: %s", conf.name, note)
         notes += found

@@ -114,6 +114,14 @@ def check_file(path: Path) -> Path:
     return path
 
 
+def check_folder(path: Path) -> None:
+    """Nothing, or a folder, may lie at `path`. Raises: DataError naming what else does."""
+    if os.path.lexists(path) and not path.is_dir():
+        if path.exists():
+            raise DataError(f"{path}: is not a folder, but one is wanted there. Move it away.")
+        raise DataError(_not_a_file(path))
+
+
 def matches(directory: Path, pattern: str) -> bool:
     """Whether anything but companion files fits `pattern` (path parts, each a glob), a dangling link included."""
     part, _, rest = pattern.partition("/")

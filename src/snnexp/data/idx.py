@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import math
 import zlib
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import IO, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from snnexp.data.files import find_file, kind_of, not_this, read_bytes
 from snnexp.data.sources import SOURCES
 from snnexp.errors import DataError
 
@@ -51,7 +53,8 @@ def load_part(name: str, directory: Path, part: str) -> tuple[NDArray[np.uint8],
     if len(images) != len(labels):
         raise DataError(
             f"dataset={name}: {len(images)} {part} images but {len(labels)} labels in {directory}:"
-            " the two files do not belong together. Remove both; they are fetched again on the next start."
+            " the two files do not belong together. Put two that do there, or move both away: the official ones are"
+            " fetched on the next start (unless dataset.download=false)."
         )
     if images.shape[1:] != (28, 28):
         raise DataError(
@@ -61,7 +64,7 @@ def load_part(name: str, directory: Path, part: str) -> tuple[NDArray[np.uint8],
     if len(labels) and labels.max() > 9:
         raise DataError(
             f"dataset={name}: label {labels.max()} in {part}-labels-idx1-ubyte in {directory}, but there are only"
-            " classes 0 to 9. The file is damaged or of another data set; remove it and it is fetched again."
+            " classes 0 to 9. The file is damaged or of another data set; move it away and the official one is fetched."
         )
     return images[:, None], labels.astype(np.int64)
 
@@ -69,8 +72,8 @@ def load_part(name: str, directory: Path, part: str) -> tuple[NDArray[np.uint8],
 def _load(name: str, directory: Path, stem: str, dims: int) -> NDArray[np.uint8]:
     archive = next(archive for archive in SOURCES[name].archives if archive.name == f"{stem}.gz")
     candidates = [directory / product for product in archive.products]
-    path = next((candidate for candidate in candidates if candidate.is_file()), None)
-    way_out = f"Remove it to have it fetched again, or put the official {archive.name} (MD5 {archive.md5}) there."
+    path = next((candidate for candidate in candidates if find_file(candidate) is not None), None)
+    way_out = f"Move it away to have it fetched, or put the official {archive.name} (MD5 {archive.md5}) there."
     if path is None:
         raise DataError(f"dataset={name}: {archive.name} (MD5 {archive.md5}) is missing in {directory}.")
     try:
@@ -90,17 +93,19 @@ def _load(name: str, directory: Path, stem: str, dims: int) -> NDArray[np.uint8]
 
 
 def read_idx(path: Path, dims: int) -> NDArray[np.uint8]:
-    """Read one IDX file of unsigned bytes with `dims` dimensions, packed if its name ends in .gz.
+    """Read one IDX file of unsigned bytes with `dims` dimensions; whether it is packed, its first bytes say.
 
     Raises: DataError naming the file and what is wrong: header, length, or the checksum inside the .gz.
     """
+    content = read_bytes(path)
+    packed = content.startswith(b"\x1f\x8b")
+    if not packed and not content.startswith(b"\0\0\x08") and kind_of(path) is not None:
+        raise DataError(not_this(path, f"an IDX file of {dims} dimensions"))
     try:
-        with cast("IO[bytes]", gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
+        with cast("IO[bytes]", gzip.open(io.BytesIO(content)) if packed else io.BytesIO(content)) as file:
             return _parse(file, path, dims)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path} is damaged ({error or 'it ends too early'}).") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror or error}).") from error
 
 
 def _parse(file: IO[bytes], path: Path, dims: int) -> NDArray[np.uint8]:

@@ -6,8 +6,11 @@ is never accepted without its MD5, so an address without encryption can at worst
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from snnexp.data.files import matches
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Source:
     def missing(self, root: str | Path) -> list[Archive]:
         """Archives whose products are not on disk (or only half moved there by an unpacking that was cut off)."""
         directory = self.directory(root)
-        if any((Path(root).expanduser() / path).exists() for path in self.instead):
+        if any(os.path.lexists(Path(root).expanduser() / path) for path in self.instead):
             return []
         return [archive for archive in self.archives if not _is_there(directory, archive)]
 
@@ -53,7 +56,7 @@ def unpacking_mark(directory: Path, archive: Archive) -> Path:
 def _is_there(directory: Path, archive: Archive) -> bool:
     if unpacking_mark(directory, archive).exists():
         return False
-    return any(next(directory.glob(pattern), None) is not None for pattern in archive.products)
+    return any(matches(directory, pattern) for pattern in archive.products)
 
 
 def _figshare(number: int) -> tuple[str, ...]:
