@@ -8,6 +8,7 @@ presses Ctrl-C three times more.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -36,6 +37,7 @@ def install() -> None:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, _handle)
+            atexit.register(signal.signal, number, signal.SIG_IGN)  # among the last at exit: all is written by then
 
 
 def _handle(number: int, _frame: FrameType | None) -> None:
@@ -81,12 +83,6 @@ def release() -> None:
         raise KeyboardInterrupt
 
 
-def forget() -> None:
-    """Signals interrupt again; one that was kept came too late to stop anything."""
-    global _held, _pending
-    _held = _pending = False
-
-
 @contextlib.contextmanager
 def held() -> Iterator[None]:
     """Keep signals for the length of a block that must not be torn."""
@@ -107,8 +103,8 @@ def check() -> None:
 
 def ending() -> None:
     """The interrupt has arrived where it belongs: the end has begun, and more signals change nothing."""
-    global _ending, _held
-    _ending, _held = True, False
+    global _ending, _held, _pending
+    _ending, _held, _pending = True, False, False
 
 
 def reset() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,6 +19,7 @@ from snnexp.tracking.runs import RunFolder, Status, claim
 
 if TYPE_CHECKING:
     from snnexp.data.base import DataSource
+    from snnexp.tracking.store import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +50,8 @@ def train(conf: Config, cfg: DictConfig) -> float | None:
         raise
     finally:
         # does nothing if another status has been written, which is so wherever the store knows of the run
-        folder.finish("FAILED", told=False)
+        with contextlib.suppress(OSError):  # on a full disk; the error on its way says so
+            folder.finish("FAILED", told=False)
         if env.in_sweep:
             _forget_neurons()
 
@@ -134,17 +137,30 @@ def _train(conf: Config, config: dict[str, Any], env: Environment, folder: RunFo
         status = "KILLED"
         raise
     finally:
-        tracker.finish(status)
-        folder.finish(status)
+        _close_record(tracker, folder, status)
     if env.in_sweep:
-        interrupts.release()  # it ends the sweep
-    interrupts.forget()
+        interrupts.release()  # a signal that came in between ends the sweep
+    else:
+        interrupts.ending()  # all is written: what follows are a few lines for the user
     display.farewell(tracker.link(), tracker.run_id, folder)
     store = folder.record.tracking_uri
     command = ui_command(store) if store and not env.in_sweep else None  # a sweep says it once, at its end
     if command:
         display.say(f"pages:  {command}")
     return state.best.accuracy
+
+
+def _close_record(tracker: Tracker, folder: RunFolder, status: Status) -> None:
+    """Write how it ended on both sides. Raises OSError if the run folder's disk is full: then it has not FINISHED."""
+    try:
+        tracker.finish(status)
+        folder.finish(status)
+    except OSError:
+        if status == "FINISHED":
+            tracker.finish("FAILED")
+            with contextlib.suppress(OSError):
+                folder.finish("FAILED")
+            raise  # else the error that ended the run is on its way, and says more
 
 
 def _note_circumstances(folder: RunFolder, fingerprint: str, processor: dict[str, str]) -> None:

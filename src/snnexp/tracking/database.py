@@ -25,7 +25,7 @@ from urllib.request import url2pathname
 
 from snnexp.collector import importing
 from snnexp.errors import TrackingError
-from snnexp.tracking.address import engine_uri
+from snnexp.tracking.address import engine_uri, sqlite_path
 
 log = logging.getLogger(__name__)
 
@@ -137,6 +137,18 @@ def _holds_rows(connection: sqlite3.Connection, table: str) -> bool:
         return _first(connection, f'SELECT 1 FROM "{table}" WHERE {rest} LIMIT 1', True) is not None
     except sqlite3.OperationalError:  # a table of that name with other columns
         return _first(connection, f'SELECT 1 FROM "{table}" LIMIT 1', True) is not None
+
+
+def file_identity(uri: str) -> tuple[int, int] | None:
+    """Which file a SQLite store is: another one, or none, once it was removed. None for other stores."""
+    path = sqlite_path(uri)
+    if path is None:
+        return None
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 # --- making one ---

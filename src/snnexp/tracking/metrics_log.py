@@ -13,6 +13,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from snnexp import interrupts
+
 log = logging.getLogger(__name__)
 
 History = dict[str, list[tuple[int, float]]]  # metric name -> (step, value), by rising step
@@ -44,11 +46,12 @@ class MetricsLog:
         new = {key: float(value) for key, value in metrics.items() if (key, step) not in self._seen}
         entry = Entry(step, int(time.time() * 1000), new)
         if new:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, "time": entry.time_ms, "metrics": new}) + "\n")
-                file.flush()
-                os.fsync(file.fileno())  # about 1 ms per epoch: the record survives a power cut as well
-            self._remember(entry)
+            with interrupts.held():  # what is in the file is known to be
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": step, "time": entry.time_ms, "metrics": new}) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())  # about 1 ms per epoch: the record survives a power cut as well
+                self._remember(entry)
         return entry
 
     def history(self) -> History:

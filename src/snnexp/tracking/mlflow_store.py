@@ -22,7 +22,7 @@ from snnexp.collector import importing
 from snnexp.errors import NoSpaceError, TrackingError
 from snnexp.secrets import MARK, hide, mask, reveal
 from snnexp.tracking.address import engine_uri, sqlite_path
-from snnexp.tracking.database import follow_move, prepare
+from snnexp.tracking.database import file_identity, follow_move, prepare
 from snnexp.tracking.reasons import telling_line
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,8 @@ WAY_OUT = "Start the server, correct tracking.uri (or $MLFLOW_TRACKING_URI), or 
 WAY_OUT_OF_FILE = (
     "Set tracking.uri to another file, such as sqlite:///other.db, or train without a store: tracking=off."
 )
+
+_files: dict[str, tuple[int, int] | None] = {}  # address -> the file that it was when it was last opened here
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ def _open_database(uri: str, database: Path, experiment: str, create: bool) -> S
         try:
             made = prepare(database, create=create)
             follow_move(database)
+            _leave_old_file(uri)
         except (TrackingError, OSError):
             raise
         except Exception as error:  # sqlalchemy's and alembic's
@@ -143,6 +146,18 @@ def _open_database(uri: str, database: Path, experiment: str, create: bool) -> S
         folder = database.parent / "mlartifacts" / re.sub(r"[^\w.-]", "_", experiment)
         store = _open(uri, experiment, folder.as_uri(), create)
         return replace(store, made=made) if store else None
+
+
+def _leave_old_file(uri: str) -> None:
+    """MLflow keeps connections for the life of the process, also to a file that was removed and made anew since."""
+    now = file_identity(uri)
+    if _files.setdefault(uri, now) != now:
+        _files[uri] = now
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        engine = SqlAlchemyStore._engine_map.get(engine_uri(uri))
+        if engine is not None:
+            engine.dispose()
 
 
 def _open(uri: str, experiment: str, artifacts: str | None, create: bool) -> Store | None:

@@ -9,11 +9,11 @@ not (`unsent`). Files go a way of their own, often to another machine: where tha
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 from snnexp import interrupts
 from snnexp.errors import ConfigError, TrackingError
 from snnexp.tracking import links
-from snnexp.tracking.address import engine_uri, resolve_experiment, sqlite_path
+from snnexp.tracking.address import engine_uri, resolve_experiment
+from snnexp.tracking.database import file_identity
 from snnexp.tracking.identity import is_bookkeeping, run_name
 from snnexp.tracking.local import LocalRecord
 from snnexp.tracking.metrics_log import Entry
@@ -54,7 +55,7 @@ class MlflowTracker(OffTracker):
         self._behind = False
         self._sending = False  # an interrupt in the middle of a request leaves it set
         self._files_blocked = self._files_named = False
-        self._database = _file_of(store.uri)
+        self._database = file_identity(store.uri)
         self._wait_s = RETRY_FIRST_S
         self._next_try = 0.0
         self._monitor: Any = None  # MLflow's sampler of system metrics
@@ -100,14 +101,17 @@ class MlflowTracker(OffTracker):
         if self._monitor is not None:
             self._monitor.finish()
             self._monitor = None
-        tags = self.local.add_tags({"status": status, "mlflow.note.content": self._note()})
+        tags = {"status": status, "mlflow.note.content": self._note()}
+        try:
+            tags = self.local.add_tags(tags)
+        except OSError:  # a full disk here does not keep the store from knowing how it ended
+            if status == "FINISHED":
+                raise
         self._next_try = 0.0  # once more, whatever the back-off says
         self._behind = self._behind or self._sending
         self._files_blocked = False
 
         def send() -> None:
-            if _file_of(self.store.uri) != self._database:
-                self._begin_again("its database was removed while it ran")
             self._send_tags(tags)
             self._try_files()
             self.store.client.set_terminated(self.run_id, status)
@@ -136,7 +140,7 @@ class MlflowTracker(OffTracker):
             try:
                 self._catch_up_and(send)
             except Exception as error:
-                why = is_missing(self.store, self.run_id) if is_refusal(error) else None
+                why = self._why_gone(error)
                 if why is None:
                     raise
                 self._begin_again(why)
@@ -154,12 +158,17 @@ class MlflowTracker(OffTracker):
             self.catch_up()
         send()
 
+    def _why_gone(self, error: Exception) -> str | None:
+        if file_identity(self.store.uri) != self._database:
+            return "the database was removed while it went on"
+        return is_missing(self.store, self.run_id) if is_refusal(error) else None
+
     def _begin_again(self, why: str) -> None:
         """Send the whole record to a new MLflow run, because the one that this run had is gone."""
         log.warning("MLflow run %s: %s. Its record is sent again from %s.", self.run_id, why, self.folder.path)
         store = connect(self.store.uri, self.store.experiment)
         assert store is not None  # create=True
-        self.store, self._database = store, _file_of(store.uri)
+        self.store, self._database = store, file_identity(store.uri)
         self.run_id = create_run(store, self.folder, self.local)
         self.catch_up()
 
@@ -177,7 +186,8 @@ class MlflowTracker(OffTracker):
                 self.folder.metrics_path,
             )
             self._behind, self._wait_s = True, RETRY_FIRST_S
-            self.folder.update(unsent=True)
+            with contextlib.suppress(OSError):  # the same full disk, perhaps; a status RUNNING says as much
+                self.folder.update(unsent=True)
         else:
             self._wait_s = min(2 * self._wait_s, RETRY_LONGEST_S)
         self._next_try = time.monotonic() + self._wait_s
@@ -392,18 +402,6 @@ def _close_unopened(store: Store, folder: RunFolder) -> None:
                 folder.update(mlflow_run_id=run_id, tracking_uri=store.uri, experiment=store.experiment)
     except Exception as error:
         log.warning("The store %s could not be told of the interrupt: %s", store.uri, telling_line(error))
-
-
-def _file_of(uri: str) -> tuple[int, int] | None:
-    """Which file a SQLite store is; another one, or none, once it was removed."""
-    path = sqlite_path(uri)
-    if path is None:
-        return None
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _batches(items: list[Any], size: int) -> Iterable[list[Any]]:

@@ -113,7 +113,11 @@ class OffTracker:
 
     def finish(self, status: Status) -> None:
         """See `Tracker`."""
-        self.local.add_tags({"status": status})
+        try:
+            self.local.add_tags({"status": status})
+        except OSError:  # a full disk: the error on its way says so
+            if status == "FINISHED":
+                raise
 
     def link(self) -> str | None:
         """See `Tracker`: there is none."""

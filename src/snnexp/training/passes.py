@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from snnexp import interrupts
 from snnexp.analysis.activity import ActivityMeter
 from snnexp.data.base import Batch
 from snnexp.errors import TrainingError
@@ -68,6 +69,7 @@ class _Clock:
     def __iter__(self) -> Iterator[Batch]:
         done = 0
         while self.limit is None or done < self.limit:
+            interrupts.check()
             start = time.perf_counter()
             batch = next(self.batches, None)
             self.wait += time.perf_counter() - start

@@ -1,0 +1,72 @@
+"""Signals: one interrupt, never in a torn place, and no second one while the record is being closed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from snnexp import interrupts
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(interrupts, "_let_go_of_terminal", lambda: None)  # pytest's own output may be one
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    interrupts.reset()
+    interrupts.install()
+    yield
+    interrupts.reset()
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_interrupts(number: int) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), number)
+
+
+def test_a_signal_that_comes_while_held_comes_afterwards() -> None:
+    torn = True
+    with pytest.raises(KeyboardInterrupt), interrupts.held():
+        os.kill(os.getpid(), signal.SIGTERM)
+        torn = False
+    assert not torn
+
+
+def test_held_inside_held_stays_held() -> None:
+    interrupts.hold()
+    with interrupts.held():
+        os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        interrupts.release()
+
+
+def test_no_second_interrupt_while_the_record_is_closed_but_whoever_insists_gets_out() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+    interrupts.ending()
+    for _ in range(interrupts.PATIENCE):
+        os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_an_interrupt_that_somebody_swallowed_comes_back() -> None:
+    with contextlib.suppress(KeyboardInterrupt):  # a callback from C can only print it
+        os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        interrupts.check()
+    interrupts.ending()
+    interrupts.check()
+
+
+def test_what_the_caller_ignores_stays_ignored() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+    interrupts.install()
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
