@@ -234,3 +234,15 @@ def test_ascii_terminals_get_ascii() -> None:
 def test_the_command_answers_in_ascii(snnexp) -> None:
     done = snnexp("tracking.experiment=é(", env={"LC_ALL": "C", "LANG": "C"})
     assert done.returncode == 2 and done.stderr.isascii() and r"\xe9(" in done.stderr
+
+
+def test_hydra_keeps_our_way_of_reading_files_when_it_looks_for_its_plugins_again() -> None:
+    """A launcher's worker process gets our sources from the parent, and then finds Hydra's own."""
+    from hydra._internal.core_plugins.file_config_source import FileConfigSource
+    from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
+    from hydra._internal.sources_registry import SourcesRegistry
+
+    register_schemas()
+    for source in (FileConfigSource, ImportlibResourcesConfigSource):
+        SourcesRegistry.instance().register(source)
+        assert SourcesRegistry.instance().resolve(source.scheme()).__module__ == "snnexp.config_files"

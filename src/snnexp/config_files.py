@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 
 import yaml
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
-from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
+from hydra._internal.core_plugins import file_config_source, importlib_resources_config_source
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult
@@ -47,7 +46,9 @@ class FileResult(ConfigResult):
         return f"{self.file}, line {self.lines[path]}" if path else self.file
 
 
-class Files(FileConfigSource):
+# Named as Hydra's own: when its plugins are looked for again, as in a launcher's worker process, a class of that name
+# stays, and one of another name is an error.
+class FileConfigSource(file_config_source.FileConfigSource):
     """Configuration files in a folder: conf/, --config-dir, hydra.searchpath=[file://...]."""
 
     def load_config(self, config_path: str) -> ConfigResult:
@@ -62,7 +63,7 @@ class Files(FileConfigSource):
         return read(data, path, config_path, self.provider, f"{self.scheme()}://{self.path}")
 
 
-class PackageFiles(ImportlibResourcesConfigSource):
+class ImportlibResourcesConfigSource(importlib_resources_config_source.ImportlibResourcesConfigSource):
     """Configuration files in an importable package: hydra.searchpath=[pkg://...], and Hydra's own."""
 
     def load_config(self, config_path: str) -> ConfigResult:
@@ -77,7 +78,8 @@ class PackageFiles(ImportlibResourcesConfigSource):
 def install() -> None:
     """Let Hydra read files through this module."""
     Plugins.instance()  # registers Hydra's own sources, once
-    SourcesRegistry.instance().types.update({Files.scheme(): Files, PackageFiles.scheme(): PackageFiles})
+    for source in (FileConfigSource, ImportlibResourcesConfigSource):
+        SourcesRegistry.instance().types[source.scheme()] = source
 
 
 def read(data: bytes, path: str, config_path: str, provider: str, source: str) -> FileResult:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from snnexp.composition import explain, wrong_key
 from snnexp.config import SCHEMAS
-from snnexp.config_files import FileResult, Files
+from snnexp.config_files import FileConfigSource, FileResult
 from snnexp.errors import ConfigError
 from snnexp.helptext import GROUPS
 
@@ -101,7 +101,7 @@ def _refuse_no_file(option: str, repo: Repository) -> None:
     """An option whose file is a folder, or a link to nothing."""
     for source in repo.get_sources():
         path = Path(source.path) / f"{option}.yaml"
-        if isinstance(source, Files) and os.path.lexists(path):
+        if isinstance(source, FileConfigSource) and os.path.lexists(path):
             raise ConfigError(f"{path}: is {'a folder' if path.is_dir() else 'a link to nothing'}, not a file.")
 
 
