@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -69,6 +70,17 @@ def test_a_word_is_parsed_as_typed(typed: str) -> None:
     assert parse([f"tracking={{experiment: {typed}}}"])[0].value() == {"experiment": typed}
     for swept in (f"run_id={typed},b", f"neuron=choice({typed},b)"):
         assert list(parse([swept])[0].sweep_string_iterator()) == [typed, "b"]
+
+
+@pytest.mark.parametrize("typed", ["~/data", "a=b", "größe", "http://h/?a=1&b=2", "a#b", "a;b", "a!", "x\ny", "~"])
+def test_words_that_hydras_grammar_has_no_letters_for_need_no_quotes(typed: str) -> None:
+    words = parse([f"tracking.uri={typed}", f"+run_id={typed}", f"neuron={typed}"])
+    assert [override.value() for override in words] == [typed] * 3
+    assert words[0].input_line == f"tracking.uri={typed}"
+    swept = list(parse([f"run_id={typed},b"])[0].sweep_string_iterator())
+    assert [parse([f"run_id={word}"])[0].value() for word in swept] == [typed, "b"]
+    with pytest.raises(OverrideParseException):
+        parse(["seed=~"])
 
 
 def test_other_keys_keep_their_types() -> None:
@@ -198,7 +210,7 @@ def test_flags_may_stand_anywhere(tmp_path: Path) -> None:
         (["-c", "jop"], "--cfg=jop: no such option. Did you mean job?"),
         (["-m", "--cfg", "job"], "only one of these"),
         (["--resolve"], "needs --cfg"),
-        (["run_id=\udcff"], "not UTF-8"),
+        (["run_id=\udcff"], "no text in this locale"),
     ],
 )
 def test_flags_that_cannot_be_meant(typed: list[str], message: str) -> None:

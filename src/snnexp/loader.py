@@ -19,12 +19,13 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from hydra.plugins.config_source import ConfigResult
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from snnexp import config_files, faults, words
 from snnexp.config_files import FileResult
 from snnexp.errors import ConfigError
 from snnexp.faults import Repository
+from snnexp.naming import path_word
 from snnexp.secrets import mask_composed
 
 EXPERIMENT = "experiment/"
@@ -163,4 +164,5 @@ def install() -> None:
     """Make Hydra use this loader, our reading of words, and our reading of files. Again and again does no harm."""
     words.install()
     config_files.install()
+    OmegaConf.register_new_resolver("snnexp.path_word", path_word, replace=True)  # conf/hydra/job_logging
     hydra_main.ConfigLoaderImpl = Loader  # type: ignore[attr-defined]

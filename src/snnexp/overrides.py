@@ -40,7 +40,7 @@ def _as_text(argument: str) -> str:
     """Python keeps bytes that are not UTF-8 as lone surrogates, which no file and no database takes."""
     if any("\ud800" <= sign <= "\udfff" for sign in argument):
         shown = argument.encode("utf-8", "surrogateescape")
-        raise ConfigError(f"{shown!r}: these bytes are not UTF-8. Type the word in UTF-8 (see `locale`).")
+        raise ConfigError(f"{shown!r}: these bytes are no text in this locale. With a UTF-8 locale: LC_ALL=C.UTF-8.")
     return argument
 
 

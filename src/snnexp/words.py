@@ -8,6 +8,7 @@ counts. Choices of a group are words, too: `tracking=false` names an option, if 
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,8 @@ from typing import Any
 
 from hydra.core.override_parser import overrides_parser
 from hydra.core.override_parser.overrides_visitor import HydraOverrideVisitor
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
+from hydra.errors import HydraException
 
 from snnexp.config import SCHEMAS, Config
 from snnexp.helptext import GROUPS
@@ -156,6 +158,33 @@ def parse(overrides: list[str]) -> list[Override]:
     return overrides_parser.OverridesParser.create().parse_overrides(overrides)
 
 
+_parse_rule = overrides_parser.OverridesParser.parse_rule
+
+
+def _parse_words(parser: overrides_parser.OverridesParser, text: str, rule: str) -> Any:
+    """Hydra's rule; a word that its grammar has no letters for (`~/data`, `a=b`, `größe`) is taken as it stands."""
+    try:
+        return _parse_rule(parser, text, rule)
+    except HydraException:
+        quoted = _in_quotes(text) if rule == "override" else None
+        if quoted is None:
+            raise
+        override = _parse_rule(parser, quoted, rule)
+        override.input_line = text
+        return override
+
+
+def _in_quotes(text: str) -> str | None:
+    """The override with its word, or each of its words, in quotes; None if brackets or quotes say something else."""
+    parts = re.fullmatch(r"((?:\+\+?)?([\w.$/@-]+))=(.*)", text, re.DOTALL)
+    if parts is None or re.search(r"[()\[\]{}'\"]", parts[3]):
+        return None
+    if not (is_group(parts[2]) or is_word(kinds_of(parts[2].split(".")))):
+        return None
+    return f"{parts[1]}={','.join(QuotedString(word, Quote.double).with_quotes() for word in parts[3].split(','))}"
+
+
 def install() -> None:
     """Let Hydra read every override in this way: typed, swept, from a file's sweep parameters, or through compose()."""
     overrides_parser.HydraOverrideVisitor = WordVisitor  # type: ignore[attr-defined]
+    overrides_parser.OverridesParser.parse_rule = _parse_words  # type: ignore[method-assign]
