@@ -175,7 +175,7 @@ def test_folders_and_dangling_links_are_named(tmp_path: Path) -> None:
         ("epochs=1", "Did you mean trainer.max_epochs?"),
         ("batch_sze=1", "Did you mean dataset.batch_size?"),
         ("rouser", "Did you mean neuron=rouser?"),
-        ("tracking.experiment=null", """'tracking.experiment="null"'"""),
+        ("state_dir=null", """'state_dir="null"'"""),
         ('tracking.run_name=a"(b', r"""'tracking.run_name="a\"(b"'"""),
         ("neuron=../neuron/fixed", "a name, not a path"),
         ("hydra.searchpath=[file:///nowhere/at/all]", "no such folder or package: file:///nowhere/at/all"),
@@ -189,8 +189,8 @@ def test_what_cannot_be_meant_gets_advice(word: str, message: str) -> None:
 
 
 def test_the_advised_quotes_work() -> None:
-    cfg = compose('tracking.experiment="null"', r'tracking.run_name="a\"(b"')
-    assert (cfg.tracking.experiment, cfg.tracking.run_name) == ("null", 'a"(b')
+    cfg = compose('state_dir="null"', r'tracking.run_name="a\"(b"')
+    assert (cfg.state_dir, cfg.tracking.run_name) == ("null", 'a"(b')
 
 
 def test_flags_may_stand_anywhere(tmp_path: Path) -> None:
