@@ -187,4 +187,4 @@ def _in_quotes(text: str) -> str | None:
 def install() -> None:
     """Let Hydra read every override in this way: typed, swept, from a file's sweep parameters, or through compose()."""
     overrides_parser.HydraOverrideVisitor = WordVisitor  # type: ignore[attr-defined]
-    overrides_parser.OverridesParser.parse_rule = _parse_words  # type: ignore[method-assign]
+    overrides_parser.OverridesParser.parse_rule = _parse_words  # type: ignore[assignment, method-assign]
