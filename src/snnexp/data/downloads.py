@@ -37,11 +37,13 @@ def ensure(conf: DatasetConf) -> list[str]:
     check_folder(directory)
     if not conf.download and not any(_candidates(conf, archive, directory) for archive in source.missing(conf.root)):
         raise _missing(conf, source, directory, "dataset.download=false")  # before any folder is made
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
+
+    from snnexp.locks import file_lock
 
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(directory / f".{conf.name}.lock")
+        lock = file_lock(directory / f".{conf.name}.lock")
         try:
             lock.acquire(timeout=1)
         except Timeout:

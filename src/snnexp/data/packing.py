@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import logging
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from snnexp import __version__
 from snnexp.data.losses import Tally, judge, total_dropped
@@ -37,6 +38,7 @@ from snnexp.data.store import (
     write_manifest,
 )
 from snnexp.errors import DataError
+from snnexp.locks import file_lock
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +54,9 @@ def open_store(reader: EventReader, root: Path, chosen: str | None = None) -> Ev
     """
     sources = stamp_sources(reader)
     parent = Path(chosen) if chosen else root / "event-store"
-    if not _writable(parent):
-        folder = parent / reader.key
+    folder = parent / reader.key
+    # another user's store in a folder that both may write to: it can be used, but not be built anew
+    if not _writable(parent) or (folder.is_dir() and not os.access(folder, os.W_OK)):
         if folder.is_dir():
             try:
                 return load_store(folder, reader, sources)
@@ -61,12 +64,13 @@ def open_store(reader: EventReader, root: Path, chosen: str | None = None) -> Ev
                 log.warning("event store %s cannot be used: %s", folder, damage)
         if chosen:
             raise DataError(f"dataset.store={chosen}: cannot write there. Choose a folder that you may write to.")
-        parent = cache_folder(root)
-        log.info("%s is read-only: the event store is kept in %s", root, parent)
+        read_only, parent = parent, cache_folder(root)
+        log.info("%s is not ours to write: the event store is kept in %s", read_only, parent)
         if not _writable(parent):
             raise DataError(f"neither {root} nor {parent} can be written. Set dataset.store to a folder of yours.")
     folder = parent / reader.key
     with _locked(parent / f"{reader.key}.lock", folder):
+        _sweep(folder)
         if folder.exists():
             try:
                 return load_store(folder, reader, sources)
@@ -95,7 +99,7 @@ def _writable(folder: Path) -> bool:
 
 @contextmanager
 def _locked(path: Path, folder: Path) -> Iterator[None]:
-    lock = FileLock(path)
+    lock = file_lock(path)
     try:
         lock.acquire(timeout=0.2)
     except Timeout:
@@ -114,10 +118,18 @@ def _disk_full(folder: Path) -> DataError:
     )
 
 
+def _sweep(folder: Path) -> None:
+    """Remove what killed builders left. The caller holds the lock: nobody else is at it."""
+    for leftover in folder.parent.glob(f"{glob.escape(folder.name)}.tmp-*"):
+        remove_folder(leftover)
+    for leftover in folder.glob("*.[0-9]*"):  # of a manifest: <name>.<process>
+        if leftover.name.rpartition(".")[2].isdecimal():
+            with suppress(OSError):
+                leftover.unlink()
+
+
 def _build(reader: EventReader, folder: Path, sources: str) -> None:
     """Pack into a temporary folder next to `folder` and rename it. The caller holds the lock."""
-    for leftover in folder.parent.glob(f"{folder.name}.tmp-*"):  # of builders that were killed: nobody else is at it
-        remove_folder(leftover)
     temporary = folder.parent / f"{folder.name}.tmp-{os.getpid()}"
     try:
         temporary.mkdir()

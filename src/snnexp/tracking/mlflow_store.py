@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from snnexp.collector import importing
 from snnexp.errors import NoSpaceError, TrackingError
+from snnexp.locks import file_lock
 from snnexp.secrets import MARK, hide, mask, reveal
 from snnexp.tracking.address import engine_uri, sqlite_path
 from snnexp.tracking.database import file_identity, follow_move, prepare
@@ -133,7 +134,7 @@ def _open_database(uri: str, database: Path, experiment: str, create: bool) -> S
         database.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         if create or os.access(database.parent, os.W_OK):  # to look at somebody else's database needs no lock
-            stack.enter_context(FileLock(f"{os.path.realpath(database)}.lock", timeout=FIRST_TOUCH_TIMEOUT_S))
+            stack.enter_context(file_lock(f"{os.path.realpath(database)}.lock", timeout=FIRST_TOUCH_TIMEOUT_S))
         import_mlflow()
         try:
             made = prepare(database, create=create)

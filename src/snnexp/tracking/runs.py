@@ -28,10 +28,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from snnexp import __version__, interrupts
 from snnexp.errors import ConfigError, DataError
+from snnexp.locks import Lock, file_lock
 from snnexp.naming import path_word
 from snnexp.tracking.identity import run_identity
 
@@ -126,7 +127,7 @@ class RunFolder:
     path: Path
     record: RunRecord
     action: Action
-    _lock: FileLock | None = field(default=None, repr=False)
+    _lock: Lock | None = field(default=None, repr=False)
     left_running: bool = False  # its last process was killed without a word, and the store may still say RUNNING
 
     @property
@@ -239,7 +240,7 @@ def claim(
         home.mkdir(parents=True, exist_ok=True)
         # asked before the lock is taken: data may have to be packed first
         data = fingerprint() if resume == "auto" and _attempts(home) else None
-        with FileLock(home / "claim.lock", timeout=CLAIM_TIMEOUT_S):
+        with file_lock(home / "claim.lock", timeout=CLAIM_TIMEOUT_S):
             interrupts.hold()
             try:
                 return _decide(home, identity, resume, in_sweep, data)
@@ -358,10 +359,10 @@ def _start(home: Path, identity: str) -> RunFolder:
     return folder
 
 
-def lock_folder(path: Path) -> FileLock | None:
+def lock_folder(path: Path) -> Lock | None:
     """Take the lock of a run's folder, or return None at once if a live process has it."""
     # thread_local=False: the run may be finished by another thread than the one that claimed it
-    lock = FileLock(path / "lock", timeout=0, thread_local=False)
+    lock = file_lock(path / "lock", timeout=0, thread_local=False)
     try:
         lock.acquire()
     except Timeout:

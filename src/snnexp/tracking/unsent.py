@@ -9,9 +9,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from snnexp.errors import TrackingError
+from snnexp.locks import file_lock
 from snnexp.tracking.address import resolve_experiment, resolve_uri, sqlite_path
 from snnexp.tracking.local import LocalRecord
 from snnexp.tracking.mlflow_runs import PARENT_TAG, create_run, find_run
@@ -58,7 +59,7 @@ def _claimed(folder: Path) -> Iterator[bool]:
     """Hold a run's folder, if nobody is working on it."""
     lock = None
     # claim.lock: a command that wants this run waits until it is sent, instead of finding it held
-    claim = FileLock(folder.parent / "claim.lock", timeout=0)
+    claim = file_lock(folder.parent / "claim.lock", timeout=0)
     try:
         with contextlib.suppress(Timeout, OSError):  # OSError: another user's folder
             claim.acquire()
