@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
 from snnexp.any_run import TASKS
+from snnexp.claims.checks import check_claim
 from snnexp.coding_rules import DECODER_LOSSES, ENCODERS, check_decoder, check_encoder
 from snnexp.config import Config, EventDatasetConf, ImageDatasetConf
 from snnexp.data.facts import FACTS, frame_shape, num_classes, unread_keys
@@ -44,6 +45,8 @@ def validate(cfg: DictConfig) -> Config:
         return conf
     if not errors:
         errors += _names(conf)
+    if conf.claim is not None:
+        errors += check_claim(conf.claim)
     if not errors:
         errors += [*_neuron(conf), *_input(conf), *_training(conf), *_decoder(conf)]
     if not errors:

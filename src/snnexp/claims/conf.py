@@ -87,5 +87,7 @@ class ClaimConf:
     curves: list[CurveConf] = field(default_factory=list)
     compare: list[CompareConf] = field(default_factory=list)
     tolerance: float = 0.5  # in `unit`: how far our mean may be from the published value and still reproduce it
+    # why no value of ours can be the published one, whatever is run ("another network"); differences still tell
+    incomparable: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what a reader of the table must know
     differs: list[str] = field(default_factory=list)  # where our recipe is known to differ, or a choice is ours

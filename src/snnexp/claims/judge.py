@@ -250,7 +250,7 @@ def obstacles(
     claim: ClaimConf, of: Quantity, runs: Sequence[Run], changed: Sequence[str], samples: int | None = None
 ) -> list[str]:
     """Why a number of these runs is not the number that was published; empty if nothing speaks against it."""
-    reasons = []
+    reasons = list(claim.incomparable)
     if not all(run.complete for run in runs):
         wanted = samples or claim.samples
         reasons.append("part of the data" + (f": {_range(runs)} of {wanted:,} samples" if wanted else ""))

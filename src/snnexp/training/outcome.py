@@ -13,6 +13,7 @@ from snnexp.analysis.activity import ActivityMeter
 from snnexp.analysis.diagnosis import diagnose
 from snnexp.analysis.synops import Synops, SynopsMeter, neurobench_results
 from snnexp.data.base import Batch
+from snnexp.decoders import first_spike_time
 from snnexp.experiment import Experiment
 from snnexp.models.network import Output
 from snnexp.models.observer import Firing, Observers
@@ -71,8 +72,15 @@ def test(experiment: Experiment, display: Display, epoch: int) -> Outcome:
     classes = experiment.source.info.num_classes
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=experiment.device)
     first: list[tuple[int, int]] = []
+    decided = torch.zeros(
+        2, dtype=torch.float64, device=experiment.device
+    )  # steps until the first output spike, samples
+    by_time = experiment.conf.decoder.name in ("first_spike", "temporal_weight")
 
     def keep(batch: Batch, output: Output, predicted: Tensor) -> None:
+        if by_time:
+            steps = (first_spike_time(output.spk).amin(1) + 1).clamp(max=output.spk.shape[0])
+            decided.add_(torch.stack([steps.double().sum(), torch.ones_like(steps).double().sum()]))
         confusion.add_(torch.bincount(batch.labels * classes + predicted, minlength=classes * classes))
         if not first:
             first.append((int(batch.labels[0]), int(predicted[0])))
@@ -81,6 +89,8 @@ def test(experiment: Experiment, display: Display, epoch: int) -> Outcome:
     with display.testing(planned_batches(experiment, "test")) as progress:
         result = evaluation_pass(experiment, "test", observers, epoch, progress, keep)
     metrics = result.metrics("test") | activity.metrics("test") | synops.metrics("test")
+    if by_time and float(decided[1]) > 0:
+        metrics["test/decision_steps"] = float(decided[0] / decided[1])
     label, prediction = first[0] if first else (0, 0)
     matrix = confusion.view(classes, classes).cpu()
     return Outcome(
