@@ -82,7 +82,7 @@ def _values(conf: Any, prefix: str) -> Iterator[str]:
         value, name = getattr(conf, f.name), f"{prefix}{f.name}"
         if dataclasses.is_dataclass(value):
             yield from _values(value, f"{name}.")
-        elif isinstance(value, str) and not value.strip():
+        elif isinstance(value, str) and not value.strip() and not prefix.startswith("claim."):
             yield f"{name}: an empty word. Leave {name} out, or give it a value (is a variable of the shell not set?)."
         elif "choices" in f.metadata and value not in f.metadata["choices"]:
             yield unknown_choice(name, value, f.metadata["choices"])
