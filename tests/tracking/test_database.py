@@ -270,3 +270,18 @@ def test_a_place_for_files_that_somebody_chose_is_kept(tmp_path: Path, migrated:
     db.follow_move(path)
     kept = sql(path, "SELECT artifact_location FROM experiments WHERE experiment_id >= 10")[0]
     assert {place for (place,) in kept} == set(places)
+
+
+def test_somebody_elses_database_can_be_looked_at(
+    tmp_path: Path, migrated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from snnexp.tracking import mlflow_store
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(mlflow_store, "file_lock", refused)
+    shutil.copy(migrated, tmp_path / "mlflow.db")
+    assert connect(f"sqlite:///{tmp_path}/mlflow.db", "template", create=False) is not None
+    with pytest.raises(TrackingError, match="cannot write there"):
+        connect(f"sqlite:///{tmp_path}/mlflow.db", "template")

@@ -133,8 +133,11 @@ def _open_database(uri: str, database: Path, experiment: str, create: bool) -> S
     if create:
         database.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        if create or os.access(database.parent, os.W_OK):  # to look at somebody else's database needs no lock
+        try:
             stack.enter_context(file_lock(f"{os.path.realpath(database)}.lock", timeout=FIRST_TOUCH_TIMEOUT_S))
+        except OSError as error:
+            if create or isinstance(error, Timeout):
+                raise  # to look at somebody else's database needs no lock
         import_mlflow()
         try:
             made = prepare(database, create=create)
