@@ -7,10 +7,10 @@ PORT ?= 5000
 JOBS ?= 2
 TEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all lint format typecheck run sweep ui bench compare lock build clean
+.PHONY: help setup test test-all test-foreign test-foreign-quick lint format typecheck run sweep ui bench compare lock build clean
 
 help:  ## print the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +38,16 @@ test: setup  ## lint, type check and the fast tests (CPU, no network)
 
 test-all: setup  ## all tests, the slow ones too
 	$(TEST) -m "slow or not slow"
+
+# Other processors round differently; golden curves, equations, networks and losses must not care.
+QUICK = tests/training/test_golden.py tests/neurons/test_neuron_equation.py tests/neurons/test_neuron_peers.py \
+  tests/models/test_network.py tests/analysis tests/test_encoders.py tests/test_decoders.py
+test-foreign-quick: setup  ## a part of the numeric tests as on the plainest processor, below a minute
+	PYTHON=$(BIN)/python tests/foreign_processor.sh default 1 -n $(JOBS) --dist loadfile $(QUICK)
+
+test-foreign: setup  ## all numeric tests with the instructions of other processors, with one and two threads
+	for instructions in default avx2 native; do for threads in 1 2; do \
+	  PYTHON=$(BIN)/python tests/foreign_processor.sh $$instructions $$threads || exit 1; done; done
 
 lint: setup  ## ruff
 	$(BIN)/ruff check .

@@ -139,7 +139,7 @@ def test_samples_without_input_are_counted_at_the_entrance_in_every_form() -> No
     neuron = NeuronConf(name="fixed", engine="reference")
     frames = torch.zeros(6, 4, 1, 4, 4)
     frames[5, 1, 0, 3, 3] = 1  # late: its first segment of time steps is silent
-    frames[:, 3] = 0.5
+    frames[:, 3, 0, 0] = -0.5  # as where polarities are subtracted
     flat = frames.flatten(2).flatten(0, 1)
     where = flat.nonzero()
     offsets = torch.zeros(25, dtype=torch.int64)

@@ -118,7 +118,8 @@ class _InputCounter:
         if isinstance(x, EventFrames):
             self._rows = x.offsets.diff() > 0
         else:
-            self._rows = x.any(dim=tuple(range(1, x.dim())))
+            each = tuple(range(1, x.dim()))
+            self._rows = (x.amax(each) != 0) | (x.amin(each) != 0)  # half the time of `any`; nan is no zero
 
     def take_apart(self, batch_size: int, last: bool) -> None:
         seen = self._so_far
