@@ -6,6 +6,7 @@ Layouts: https://docs.inivation.com/software/software-advanced-usage/file-format
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from snnexp.errors import DataError
 
 Column = NDArray[np.int64]
 SIGNATURE = b"#!AER-DAT"
+CONTROL = re.compile(rb"[\0-\x08\x0b\x0c\x0e-\x1f]")  # bytes that no line of text has
 PACKET_HEADER = np.dtype(
     [
         ("type", "<u2"),
@@ -47,10 +49,13 @@ def _read(path: Path, version: str) -> bytes:
 
 
 def _after_comments(content: bytes) -> int:
-    """Where the data starts: after the leading lines that begin with #."""
+    """Where the data starts: after the leading lines of text that begin with #, since an event may begin so, too."""
     position = 0
     while content[position : position + 1] == b"#":
         end = content.find(b"\n", position)
+        line = content[position : end if end >= 0 else len(content)]
+        if CONTROL.search(line):
+            break
         if end < 0:
             return len(content)
         position = end + 1

@@ -169,9 +169,9 @@ class TrialsVariant:
 def _outside(labels: Path, trial: Trial, t: NDArray[np.int64]) -> str:
     """Why a trial is empty."""
     text = f"{labels.name}: no event in the trial of line {trial.line} ({trial.start:,} to {trial.end:,} us)"
-    if len(t) == 0 or (trial.start <= t.max() and trial.end > t.min()):
-        return text
-    return f"{text}, which lies outside the recording ({t.min():,} to {t.max():,} us)"
+    if len(t) and (trial.start > t.max() or trial.end <= t.min()):
+        return f"{text}, which lies outside the recording ({t.min():,} to {t.max():,} us): other units or origin?"
+    return f"{text}: are its times in us?" if trial.end - trial.start < 1000 else text
 
 
 def open_reader(conf: EventDatasetConf) -> TonicVariant | TrialsVariant:

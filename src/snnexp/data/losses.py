@@ -130,6 +130,8 @@ def judge(reader: EventReader, tallies: dict[str, Tally]) -> list[str]:
                 f"half of the recordings last {_seconds(length)} or less, usual is {usual:g} s:"
                 f" are the times in another unit than {reader.layout.unit}?"
             )
+    if whole.dropped[OFF_SENSOR] and whole.seen is not None and _counted_from_one(reader, whole.seen):
+        notes.append(f"no position is 0 and some are {reader.shape[2]}: are they counted from 1?")
     notes += whole.notes
     return notes[:MOST_NOTES] + ([f"{len(notes) - MOST_NOTES:,} more of these"] if len(notes) > MOST_NOTES else [])
 
@@ -171,10 +173,10 @@ def _refusal(reader: EventReader, tally: Tally) -> str:
     )
     explain = getattr(reader, "explain", None)  # some formats tell more than columns do
     own = explain(tally.first) if explain is not None and tally.first else ""
-    causes = [own] if own else [*_findings(reader, tally), "Likely cause:", *_causes(reader, tally)]
-    if causes[-1] == "Likely cause:":
-        causes[-1] = "Are these recordings of this data set?"
-    return f"{text} {' '.join(causes)}"
+    if own:
+        return f"{text} {own}"
+    found, causes = " ".join(_findings(reader, tally)), " Also: ".join(_causes(reader, tally))
+    return f"{text} {found} {f'Likely cause: {causes}' if causes else 'Are these recordings of this data set?'}"
 
 
 def _findings(reader: EventReader, tally: Tally) -> Iterator[str]:
@@ -242,8 +244,8 @@ def _time_causes(layout: Layout, tally: Tally, seen: Seen) -> Iterator[str]:
     longest = max(tally.lengths, default=0.0)
     if tally.dropped[BAD_TIME] > tally.dropped[LATE_TIME]:
         yield (
-            "the times overflowed in a type that is too small for their unit (float16 ends at 65,504)."
-            f" Write them in {layout.unit}, or in a larger type."
+            f"the times are in a finer unit than {layout.unit} and overflowed a type that is too small for it (float16"
+            f" ends at 65,504). Write them in {layout.unit}."
         )
         return
     absolute = longest <= LAST_TIME and (seen.t[0] > LAST_TIME or seen.t[0] < 0 or seen.t[1] > 2 * LAST_TIME)
@@ -298,7 +300,7 @@ def _too_long(reader: EventReader, tally: Tally) -> str:
 def _sensor_causes(reader: EventReader, seen: Seen) -> Iterator[str]:
     _, height, width = reader.shape
     if height == 1:
-        if seen.x[0] >= 1 and seen.x[1] == width:
+        if _counted_from_one(reader, seen):
             yield f"{reader.layout.position} is counted from 1. Take 1 off."
         else:
             yield f"another set, or another number of channels than {width}."
@@ -311,6 +313,11 @@ def _sensor_causes(reader: EventReader, seen: Seen) -> Iterator[str]:
         f"recordings of a sensor of {size}. Scale or crop the positions to {width}x{height}, or use the data set that"
         " was made with this sensor."
     )
+
+
+def _counted_from_one(reader: EventReader, seen: Seen) -> bool:
+    _, height, width = reader.shape
+    return seen.x[0] >= 1 and seen.x[1] == width and (height == 1 or (seen.y[0] >= 1 and seen.y[1] == height))
 
 
 def sensor_of(x: int, y: int) -> str:

@@ -150,7 +150,8 @@ def _refuse_empty(name: str, split: str, store: EventStore, indices: Indices, em
         f"dataset={name}: {count:,} of {len(indices):,} {split} samples hold no event ({', '.join(which)}"
         f"{', ...' if count > len(which) else ''}). At most {100 * EMPTY_SHARE:.0f} % of a split may be empty."
         + (f" Left out of the whole set while it was read: {reasons}." if reasons else "")
-        + " Mend these recordings or move them away."
+        + (f" {store.notes[0].rstrip('?')}." if store.notes else "")
+        + " Mend what is empty (files, or rows of label files), or move it away."
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from snnexp.data.files import some
+from snnexp.data.files import count_of, some
 
 Indices = NDArray[np.int64]
 
@@ -27,14 +27,17 @@ def find_repeats(
     sorting = np.argsort(digests[members], kind="stable")  # within equal digests, splits stay in order
     members, codes = members[sorting], codes[sorting]
     values = digests[members]
-    pairs: dict[tuple[int, int], list[str]] = {}
+    pairs: dict[tuple[int, int], list[tuple[int, str]]] = {}
     for i in np.flatnonzero(values[1:] == values[:-1]) + 1:
         first = int(np.searchsorted(values, values[i]))
         one, two = members[first], members[i]
         differ = "" if labels[one] == labels[two] else f" (as classes {labels[one]} and {labels[two]})"
-        pairs.setdefault((int(codes[first]), int(codes[i])), []).append(f"{names[one]} = {names[two]}{differ}")
+        pairs.setdefault((int(codes[first]), int(codes[i])), []).append(
+            (int(one), f"{names[one]} = {names[two]}{differ}")
+        )
     lines = []
     for (a, b), found in sorted(pairs.items()):
         where = f"{order[a]} and {order[b]} share" if a != b else f"{order[a]} repeats"
-        lines.append(f"{where} {len(found):,} recording{'s' if len(found) > 1 else ''} of equal content: {some(found)}")
+        same = [text for _, text in sorted(found)]
+        lines.append(f"{where} {count_of(same, 'recording')} of equal content: {some(same)}")
     return lines
