@@ -44,12 +44,14 @@ CONSTANT = ("model.spec=FC8-BN-SN-FC-SN",)  # the same image at each step: norma
     ("overrides", "refused"),
     [
         ((*PER_STEP, "dataset.limit_train=43"), True),
-        ((*PER_STEP, "dataset.limit_train=43", "dataset.batch_size=1"), True),
+        pytest.param((*PER_STEP, "dataset.limit_train=43", "dataset.batch_size=1"), True, marks=pytest.mark.slow),
         ((*PER_STEP, "dataset.limit_train=43", "trainer.smoke_steps=2"), False),  # the last batch is never reached
         ((*PER_STEP, "dataset.limit_train=44"), False),
         ((*CONSTANT, "dataset.limit_train=43"), True),
         ((*CONSTANT, "dataset.limit_train=43", "encoder=rate"), False),
-        ((*CONSTANT, "dataset.limit_train=43", "encoder=rate", "dataset.num_steps=1"), True),
+        pytest.param(
+            (*CONSTANT, "dataset.limit_train=43", "encoder=rate", "dataset.num_steps=1"), True, marks=pytest.mark.slow
+        ),
         (("model.spec=c4k3-BN-SN-FC-SN", "dataset.limit_train=43", "model.bn_per_step=true"), False),
         (("model.spec=FC8-LN-SN-FC-SN", "dataset.limit_train=43"), False),
     ],

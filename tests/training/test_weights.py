@@ -181,7 +181,10 @@ HARMS: dict[str, Harm] = {
 }
 
 
-@pytest.mark.parametrize("harm", HARMS)
+USUAL = ("state flipped", "state missing", "best missing", "best is last")
+
+
+@pytest.mark.parametrize("harm", [h if h in USUAL else pytest.param(h, marks=pytest.mark.slow) for h in HARMS])
 def test_damage_to_an_unfinished_run_is_named_and_the_advice_leads_out(folder: Path, harm: str) -> None:
     attempt = cut_off(folder)
     HARMS[harm](attempt)
