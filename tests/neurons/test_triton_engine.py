@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from engine_cases import cases, check, pairwise_options
+
+from snnexp.neurons.equation import Dynamics
+from snnexp.neurons.surrogates import Surrogate
 
 pytest.importorskip("triton")
 
@@ -49,16 +51,11 @@ torch.testing.assert_close(t, t2, rtol=1e-2, atol=1e-2)
     assert result.returncode == 0, result.stderr[-3000:]
 
 
-FORWARD = {
-    "RESET": 1, "STRICT": False, "TAU_FORM": True, "FIRE_ONCE": True, "FORCE_LAST": True, "RELATIVE": True,
-    "SPIKING": True, "HAS_CURRENT": True, "STORE_CURRENT": True, "BLOCK": 64, "UNROLL": 4,
-}  # fmt: skip
-BACKWARD = {
-    "RESET": 3, "KEPT_RESET": 3, "STRICT": False, "TAU_FORM": True, "DETACH": False, "FIRE_ONCE": True,
-    "RELATIVE": True, "SPIKING": True, "SURROGATE": 5, "A": 0.4, "B": 0.25, "HAS_CURRENT": True, "HAS_GRAD_SPK": True,
-    "SPK_CONSTANT": False, "HAS_GRAD_MEM": True,
-    "WANTS_THRESHOLD": True, "WANTS_BETA": True, "WANTS_ALPHA": True, "BLOCK": 64, "UNROLL": 4,
-}  # fmt: skip
+EVERYTHING = Dynamics(
+    Surrogate("exponential"), "subtract_first", tau_form=True, detach_reset=False, fire_once=True,
+    force_last_spike=True, relative_surrogate=True,
+)  # fmt: skip
+NAMES = ("beta", "threshold", "alpha")
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter does not compile")
@@ -69,22 +66,26 @@ def test_compiles_for_cuda_without_a_gpu(direction: str, io: str, number: str):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    from snnexp.neurons.engines import triton_kernels
+    from snnexp.neurons.engines.triton_source import backward_kernel, forward_kernel
 
-    kernel: Any = getattr(triton_kernels, f"{direction}_kernel")
-    constants = (FORWARD if direction == "forward" else BACKWARD) | {"DOUBLE": number == "fp64"}
-    assert {name for name in kernel.arg_names if name.isupper()} == set(constants)
+    if direction == "forward":
+        kernel = forward_kernel(EVERYTHING, NAMES, frozenset(NAMES))
+    else:
+        kernel = backward_kernel(EVERYTHING, NAMES, frozenset(NAMES), True, True)
+    given = {"SURROGATE_A": 0.4, "SURROGATE_B": 0.25, "SPK_CONSTANT": False, "BLOCK": 64, "UNROLL": 4}
+    given["DOUBLE"] = number == "fp64"
     signature, values = {}, {}
-    for index, name in enumerate(kernel.arg_names):
-        if name in constants:
-            signature[name], values[(index,)] = "constexpr", constants[name]
-        elif name.endswith("_ptr"):
-            outside = name in ("x_ptr", "spk_ptr", "grad_spk_ptr", "grad_x_ptr")
+    for index, name in enumerate(kernel.arguments):
+        if name.isupper():
+            signature[name], values[(index,)] = "constexpr", given[name]
+        elif name.endswith(("_rows", "_columns", "_values")):
+            outside = name in ("x_rows", "spk_rows", "grad_spk_rows", "grad_x_rows")
             signature[name] = f"*{io if outside else number}"
         else:
             signature[name] = "i32"
     options = {"num_warps": 2, "enable_fp_fusion": False}
-    built = compile(ASTSource(kernel, signature, values), target=GPUTarget("cuda", 90, 32), options=options)
+    source = ASTSource(kernel.function, signature, values)
+    built = compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     assert len(built.asm["cubin"]) > 1000
     if number == "fp32":
         assert "fma." not in built.asm["ptx"]  # membranes keep the reference's bits

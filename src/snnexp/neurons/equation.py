@@ -9,13 +9,14 @@
           subtract_first  U' = U - theta S,  R = 0
           none            U' = U,            R = 0
 
-`step` is what the word "reference" means: the engines are tested against it.
+`advance` is the single source: the reference engine runs it on tensors, and every kernel is compiled from it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,15 +77,26 @@ class State(NamedTuple):
     fired: Tensor | None = None  # 0 or 1; only with fire_once or force_last_spike
 
 
+def value_dict(alpha: Tensor | None, beta: Tensor, threshold: Tensor) -> dict[str, Tensor]:
+    """The equation's values by name; alpha is there only if neurons have a current."""
+    return {"beta": beta, "threshold": threshold} | ({} if alpha is None else {"alpha": alpha})
+
+
+def state_names(dynamics: Dynamics, values: Iterable[str]) -> tuple[str, ...]:
+    """Names of the states of neurons that have values of these names."""
+    more = (("cur", "alpha" in values), ("fired", dynamics.remembers_firing))
+    return ("mem", "spk", *(name for name, there in more if there))
+
+
+def state_of(dynamics: Dynamics, states: Mapping[str, Any]) -> State:
+    """Return the state with these parts."""
+    return State(**states)
+
+
 def initial_state(like: Tensor, dynamics: Dynamics, has_current: bool) -> State:
     """Return the state at rest, all zero, of the shape, device and dtype of `like` [B, *shape]."""
     zero = torch.zeros_like(like, memory_format=torch.contiguous_format, requires_grad=False)
-    return State(
-        mem=zero,
-        spk=zero,
-        cur=zero if has_current else None,
-        fired=zero if dynamics.remembers_firing else None,
-    )
+    return state_of(dynamics, dict.fromkeys(state_names(dynamics, ("alpha",) if has_current else ()), zero))
 
 
 def step(
@@ -107,35 +119,41 @@ def step(
         last: this is the last step of the sample (only `force_last_spike` asks).
     Returns: spikes, membrane before the reset (both [B, *shape]) and the new state.
     """
-    cur = x_t
-    if alpha is not None:
-        assert state.cur is not None, "a neuron with alpha needs a state with a current"
-        cur = alpha * state.cur + x_t
-    drive = (1 - beta) * cur if dynamics.tau_form else cur
+    state = advance(x_t, state, value_dict(alpha, beta, threshold), dynamics, last)
+    return state.spk, state.mem, state
+
+
+def advance(x: Any, state: Any, values: Mapping[str, Any], dynamics: Dynamics, last: Any) -> State:
+    """The equation above: one step, on tensors or on the compiler's symbols. Every engine comes from here.
+
+    The order of operations is that of the bits of the results.
+    """
+    beta, cur, fired = values["beta"], state.cur, state.fired
+    if "alpha" in values:
+        cur = values["alpha"] * cur + x
+    drive = x if cur is None else cur
+    if dynamics.tau_form:
+        drive = (1 - beta) * drive
     if not dynamics.spiking:
         mem = beta * state.mem + drive
-        spk = torch.zeros_like(mem)
-        return spk, mem, State(mem, spk, None if alpha is None else cur)
-    kept, removed = reset_terms(state.mem, state.spk, threshold, dynamics)
+        return State(mem, torch.zeros_like(mem), cur)
+    kept, removed = _reset(state.mem, state.spk, values["threshold"], dynamics)
     mem = beta * kept + drive
     if removed is not None:
         mem = mem - removed
-    x = mem / threshold - 1 if dynamics.relative_surrogate else mem - threshold
-    spk = dynamics.surrogate.spike(x, dynamics.strict)
-    fired = state.fired
-    if fired is not None:
+    distance = mem / values["threshold"] - 1 if dynamics.relative_surrogate else mem - values["threshold"]
+    spk = dynamics.surrogate.spike(distance, dynamics.strict)
+    if dynamics.remembers_firing:
         if dynamics.fire_once:
             spk = spk * (1 - fired)
-        if dynamics.force_last_spike and last:
-            spk = with_value(torch.maximum(spk, 1 - fired), gradient_of=spk)
+        if dynamics.force_last_spike:
+            spk = with_value(where(last, torch.maximum(spk, 1 - fired), spk), gradient_of=spk)
         fired = torch.maximum(fired, spk.detach())
-    return spk, mem, State(mem, spk, None if alpha is None else cur, fired)
+    return State(mem, spk, cur, fired)
 
 
-def reset_terms(mem: Tensor, spk: Tensor, threshold: Tensor, dynamics: Dynamics) -> tuple[Tensor, Tensor | None]:
+def _reset(mem: Any, spk: Any, threshold: Any, dynamics: Dynamics) -> tuple[Any, Any]:
     """Return U' of the step that left `mem` and `spk`, and R of the next step (None: zero)."""
-    if not dynamics.spiking:
-        return mem, None
     ignore = dynamics.ignore_reset_in_backward
     if dynamics.detach_reset or ignore:
         spk = spk.detach()
@@ -149,3 +167,8 @@ def reset_terms(mem: Tensor, spk: Tensor, threshold: Tensor, dynamics: Dynamics)
         case _:
             kept = mem - threshold * spk
     return (with_value(kept, gradient_of=mem) if ignore else kept), None
+
+
+def where(condition: Any, a: Any, b: Any) -> Any:
+    """`a` or `b`, for a condition that is one for all neurons (a bool) or the compiler's."""
+    return (a if condition else b) if isinstance(condition, bool) else torch.where(condition, a, b)

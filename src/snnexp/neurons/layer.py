@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from snntorch import SpikingNeuron
@@ -246,7 +246,7 @@ class _SpikeGrad:
         self.dynamics = dynamics
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.dynamics.surrogate.spike(x, self.dynamics.strict)
+        return cast(Tensor, self.dynamics.surrogate.spike(x, self.dynamics.strict))
 
 
 def _decay(raw: Tensor, parametrisation: str) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 FUSED_SURROGATES = ("atan", "fast_sigmoid", "sigmoid", "triangular", "rectangular", "exponential")
-"""Surrogates of our own: every engine runs them. The position in this tuple is the code that the kernels switch on."""
+"""Surrogates of our own: every engine runs them."""
 
 SNNTORCH_PREFIX = "snntorch:"
 
@@ -27,4 +27,4 @@ ENGINES = ("reference", "numba", "triton")
 """Every engine; `neuron.engine` also takes `auto`."""
 
 RESETS = ("none", "zero", "subtract", "subtract_first")
-"""Every legal value of `neuron.reset`. The position in this tuple is the code that the kernels switch on."""
+"""Every legal value of `neuron.reset`."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from snnexp.config import SurrogateConf
 from snnexp.errors import ConfigError, unknown_choice
+from snnexp.neurons.compiler.symbols import Symbol, make
 from snnexp.neurons.names import FUSED_SURROGATES, SNNTORCH_PREFIX, SNNTORCH_SURROGATES, SURROGATES
 
 
@@ -46,16 +47,12 @@ class Surrogate:
 
     @property
     def code(self) -> int:
-        """Number of this surrogate in the kernels."""
+        """Position of this surrogate among `FUSED_SURROGATES`."""
         return FUSED_SURROGATES.index(self.name)
 
     @property
     def constants(self) -> tuple[float, float]:
-        """The two numbers (a, b) that the kernels' form of the derivative needs.
-
-        atan a/(1+(bx)^2); fast_sigmoid a/(1+b|x|)^2; sigmoid a s(1-s), s = sigmoid(bx); triangular a max(0, 1-b|x|);
-        rectangular a if b|x| < 1; exponential a exp(-b|x|).
-        """
+        """The two numbers (a, b) of `formula`."""
         return {
             "atan": (self.alpha / 2, math.pi * self.alpha / 2),
             "fast_sigmoid": (1.0, self.slope),
@@ -65,28 +62,31 @@ class Surrogate:
             "exponential": (self.scale / self.width, 1 / self.width),
         }[self.name]
 
+    def formula(self, x: Any, a: Any, b: Any) -> Any:
+        """The derivative at x, on tensors or on the compiler's symbols; a and b: `constants`."""
+        if self.name == "atan":
+            return a / (1 + (b * x) ** 2)
+        z = b * abs(x)
+        match self.name:
+            case "fast_sigmoid":
+                return a / (1 + z) ** 2
+            case "triangular":  # this way round nan stays nan
+                return torch.where(1 - z <= 0, 0.0, a * (1 - z))
+            case "rectangular":
+                return torch.where(z < 1, a, 0.0 * x)
+        e = exp_of_negative(-z)
+        return a * e / (1 + e) ** 2 if self.name == "sigmoid" else a * e
+
     def derivative(self, x: Tensor) -> Tensor:
         """Return the stand-in for dS/dx at x, same shape."""
-        a, b = self.constants
-        match self.name:
-            case "atan":
-                return a / (1 + (b * x) ** 2)
-            case "fast_sigmoid":
-                return a / (1 + b * x.abs()) ** 2
-            case "sigmoid":
-                s = torch.sigmoid(b * x)
-                return a * s * (1 - s)
-            case "triangular":
-                return a * (1 - b * x.abs()).clamp(min=0)
-            case "rectangular":
-                return a * (b * x.abs() < 1).to(x.dtype)
-            case _:
-                return a * torch.exp(-b * x.abs())
+        return cast(Tensor, self.formula(x, *self.constants))
 
-    def spike(self, x: Tensor, strict: bool) -> Tensor:
+    def spike(self, x: Any, strict: bool) -> Any:
         """Return 1.0 where x >= 0 (strict: x > 0), else 0.0; backward multiplies by `derivative(x)`."""
+        if isinstance(x, Symbol):
+            return make("spike", x, name=strict)
         if self.function is None:
-            return cast(Tensor, _Step.apply(x, self, strict))  # type: ignore[no-untyped-call]
+            return _Step.apply(x, self, strict)  # type: ignore[no-untyped-call]
         # snnTorch's own forward is always x > 0; ours decides, its backward stays.
         return with_value(_step(x, strict), gradient_of=self.function(x))
 
@@ -123,7 +123,14 @@ def with_value(value: Tensor, gradient_of: Tensor) -> Tensor:
 
     `a + (value - a).detach()` would do the same up to rounding, and turn infinities into nan.
     """
+    if isinstance(value, Symbol):  # the compiler's stand for tensors wherever an equation is run
+        return make("with_value", value, gradient_of)
     return cast(Tensor, _WithValue.apply(value.detach(), gradient_of))  # type: ignore[no-untyped-call]
+
+
+def exp_of_negative(y: Any) -> Any:
+    """e^y for y <= 0: kernels have a faster one than for any y."""
+    return make("exp_of_negative", y) if isinstance(y, Symbol) else torch.exp(y)
 
 
 def build_surrogate(conf: SurrogateConf) -> Surrogate:

@@ -35,23 +35,19 @@ class PoolGrid:
 class ForwardCall:
     """One forward pass over flat tensors.
 
-    Everything of shape [M] goes in as it is before the first step, and comes out as it is after the last, so that one
-    pass over all steps and one pass for each step are the same.
+    Columns go in as they are before the first step, and come out as they are after the last, so that one pass over all
+    steps and one pass for each step are the same.
     """
 
     dynamics: Dynamics
+    names: tuple[str, ...]  # of the values
+    wants: frozenset[str]  # values that get gradients
     x: Tensor  # [T, M]
     spk: Tensor  # [T, M], in x's dtype; not written unless spiking
     mem: Tensor  # [T, M], may share x's memory: see in_place
-    stored: Tensor | None  # [T, M]: the current of each step, if backward will need it
-    threshold: Tensor  # [1] or [neurons]
-    beta: Tensor
-    alpha: Tensor | None
-    kept: Tensor  # [M]: U', which the next step's beta multiplies
-    removed: Tensor | None  # [M]: R of the next step (reset subtract)
-    cur: Tensor | None
-    fired: Tensor | None
-    first: Tensor | None  # [M]: step of the first spike; -1 if before this sample's start, T if never (fire_once only)
+    stored: dict[str, Tensor]  # [T, M] each: what else backward needs; "x" is a recurrent layer's whole input
+    values: dict[str, Tensor]  # [1] or [neurons] each
+    columns: dict[str, Tensor]  # [M] each: see compiler.plan.Forward
     in_place: bool
     last: int  # number of the sample's last step
     time: int = 0  # number of this pass's first step
@@ -64,25 +60,21 @@ class ForwardCall:
 class BackwardCall:
     """One backward pass over flat tensors; those that are None are not wanted or not there.
 
-    As in `ForwardCall`, everything of shape [M] goes in and out, here from the last step to the first.
+    As in `ForwardCall`, columns go in and out, here from the last step to the first: grad_<state> is what the step
+    after passes back to a state, grad_<value> is added to and later summed over what shares a value.
     """
 
     dynamics: Dynamics
+    names: tuple[str, ...]
+    wants: frozenset[str]
     mem: Tensor  # [T, M]
-    stored: Tensor | None  # [T, M]: I of each step
+    stored: dict[str, Tensor]  # [T, M] each
     grad_spk: Tensor | None  # [T, M]; [1, M] if it is the same at all steps; [T, pooled columns] with pooling
     grad_mem: Tensor | None
     grad_x: Tensor  # out [T, M], may share mem's memory: see in_place
-    threshold: Tensor
-    beta: Tensor
-    alpha: Tensor | None
-    first: Tensor | None
-    grad_u: Tensor  # [M]: gradient of U of the step after; out, of the first step's U
-    grad_cur: Tensor | None  # [M], out: gradient of the first step's I
-    to_cur: Tensor | None  # [M]: what the step after passes back to I
-    grad_threshold: Tensor | None  # [M], added to; to be summed over what shares a value
-    grad_beta: Tensor | None
-    grad_alpha: Tensor | None
+    values: dict[str, Tensor]
+    columns: dict[str, Tensor]  # [M] each: see compiler.plan.Backward
+    last: int
     time: int = 0
     in_place: bool = False
     pool: PoolGrid | None = None

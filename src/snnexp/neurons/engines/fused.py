@@ -6,6 +6,7 @@ activations are neither copied nor reordered; values per neuron are brought into
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -13,13 +14,18 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from snnexp.neurons.compiler.plan import Backward, Forward, backward_plan, forward_plan
+from snnexp.neurons.compiler.symbols import Symbol, evaluate
 from snnexp.neurons.engines.calls import BackwardCall, ForwardCall, PoolGrid
 from snnexp.neurons.engines.recurrence import Backend, backward_recurrent
-from snnexp.neurons.equation import Dynamics, Pool, State, reset_terms
+from snnexp.neurons.equation import Dynamics, Pool, State, state_names, state_of, value_dict
+
+Values = Mapping[str, Tensor]
 
 
 class _Options(NamedTuple):
     dynamics: Dynamics
+    names: tuple[str, ...]  # of the values
     backend: Backend
     overwrite_input: bool
     counts: bool = False
@@ -42,15 +48,20 @@ def run_fused(
 
     spk has x's dtype; mem and the state have the dtype of the calculation: float64 for float64, else float32.
     """
-    order, flat_x, values, options = _prepare(x, (alpha, beta, threshold), dynamics, backend, overwrite_input)
-    state_order = [d - 1 for d in order[1:]]
-    given = [None if s is None else s.permute(state_order).contiguous() for s in (state or (None, None, None, None))]
-    spk, mem, cur, fired, _ = _Fused.apply(flat_x, *values, recurrent, *given, options)  # type: ignore[no-untyped-call]
+    values = value_dict(alpha, beta, threshold)
+    order, flat_x, flat_values, options = _prepare(x, values, dynamics, backend, overwrite_input)
+    states = state_names(dynamics, values)
+    given: list[Tensor] = []
+    if state is not None:
+        zero = torch.zeros_like(state.mem)
+        found = [getattr(state, name) for name in states]
+        given = [(zero if s is None else s).permute([d - 1 for d in order[1:]]).contiguous() for s in found]
+    outputs = _Fused.apply(flat_x, recurrent, options, *flat_values, *given)  # type: ignore[no-untyped-call]
     back = [order.index(d) for d in range(len(order))]
-    spk, mem = spk.permute(back), mem.permute(back)
-    state_back = [d - 1 for d in back[1:]]
-    cur, fired = (None if s is None else s.permute(state_back) for s in (cur, fired))
-    return spk, mem, State(mem[-1], spk[-1].to(mem.dtype), cur, fired)
+    spk, mem = outputs[0].permute(back), outputs[1].permute(back)
+    extra = (s.permute([d - 1 for d in back[1:]]) for s in outputs[3:])
+    last = zip(states, (mem[-1], spk[-1].to(mem.dtype), *extra), strict=True)
+    return spk, mem, state_of(dynamics, dict(last))
 
 
 def run_fused_layer(
@@ -67,26 +78,27 @@ def run_fused_layer(
     private: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Run a whole layer from rest, with what surrounds it in a network; see `run_layer`."""
-    order, flat_x, values, options = _prepare(x, (alpha, beta, threshold), dynamics, backend, overwrite_input)
+    values = value_dict(alpha, beta, threshold)
+    order, flat_x, flat_values, options = _prepare(x, values, dynamics, backend, overwrite_input)
     grid = None if pool is None else _pool_grid(pool, flat_x, order)
     options = options._replace(counts=counts, private=private, pool=grid)
-    outputs = _Fused.apply(flat_x, *values, recurrent, None, None, None, None, options)  # type: ignore[no-untyped-call]
-    spk, mem, _, _, counted = outputs
+    spk, mem, counted, *_ = _Fused.apply(flat_x, recurrent, options, *flat_values)  # type: ignore[no-untyped-call]
     back = [order.index(d) for d in range(len(order))]
     counted = None if counted is None else counted.permute([d - 1 for d in back[1:]])
     return spk.permute(back), mem.permute(back), counted
 
 
 def _prepare(
-    x: Tensor, values: tuple[Tensor | None, ...], dynamics: Dynamics, backend: Backend, overwrite_input: bool
-) -> tuple[list[int], Tensor, list[Tensor | None], _Options]:
+    x: Tensor, values: Values, dynamics: Dynamics, backend: Backend, overwrite_input: bool
+) -> tuple[list[int], Tensor, list[Tensor], _Options]:
     """Bring input and values into the order of memory."""
     order = memory_order(x)
     flat_x = x.permute(order)
     if not flat_x.is_contiguous():
         flat_x, overwrite_input = flat_x.contiguous(), True
-    options = _Options(dynamics, backend, overwrite_input and not (x.is_leaf and x.requires_grad))
-    return order, flat_x, [None if v is None else _permute_value(v, order) for v in values], options
+    overwrite_input = overwrite_input and not (x.is_leaf and x.requires_grad)
+    options = _Options(dynamics, tuple(values), backend, overwrite_input)
+    return order, flat_x, [_permute_value(v, order) for v in values.values()], options
 
 
 def _pool_grid(pool: Pool, flat_x: Tensor, order: list[int]) -> PoolGrid:
@@ -136,175 +148,186 @@ def _sum_to(columns: Tensor, full: torch.Size, value: Tensor) -> Tensor:
 
 
 class _Fused(torch.autograd.Function):
-    """(x [T, B, *], alpha, beta, threshold, recurrent, state's four, options) -> spk, mem, cur, fired, counts."""
+    """(x [T, B, *], recurrent, options, values, a state's parts or none) -> spk, mem, counts, last extra states."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *rest: Any) -> tuple[Tensor | None, ...]:
-        alpha, beta, threshold, recurrent, mem0, spk0, cur0, fired0, options = rest
-        dynamics, backend, overwrite_input, counts, private, pool = cast(_Options, options)
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        steps, columns = x.shape[0], x[0].numel()
-        needs = ctx.needs_input_grad
-        keeps_x = alpha is None and dynamics.tau_form and needs[2]  # then x is the current
-        keeps_current = alpha is not None and (needs[1] or (dynamics.tau_form and needs[2]))
-        in_place = overwrite_input and not keeps_x and x.dtype == dtype
-
-        def column(start: Tensor | None) -> Tensor:
-            if start is None:
-                return torch.zeros(columns, dtype=dtype, device=x.device)
-            return start.detach().reshape(columns).to(dtype, copy=True)
-
-        mem = _share_memory(x) if in_place else torch.empty(x.shape, dtype=dtype, device=x.device)
-        if pool is not None:
-            spk = torch.empty((steps, *pool.out_shape), dtype=x.dtype, device=x.device)
-        else:
-            spk = torch.empty_like(x) if dynamics.spiking else torch.zeros_like(x)
-        stored = torch.empty_like(mem) if keeps_current or (keeps_x and recurrent is not None) else None
-        kept, removed = None, None
-        if mem0 is not None:
-            kept, removed = reset_terms(mem0, spk0, threshold, dynamics)
-        fired = column(fired0) if dynamics.remembers_firing else None
-        first = None
-        if dynamics.spiking and dynamics.fire_once and fired is not None:
-            first = torch.where(fired > 0, -1.0, float(steps)).to(dtype)
-        call = ForwardCall(
-            dynamics=dynamics,
-            x=x.detach().view(steps, columns),
-            spk=spk.view(steps, columns if pool is None else pool.columns),
-            mem=mem.view(steps, columns),
-            stored=None if stored is None else stored.view(steps, columns),
-            threshold=_flat(threshold, x.shape[2:], dtype),
-            beta=_flat(beta, x.shape[2:], dtype),
-            alpha=None if alpha is None else _flat(alpha, x.shape[2:], dtype),
-            kept=column(kept),
-            removed=column(removed) if dynamics.spiking and dynamics.reset == "subtract" else None,
-            cur=None if alpha is None else column(cur0),
-            fired=fired,
-            first=first,
-            in_place=in_place,
-            last=steps - 1,
-            counts=torch.zeros(columns, dtype=dtype, device=x.device) if counts else None,
-            pool=pool,
-            unpooled=None if pool is None else torch.empty(columns, dtype=dtype, device=x.device),
-        )
-        if columns and recurrent is None:
-            backend.forward(call)
-        elif columns:
-            backend.forward_recurrent(call, recurrent.detach(), spk0)
-        if in_place:
-            torch.autograd.graph.increment_version(x)  # whoever saved x for backward gets torch's error, not garbage
+    def forward(ctx: Any, x: Tensor, recurrent: Tensor | None, options: _Options, *rest: Tensor) -> tuple[Any, ...]:
+        dynamics, names, private = options.dynamics, options.names, options.private
+        values, given = rest[: len(names)], rest[len(names) :]
         ctx.options, ctx.input_dtype = options, x.dtype
-        ctx.set_materialize_grads(False)
+        ctx.wants = frozenset(n for n, needed in zip(names, ctx.needs_input_grad[3:], strict=False) if needed)
+        plan = forward_plan(dynamics, names, ctx.wants)
+        call = _forward_call(x, recurrent is not None, options, plan, values, given, ctx.wants)
+        if x.numel() and recurrent is None:
+            options.backend.forward(call)
+        elif x.numel() and recurrent is not None:
+            options.backend.forward_recurrent(call, recurrent.detach(), given[1] if given else None)
+        if call.in_place:
+            torch.autograd.graph.increment_version(x)  # whoever saved x for backward gets torch's error, not garbage
+        rows = dict(call.stored)
+        if "x" in plan.stored:
+            rows.setdefault("x", x)
+        firsts = {column: call.columns[column] for column in plan.latches.values()}
+        ctx.row_names, ctx.first_names = tuple(rows), tuple(firsts)
+        spk = call.spk.view(x.shape if options.pool is None else (len(x), *options.pool.out_shape))
+        mem = call.mem.view(x.shape)
         kept_spk = None if recurrent is None else spk
-        current = x if keeps_x and stored is None else stored
-        ctx.save_for_backward(mem, current, alpha, beta, threshold, recurrent, kept_spk, mem0, spk0, cur0, call.first)
-        last_cur = None if call.cur is None else call.cur.view(x.shape[1:])
-        last_fired = None if call.fired is None else call.fired.view(x.shape[1:])
+        ctx.save_for_backward(mem, recurrent, kept_spk, *values, *given, *rows.values(), *firsts.values())
+        ctx.set_materialize_grads(False)
+        extra = {name: call.columns[name].view(x.shape[1:]) for name in state_names(dynamics, names)[2:]}
         counted = None if call.counts is None else call.counts.view(x.shape[1:])
-        closed = (last_fired, counted, mem if private else None, None if dynamics.spiking else spk)
+        closed = [counted, mem if private else None, None if dynamics.spiking else spk]
+        closed += [extra[name] for name in plan.constant]
         ctx.mark_non_differentiable(*(t for t in closed if t is not None))
-        return spk, mem, last_cur, last_fired, counted
+        return spk, mem, counted, *extra.values()
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        grad_spk, grad_mem, grad_last_cur, _, _ = grads
+    def backward(ctx: Any, grad_spk: Any, grad_mem: Any, _: Any, *grad_extra: Any) -> tuple[Any, ...]:
         if getattr(ctx, "spent", False):  # torch says so by itself, unless saved tensors are packed by somebody's hooks
             raise RuntimeError("the membranes were modified by an inplace operation: the first backward pass used them")
-        mem, stored, alpha, beta, threshold, recurrent, spk, mem0, spk0, cur0, first = ctx.saved_tensors
-        dynamics, backend, _, _, private, pool = cast(_Options, ctx.options)
-        shape, columns, steps, dtype = mem.shape, mem[0].numel(), mem.shape[0], mem.dtype
-        needs = ctx.needs_input_grad
-
-        def flat(grad: Tensor | None) -> Tensor | None:
-            return None if grad is None else grad.contiguous().view(steps, -1)
-
-        def flat_or_constant(grad: Tensor | None) -> Tensor | None:
-            """A loss of sums over time has one gradient for all steps: autograd hands over a view of it."""
-            if grad is None or recurrent is not None or pool is not None or steps == 1 or grad.stride(0) != 0:
-                return flat(grad)
-            return grad[:1].contiguous().view(1, -1)
-
-        def column(wanted: bool, start: Tensor | None = None) -> Tensor | None:
-            if not wanted:
-                return None
-            zero = torch.zeros(columns, dtype=dtype, device=mem.device)
-            return zero if start is None else zero.copy_(start.reshape(columns))
-
-        in_place = private and ctx.input_dtype == dtype and recurrent is None
+        options = cast(_Options, ctx.options)
+        dynamics, names, backend = options.dynamics, options.names, options.backend
+        mem, recurrent, spk, *saved = ctx.saved_tensors
+        values, saved = dict(zip(names, saved, strict=False)), saved[len(names) :]
+        kept = (*ctx.row_names, *ctx.first_names)
+        given, rows = saved[: len(saved) - len(kept)], dict(zip(kept, saved[len(saved) - len(kept) :], strict=True))
+        in_place = options.private and ctx.input_dtype == mem.dtype and recurrent is None
         grad_x = mem if in_place else torch.empty_like(mem, dtype=ctx.input_dtype)
+        steps = mem.shape[0]
+        repeats = recurrent is None and options.pool is None and steps > 1
         call = BackwardCall(
             dynamics=dynamics,
-            mem=mem.view(steps, columns),
-            stored=flat(None if stored is None else stored.to(dtype)),
-            grad_spk=flat_or_constant(grad_spk) if dynamics.spiking else None,
-            grad_mem=flat(grad_mem),
-            grad_x=grad_x.view(steps, columns),
-            threshold=_flat(threshold, shape[2:], dtype),
-            beta=_flat(beta, shape[2:], dtype),
-            alpha=None if alpha is None else _flat(alpha, shape[2:], dtype),
-            first=first,
-            grad_u=torch.zeros(columns, dtype=dtype, device=mem.device),
-            grad_cur=column(alpha is not None),
-            to_cur=column(alpha is not None, grad_last_cur),
-            grad_threshold=column(needs[3]),
-            grad_beta=column(needs[2]),
-            grad_alpha=column(alpha is not None and needs[1]),
+            names=names,
+            wants=ctx.wants,
+            mem=mem.view(steps, -1),
+            stored={name: rows[name].to(mem.dtype).view(steps, -1) for name in ctx.row_names},
+            grad_spk=_flat_gradient(grad_spk, repeats) if dynamics.spiking else None,
+            grad_mem=_flat_gradient(grad_mem, False),
+            grad_x=grad_x.view(steps, -1),
+            values={name: _flat(value, mem.shape[2:], mem.dtype) for name, value in values.items()},
+            columns={name: rows[name] for name in ctx.first_names},
+            last=steps - 1,
             in_place=in_place,
-            pool=pool,
+            pool=options.pool,
         )
-        grad_recurrent = None
-        if columns and recurrent is None:
+        plan = backward_plan(dynamics, names, ctx.wants, call.grad_spk is not None, call.grad_mem is not None)
+        arriving = dict(zip((f"grad_{s}" for s in state_names(dynamics, names)[2:]), grad_extra, strict=True))
+        for name in plan.body.columns:
+            call.columns[name], start = torch.zeros_like(mem[0]).view(-1), arriving.get(name)
+            if start is not None:
+                call.columns[name].copy_(start.reshape(-1))
+        grad_recurrent, from_first = None, None
+        if mem.numel() and recurrent is None:
             backend.backward(call)
             if in_place:  # a second backward pass gets torch's error about the membranes, not garbage
                 torch.autograd.graph.increment_version(mem)
                 ctx.spent = True
-        elif columns:
-            grad_recurrent, from_first = backward_recurrent(backend, call, recurrent, spk, spk0, needs[4])
-        values = [
-            None if g is None or v is None else _sum_to(g, shape[1:], v)
-            for g, v in ((call.grad_alpha, alpha), (call.grad_beta, beta), (call.grad_threshold, threshold))
-        ]
-        states: list[Tensor | None] = [None, None, None]
-        if mem0 is not None:
-            more_values, states = _first_step(call, alpha, beta, threshold, mem0, spk0, cur0, dynamics)
-            values = [v if v is None or m is None else v + m for v, m in zip(values, more_values, strict=True)]
-            if recurrent is not None and columns:
-                states[1] = from_first if states[1] is None else states[1] + from_first
-        return (grad_x, *values, grad_recurrent, *states, None, None)
+        elif mem.numel():
+            spk0, wants_weight = given[1] if given else None, ctx.needs_input_grad[1]
+            grad_recurrent, from_first = backward_recurrent(backend, call, recurrent, spk, spk0, wants_weight)
+        grads = {n: _sum_to(call.columns[f"grad_{n}"], mem.shape[1:], values[n]) for n in names if n in ctx.wants}
+        states = _first_step(call, plan, values, given, grads, mem.shape[1:], from_first)
+        return grad_x, grad_recurrent, None, *(grads.get(name) for name in names), *states
+
+
+def _forward_call(
+    x: Tensor,
+    is_recurrent: bool,
+    options: _Options,
+    plan: Forward,
+    values: Sequence[Tensor],
+    given: Sequence[Tensor],
+    wants: frozenset[str],
+) -> ForwardCall:
+    """Make the memory that a forward pass fills."""
+    dynamics, names, pool = options.dynamics, options.names, options.pool
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    steps, columns = x.shape[0], x[0].numel()
+    in_place = options.overwrite_input and "x" not in plan.stored and x.dtype == dtype
+    mem = _share_memory(x) if in_place else torch.empty(x.shape, dtype=dtype, device=x.device)
+    if pool is not None:
+        spk = torch.empty((steps, pool.columns), dtype=x.dtype, device=x.device)
+    else:
+        spk = (torch.empty_like(x) if dynamics.spiking else torch.zeros_like(x)).view(steps, columns)
+    flat_values = {name: _flat(v, x.shape[2:], dtype) for name, v in zip(names, values, strict=True)}
+    started = dict(zip(state_names(dynamics, names), given, strict=False))
+    return ForwardCall(
+        dynamics=dynamics,
+        names=names,
+        wants=wants,
+        x=x.detach().view(steps, columns),
+        spk=spk,
+        mem=mem.view(steps, columns),
+        stored={n: torch.empty_like(mem).view(steps, columns) for n in plan.stored if n != "x" or is_recurrent},
+        values=flat_values,
+        columns=_start(plan, started, flat_values, mem),
+        in_place=in_place,
+        last=steps - 1,
+        counts=torch.zeros(columns, dtype=dtype, device=x.device) if options.counts else None,
+        pool=pool,
+        unpooled=None if pool is None else torch.empty(columns, dtype=dtype, device=x.device),
+    )
+
+
+def _flat_gradient(grad: Tensor | None, may_repeat: bool) -> Tensor | None:
+    """The gradient [T, M]. A loss of sums over time has one for all steps, [1, M]: autograd hands over a view of it."""
+    if grad is None:
+        return None
+    grad = grad[:1] if may_repeat and grad.stride(0) == 0 else grad
+    return grad.contiguous().view(grad.shape[0], -1)
+
+
+def _start(plan: Forward, given: dict[str, Tensor], values: dict[str, Tensor], like: Tensor) -> dict[str, Tensor]:
+    """The columns [M] before the first step of `like` [T, B, *shape]."""
+    batch, steps = like.shape[1], like.shape[0]
+    neurons = like[0].numel() // max(batch, 1)
+    columns = {}
+    for name, symbol in (plan.start if given else plan.rest).items():
+        if symbol.op == "const":
+            columns[name] = like.new_full((batch * neurons,), symbol.name)
+            continue
+        value = evaluate(symbol, lambda s: given[s.name].view(batch, -1) if s.op == "old" else values[s.name])
+        columns[name] = value.to(like.dtype).expand(batch, neurons).reshape(-1).clone()
+    for state, column in plan.latches.items():
+        columns[column] = torch.where(columns[state] > 0, -1.0, float(steps)).to(like.dtype)
+    return columns
+
+
+def _first_step(
+    call: BackwardCall,
+    plan: Backward,
+    values: dict[str, Tensor],
+    given: list[Tensor],
+    grads: dict[str, Tensor],
+    shape: torch.Size,
+    from_first: Tensor | None,
+) -> list[Tensor | None]:
+    """Return the gradients of the states that were given to start from; adds the first step's late part to `grads`."""
+    if not given:
+        return []
+    states = state_names(call.dynamics, call.names)
+    tensors = {s: t.reshape(shape[0], -1) for s, t in zip(states, given, strict=True)}
+
+    def leaf_value(symbol: Symbol) -> Tensor:
+        if symbol.op == "old":
+            return tensors[symbol.name]
+        return call.columns[symbol.name].view(shape[0], -1) if symbol.op == "column" else call.values[symbol.name]
+
+    for name, symbol in plan.first_values.items():
+        part = evaluate(symbol, leaf_value).view(shape)
+        grads[name] = grads[name] + part.sum_to_size(values[name].shape).to(grads[name].dtype)
+    found: dict[str, Tensor | None] = dict.fromkeys(states)
+    for name, symbol in plan.first_state.items():
+        found[name] = evaluate(symbol, leaf_value).expand(tensors[name].shape).reshape(shape)
+    found |= {s: call.columns[f"grad_{s}"].view(shape) for s in states[2:] if f"grad_{s}" in call.columns}
+    if from_first is not None:
+        spk = found["spk"]
+        found["spk"] = from_first if spk is None else spk + from_first
+    return list(found.values())
 
 
 def _share_memory(x: Tensor) -> Tensor:
     """Return a tensor on x's memory that autograd takes for a new one."""
     alias = torch.empty(0, dtype=x.dtype, device=x.device)
     return alias.set_(x.untyped_storage(), x.storage_offset(), x.size(), x.stride())  # type: ignore[arg-type]
-
-
-def _first_step(
-    call: BackwardCall,
-    alpha: Tensor | None,
-    beta: Tensor,
-    threshold: Tensor,
-    mem0: Tensor,
-    spk0: Tensor,
-    cur0: Tensor | None,
-    dynamics: Dynamics,
-) -> tuple[list[Tensor | None], list[Tensor | None]]:
-    """Return what the first step adds to the gradients of (alpha, beta, threshold) and of the state (mem, spk, cur).
-
-    U[0] = beta U'[-1] - R[0] + ... and I[0] = alpha I[-1] + ...: two lines, so autograd does them.
-    """
-    inputs = [None if t is None else t.detach().requires_grad_() for t in (alpha, beta, threshold, mem0, spk0, cur0)]
-    a, b, theta, mem, spk, cur = inputs
-    assert b is not None and theta is not None and mem is not None and spk is not None
-    with torch.enable_grad():
-        kept, removed = reset_terms(mem, spk, theta, dynamics)
-        results = [b * kept if removed is None else b * kept - removed]
-        grads = [call.grad_u.view(mem.shape)]
-        if a is not None and cur is not None and call.grad_cur is not None:
-            results.append(a * cur)
-            grads.append(call.grad_cur.view(mem.shape))
-        wanted = [t for t in inputs if t is not None]
-        found = iter(torch.autograd.grad(results, wanted, grads, allow_unused=True))
-    all_grads = [None if t is None else next(found) for t in inputs]
-    return all_grads[:3], all_grads[3:]

@@ -1,8 +1,4 @@
-"""The numba engine (CPU): the whole time loop as one compiled call forward and one back, threads over columns.
-
-Forward keeps the membranes only (plus the current, or the input, where a learned alpha or a learned beta in tau form
-needs it); backward works out spikes and surrogates from them again.
-"""
+"""The numba engine (CPU): the whole time loop as one compiled call forward and one back, threads over columns."""
 
 from __future__ import annotations
 
@@ -16,18 +12,9 @@ from torch import Tensor
 
 from snnexp.neurons.engines.calls import BackwardCall, ForwardCall, PoolGrid
 from snnexp.neurons.engines.fused import run_fused
-from snnexp.neurons.engines.numba_kernels import (
-    AVG_POOL,
-    MAX_POOL,
-    NO_POOL,
-    BackwardOptions,
-    ForwardOptions,
-    backward_kernel,
-    forward_kernel,
-)
+from snnexp.neurons.engines.numba_source import BackwardUse, ForwardUse, Kernel, backward_kernel, forward_kernel
 from snnexp.neurons.engines.recurrence import Backend, some_steps
 from snnexp.neurons.equation import Dynamics, State
-from snnexp.neurons.names import RESETS
 from snnexp.parallel import run_parallel
 
 BLOCK = 1024  # columns that a thread walks through time together: about ten rows of them stay in the first-level cache
@@ -53,16 +40,24 @@ def run(
 
 
 class NumbaBackend(Backend):
-    """Calls the kernels of `numba_kernels` on the tensors' own memory; `compiled=False` runs them as plain Python."""
+    """Calls generated kernels on the tensors' own memory; `compiled=False` runs them as plain Python."""
 
     def __init__(self, compiled: bool = True) -> None:
         self.compiled = compiled
 
     def forward(self, call: ForwardCall) -> None:
-        self._launch(*_forward_arguments(call), call.pool, *call.x.shape)
+        use = ForwardUse(call.in_place, call.counts is not None, call.pool.kind if call.pool else "")
+        kernel = forward_kernel(call.dynamics, call.names, call.wants, use, self.compiled)
+        self._launch(kernel, _forward_arguments(call), call.pool, *call.x.shape)
 
     def backward(self, call: BackwardCall) -> None:
-        self._launch(*_backward_arguments(call), call.pool, *call.mem.shape)
+        kernel = self._backward_kernel(call)
+        self._launch(kernel, _backward_arguments(call), call.pool, *call.mem.shape)
+
+    def _backward_kernel(self, call: BackwardCall) -> Kernel:
+        has = call.grad_spk is not None, call.grad_mem is not None
+        use = BackwardUse(call.in_place, call.pool.kind if call.pool else "", *has)
+        return backward_kernel(call.dynamics, call.names, call.wants, use, self.compiled)
 
     def forward_recurrent(self, call: ForwardCall, weight: Tensor, spk0: Tensor | None) -> None:
         """Each sample walks through time on its own, adding up the weights of the neurons that spike.
@@ -72,158 +67,91 @@ class NumbaBackend(Backend):
         size, steps = weight.shape[0], call.x.shape[0]
         from_to = weight.t().contiguous()
         limit = BUSY_SHARE if from_to.numel() <= SMALL_WEIGHTS else BUSY_SHARE_LARGE
+        use = ForwardUse(call.in_place, recurrent=True, store_input="x" in call.stored)
+        kernel = forward_kernel(call.dynamics, call.names, call.wants, use, self.compiled)
+        silent = torch.zeros_like(call.mem[0])
         busy = False
         for start in range(0, steps, WATCHED_STEPS):
             stop = min(start + WATCHED_STEPS, steps)
             if busy:
                 self.forward_steps(call, weight, spk0, range(start, stop))
             else:
-                before = call.spk[start - 1] if start > 0 else spk0 if spk0 is None else spk0.reshape(-1)
+                before = call.spk[start - 1] if start > 0 else silent if spk0 is None else spk0.reshape(-1)
                 rows = some_steps(call, slice(start, stop), ("x", "spk", "mem", "stored"))
-                part = replace(call, **rows, time=call.time + start)
-                kernel, arguments = _forward_arguments(part, from_to, before)
+                arguments = _forward_arguments(replace(call, **rows, time=call.time + start))
+                arguments |= {"before": _array(before), "weight": _array(from_to.reshape(-1))}
                 self._launch(kernel, arguments, None, stop - start, call.x.shape[1], block=size)
             busy = float(call.spk[start:stop].mean()) > limit
 
     def stepper(self, call: BackwardCall) -> Callable[[int], None]:
         """As by step, with everything made ready once: a step's arithmetic takes as long as one Python call."""
-        kernel, arguments = _backward_arguments(call)
-        mem, stored, grad_spk, grad_mem, grad_x = arguments[:5]
-        columns, times = arguments[5:-6], arguments[-6]
-        rest = arguments[-5:]
+        kernel, arguments = self._backward_kernel(call), _backward_arguments(call)
+        rows = [n for n in kernel.arguments if n.endswith("_rows") and n != "grad_spk_rows"] + ["times"]
 
         def step(t: int) -> None:
             now = slice(t, t + 1)
-            rows = (mem[now], stored[now], grad_spk, grad_mem[now], grad_x[now])
-            self._launch(kernel, (*rows, *columns, times[now], *rest), None, 1, mem.shape[1])
+            self._launch(kernel, arguments | {n: arguments[n][now] for n in rows}, None, 1, call.mem.shape[1])
 
         return step
 
     def _launch(
         self,
-        kernel: Any,
-        arguments: tuple[Any, ...],
+        kernel: Kernel,
+        named: dict[str, Any],
         pool: PoolGrid | None,
         steps: int,
         columns: int,
         block: int | None = None,
     ) -> None:
+        arguments = [named[name] for name in kernel.arguments]
         threads = torch.get_num_threads() if self.compiled and steps * columns >= SERIAL_BELOW else 1
         if pool is None:
-            geometry = (0, 0, 1, 0)
             if block is None:
                 share = -(-columns // threads)
                 block = min(BLOCK, -(-share // 64) * 64) if self.compiled else columns
             blocks = -(-columns // block)
         else:
-            geometry = (pool.height, pool.row, pool.inner, pool.size)
+            arguments += [pool.height, pool.row, pool.inner, pool.size]
             bands = -(-pool.height // pool.size)
             block = max(1, min(bands, BLOCK // (pool.size * pool.row)))
             blocks = pool.outer * -(-bands // block)
         if self.compiled:
-            run_parallel(lambda start, stop: kernel(*arguments, *geometry, block, start, stop), blocks, threads)
+            run_parallel(lambda start, stop: kernel.compiled(*arguments, block, start, stop), blocks, threads)
         else:
-            kernel.py_func(*arguments, *geometry, block, 0, blocks)
+            kernel.plain(*arguments, block, 0, blocks)
 
 
-def _forward_arguments(
-    call: ForwardCall, weight: Tensor | None = None, before: Tensor | None = None
-) -> tuple[Any, tuple[Any, ...]]:
-    """The kernel for a call, and what it takes; weight [from, to] and before [M]: of a recurrent layer."""
-    d = call.dynamics
-    kernel = forward_kernel(
-        ForwardOptions(
-            reset=RESETS.index(d.reset) if d.spiking else 0,
-            strict=d.strict,
-            tau_form=d.tau_form,
-            fire_once=d.fire_once,
-            force_last_spike=d.force_last_spike,
-            relative=d.relative_surrogate,
-            spiking=d.spiking,
-            has_current=call.alpha is not None,
-            in_place=call.in_place,
-            store_current=call.stored is not None,
-            counting=call.counts is not None,
-            pool=_pool_code(call.pool),
-            recurrent=weight is not None,
-        )
-    )
-    number = _numbers(call.mem)
-    flat, grid = _empty(call.mem, 1), _empty(call.mem, 2)
-    columns = (call.kept, call.removed, call.cur, call.fired, call.first, call.counts, call.unpooled, before)
-    arguments = (
-        *(_array(t, grid) for t in (call.x, call.spk, call.mem, call.stored)),
-        *(_array(t, flat) for t in (call.threshold, call.beta, _or(call.alpha, call.beta))),
-        *(_array(_or(t, call.kept), flat) for t in columns),
-        _array(weight if weight is None else weight.reshape(-1), flat),
-        np.arange(call.time, call.time + call.x.shape[0], dtype=number),
-        number(call.last),
-        number(1),
-        number(0),
-    )
-    return kernel, arguments
+def _forward_arguments(call: ForwardCall) -> dict[str, Any]:
+    """What a kernel may take, by name."""
+    rows = {"x": call.x, "spk": call.spk, "mem": call.mem, **call.stored}
+    named = _shared_arguments(call, call.x.shape[0], rows | {"x": call.x})
+    if "x" in call.stored:
+        named["input_rows"] = _array(call.stored["x"])
+    for name, tensor in (("counts", call.counts), ("unpooled", call.unpooled)):
+        if tensor is not None:
+            named[name] = _array(tensor)
+    return named
 
 
-def _backward_arguments(call: BackwardCall) -> tuple[Any, tuple[Any, ...]]:
-    """The kernel for a call, and what it takes."""
-    d = call.dynamics
-    reset = RESETS.index(d.reset) if d.spiking else 0
-    fused = d.spiking and d.surrogate.fused
-    kernel = backward_kernel(
-        BackwardOptions(
-            reset=0 if d.ignore_reset_in_backward else reset,
-            kept_reset=reset,
-            strict=d.strict,
-            tau_form=d.tau_form,
-            detach_reset=d.detach_reset,
-            fire_once=d.fire_once,
-            relative=d.relative_surrogate,
-            spiking=d.spiking,
-            surrogate=d.surrogate.code if fused else 0,
-            has_current=call.alpha is not None,
-            has_grad_spk=call.grad_spk is not None,
-            has_grad_mem=call.grad_mem is not None,
-            wants_threshold=call.grad_threshold is not None,
-            wants_beta=call.grad_beta is not None,
-            wants_alpha=call.grad_alpha is not None,
-            in_place=call.in_place,
-            pool=_pool_code(call.pool),
-        )
-    )
-    number = _numbers(call.mem)
-    a, b = d.surrogate.constants if fused else (0.0, 0.0)
-    flat, grid = _empty(call.mem, 1), _empty(call.mem, 2)
-    columns = (call.first, call.grad_u, call.grad_cur, call.to_cur)
-    arguments = (
-        *(_array(t, grid) for t in (call.mem, call.stored, call.grad_spk, call.grad_mem, call.grad_x)),
-        *(_array(t, flat) for t in (call.threshold, call.beta, _or(call.alpha, call.beta))),
-        *(_array(_or(t, call.grad_u), flat) for t in columns),
-        *(_array(_or(t, call.grad_u), flat) for t in (call.grad_threshold, call.grad_beta, call.grad_alpha)),
-        np.arange(call.time, call.time + call.mem.shape[0], dtype=number),
-        number(a),
-        number(b),
-        number(1),
-        number(0),
-        0 if call.grad_spk is not None and call.grad_spk.shape[0] < call.mem.shape[0] else 1,
-    )
-    return kernel, arguments
+def _backward_arguments(call: BackwardCall) -> dict[str, Any]:
+    """What a kernel may take, by name."""
+    rows = {"mem": call.mem, **call.stored, "grad_x": call.grad_x}
+    rows |= {n: t for n, t in (("grad_spk", call.grad_spk), ("grad_mem", call.grad_mem)) if t is not None}
+    named = _shared_arguments(call, call.mem.shape[0], rows)
+    named["grad_step"] = 0 if call.grad_spk is not None and call.grad_spk.shape[0] < call.mem.shape[0] else 1
+    return named
 
 
-def _pool_code(pool: PoolGrid | None) -> int:
-    return NO_POOL if pool is None else MAX_POOL if pool.kind == "max" else AVG_POOL
+def _shared_arguments(call: ForwardCall | BackwardCall, steps: int, rows: dict[str, Tensor]) -> dict[str, Any]:
+    number = np.float64 if call.mem.dtype == torch.float64 else np.float32
+    named: dict[str, Any] = {f"{name}_rows": _array(row) for name, row in rows.items()}
+    named |= {f"{name}_values": _array(value) for name, value in call.values.items()}
+    named |= {f"{name}_columns": _array(column) for name, column in call.columns.items()}
+    if call.dynamics.spiking and call.dynamics.surrogate.fused:
+        a, b = call.dynamics.surrogate.constants
+        named |= {"surrogate_a": number(a), "surrogate_b": number(b)}
+    return named | {"times": np.arange(call.time, call.time + steps, dtype=number), "end": number(call.last)}
 
 
-def _or(tensor: Tensor | None, stand_in: Tensor) -> Tensor:
-    return stand_in if tensor is None else tensor
-
-
-def _array(tensor: Tensor | None, stand_in: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return stand_in if tensor is None else tensor.detach().numpy()
-
-
-def _numbers(like: Tensor) -> Any:
-    return np.float64 if like.dtype == torch.float64 else np.float32
-
-
-def _empty(like: Tensor, dimensions: int) -> np.ndarray[Any, Any]:
-    return np.empty((0,) * dimensions, dtype=_numbers(like))
+def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
+    return tensor.detach().numpy()

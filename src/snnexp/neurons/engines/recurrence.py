@@ -15,8 +15,13 @@ from snnexp.neurons.engines.calls import BackwardCall, ForwardCall
 
 def some_steps(call: ForwardCall | BackwardCall, steps: slice, names: tuple[str, ...]) -> dict[str, Any]:
     """Some steps of those of the call's tensors that have all steps."""
-    tensors = ((name, getattr(call, name)) for name in names)
-    return {name: None if tensor is None else tensor[steps] for name, tensor in tensors}
+
+    def cut(rows: Any) -> Any:
+        if isinstance(rows, dict):
+            return {name: row[steps] for name, row in rows.items()}
+        return None if rows is None else rows[steps]
+
+    return {name: cut(getattr(call, name)) for name in names}
 
 
 class Backend(ABC):
@@ -37,18 +42,16 @@ class Backend(ABC):
     def forward_steps(self, call: ForwardCall, weight: Tensor, spk0: Tensor | None, steps: range) -> None:
         """Run some of the steps; the spikes before the first of them are there already."""
         size = weight.shape[0]
-        keeps_input = call.alpha is None and call.stored is not None
+        keeps_input = "x" in call.stored
         before = spk0 if steps.start == 0 else call.spk[steps.start - 1].view(-1, size)
         for t in steps:
             row = some_steps(call, slice(t, t + 1), ("spk", "mem", "stored"))
-            drive = row["stored"] if keeps_input else row["mem"]
+            drive = row["stored"]["x"] if keeps_input else row["mem"]
             target = drive.view(-1, size)
             if before is None:
                 target.copy_(call.x[t].view(-1, size))
             else:
                 torch.addmm(call.x[t].view(-1, size), before, weight.t(), out=target)
-            if keeps_input:
-                row["stored"] = None
             self.forward(replace(call, x=drive, **row, in_place=not keeps_input, time=t))
             before = call.spk[t].view(-1, size)
 
@@ -67,7 +70,6 @@ def backward_recurrent(
 ) -> tuple[Tensor | None, Tensor]:
     """One pass per step, back; returns the gradients of the weights and of the spikes before the first step."""
     steps, size = call.mem.shape[0], weight.shape[0]
-    grad_alpha, call.grad_alpha = call.grad_alpha, None
     grad_x = call.grad_x.view(steps, -1, size)
     back = torch.zeros_like(grad_x[0])
     outside = [None] * steps if call.grad_spk is None else [g.view(-1, size) for g in call.grad_spk.unbind(0)]
@@ -78,9 +80,6 @@ def backward_recurrent(
             back.add_(given)
         step(t)
         torch.mm(grad_x[t], weight, out=back)
-    if grad_alpha is not None and call.stored is not None:  # I[t] = alpha I[t-1] + ...: what one pass would have summed
-        grad_alpha += (call.grad_x[1:] * call.stored[:-1]).sum(0)
-        call.grad_alpha = grad_alpha
     grad_weight = None
     if wants_weight:
         grad_weight = grad_x[1:].flatten(0, 1).t() @ spk[:-1].reshape(-1, size)
