@@ -15,7 +15,7 @@ import pytest
 from snnexp.config import TrackingConf
 from snnexp.errors import TrackingError
 from snnexp.tracking.address import resolve_experiment
-from snnexp.tracking.mlflow_store import Store, connect
+from snnexp.tracking.mlflow_store import Store, connect, store_error
 from snnexp.tracking.mlflow_tracker import MlflowTracker
 from snnexp.tracking.reasons import telling_line
 from snnexp.tracking.runs import RunFolder, read_record
@@ -217,6 +217,13 @@ def test_no_proxy_goes_straight(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # --- words ---
+
+
+def test_a_full_disk_is_no_mistake_of_the_command() -> None:
+    error = store_error(
+        "sqlite:////x/mlflow.db", Exception("(sqlite3.OperationalError) database or disk is full\n[SQL")
+    )
+    assert (error.exit_code, str(error).partition(". ")[0]) == (1, "/x/mlflow.db: database or disk is full")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from filelock import Timeout
 
 from snnexp.collector import importing
-from snnexp.errors import NoSpaceError, TrackingError
+from snnexp.errors import NoSpaceError, SnnexpError, TrackingError
 from snnexp.locks import file_lock
 from snnexp.secrets import MARK, hide, mask, reveal
 from snnexp.tracking.address import engine_uri, sqlite_path
@@ -146,10 +146,22 @@ def _open_database(uri: str, database: Path, experiment: str, create: bool) -> S
         except (TrackingError, OSError):
             raise
         except Exception as error:  # sqlalchemy's and alembic's
-            raise TrackingError(f"tracking.uri={uri}: {telling_line(error)}. {WAY_OUT_OF_FILE}") from error
+            raise store_error(uri, error) from error
         folder = database.parent / "mlartifacts" / re.sub(r"[^\w.-]", "_", experiment)
         store = _open(uri, experiment, folder.as_uri(), create)
         return replace(store, made=made) if store else None
+
+
+def store_error(uri: str, error: Exception) -> SnnexpError:
+    """What to raise for an error of MLflow, requests or SQLAlchemy: where, what, and the way out."""
+    reason = telling_line(error)
+    if "disk is full" in reason or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        where = getattr(error, "filename", None) or sqlite_path(uri) or uri
+        return NoSpaceError(
+            f"{where}: {reason}. Free some disk space (or set state_dir and tracking.uri to another disk), then give the "
+            "command again."
+        )
+    return TrackingError(f"tracking.uri={uri}: {reason}. {WAY_OUT if sqlite_path(uri) is None else WAY_OUT_OF_FILE}")
 
 
 def _leave_old_file(uri: str) -> None:
@@ -184,8 +196,7 @@ def _open(uri: str, experiment: str, artifacts: str | None, create: bool) -> Sto
                 if found is None:
                     raise
     except Exception as error:  # MlflowException, requests', sqlalchemy's, ImportError of a database driver
-        way_out = WAY_OUT if sqlite_path(uri) is None else WAY_OUT_OF_FILE
-        raise TrackingError(f"tracking.uri={uri}: {telling_line(error)}. {way_out}") from error
+        raise store_error(uri, error) from error
     if found.lifecycle_stage == "deleted":
         raise TrackingError(
             f"tracking.experiment={experiment} was deleted in this store. Restore it with `MLFLOW_TRACKING_URI="

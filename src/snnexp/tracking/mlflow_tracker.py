@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snnexp import interrupts
-from snnexp.errors import ConfigError, TrackingError
+from snnexp.errors import ConfigError, SnnexpError
 from snnexp.tracking import links
 from snnexp.tracking.address import engine_uri, resolve_experiment
 from snnexp.tracking.database import file_identity
@@ -28,7 +28,7 @@ from snnexp.tracking.identity import is_bookkeeping, run_name
 from snnexp.tracking.local import LocalRecord
 from snnexp.tracking.metrics_log import Entry
 from snnexp.tracking.mlflow_runs import PARENT_TAG, create_run, find_run, is_missing, is_refusal
-from snnexp.tracking.mlflow_store import Store, connect, short_waits
+from snnexp.tracking.mlflow_store import Store, connect, short_waits, store_error
 from snnexp.tracking.reasons import telling_line
 from snnexp.tracking.runs import RunFolder, Status
 from snnexp.tracking.store import OffTracker, closed_if_cut_off
@@ -347,12 +347,10 @@ def open_mlflow(
     assert store is not None  # create=True
     try:
         tracker = _start(store, folder, cfg, tags, parent)
-    except (KeyboardInterrupt, TrackingError):
+    except SnnexpError:
         raise
     except Exception as error:
-        raise TrackingError(
-            f"tracking.uri={uri}: the store fails: {telling_line(error)}. Or train without it: tracking=off."
-        ) from error
+        raise store_error(uri, error) from error
     from snnexp.tracking.unsent import send_unsent  # it needs the class above
 
     with closed_if_cut_off(tracker):
@@ -381,27 +379,27 @@ def _start(
             store.client.update_run(run_id, status="RUNNING")
         tracker.catch_up()  # also fills a fresh run with what an earlier part of it did with tracking=off
         tracker._is_up_to_date()
-    except KeyboardInterrupt:
-        interrupts.ending()
-        _close_unopened(store, folder)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            interrupts.ending()
+        _close_unopened(store, folder, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     return tracker
 
 
-def _close_unopened(store: Store, folder: RunFolder) -> None:
-    """Ctrl-C before the tracker was ready: a run that may have been made in the store must not say RUNNING for ever."""
-    local = LocalRecord(folder)
-    tags = local.add_tags({"status": "KILLED"})
-    folder.update(unsent=True)  # the parameters, perhaps
+def _close_unopened(store: Store, folder: RunFolder, status: Status) -> None:
+    """It ended before the tracker was ready: a run that may have been made in the store must not stay RUNNING there."""
     try:
         with short_waits():
             run_id = folder.record.mlflow_run_id or find_run(store, folder)
             if run_id is not None:
-                store.client.set_terminated(run_id, "KILLED")
-                store.client.set_tag(run_id, "status", tags["status"])
+                store.client.set_terminated(run_id, status)
+                store.client.set_tag(run_id, "status", status)
                 folder.update(mlflow_run_id=run_id, tracking_uri=store.uri, experiment=store.experiment)
+        LocalRecord(folder).add_tags({"status": status})
+        folder.update(unsent=True)  # the parameters, perhaps
     except Exception as error:
-        log.warning("The store %s could not be told of the interrupt: %s", store.uri, telling_line(error))
+        log.warning("The store %s may not know how this run ended: %s", store.uri, telling_line(error))
 
 
 def _batches(items: list[Any], size: int) -> Iterable[list[Any]]:
