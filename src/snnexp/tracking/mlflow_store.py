@@ -158,8 +158,8 @@ def store_error(uri: str, error: Exception) -> SnnexpError:
     if "disk is full" in reason or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         where = getattr(error, "filename", None) or sqlite_path(uri) or uri
         return NoSpaceError(
-            f"{where}: {reason}. Free some disk space (or set state_dir and tracking.uri to another disk), then give the "
-            "command again."
+            f"{where}: {reason}. Free some disk space (or set state_dir and tracking.uri to another disk), then give "
+            "the command again."
         )
     return TrackingError(f"tracking.uri={uri}: {reason}. {WAY_OUT if sqlite_path(uri) is None else WAY_OUT_OF_FILE}")
 
