@@ -42,8 +42,8 @@ test-all: setup  ## all tests, the slow ones too
 # Other processors round differently; golden curves, equations, networks and losses must not care.
 QUICK = tests/training/test_golden.py tests/neurons/test_neuron_equation.py tests/neurons/test_neuron_peers.py \
   tests/models/test_network.py tests/analysis tests/test_encoders.py tests/test_decoders.py
-test-foreign-quick: setup  ## a part of the numeric tests as on the plainest processor, below a minute
-	PYTHON=$(BIN)/python tests/foreign_processor.sh default 1 -n $(JOBS) --dist loadfile $(QUICK)
+test-foreign-quick: setup  ## a part of the numeric tests as on the plainest processor, a minute
+	NUMBA_CPU_NAME=native PYTHON=$(BIN)/python tests/foreign_processor.sh default 1 -n $(JOBS) --dist loadfile $(QUICK)
 
 test-foreign: setup  ## all numeric tests with the instructions of other processors, with one and two threads
 	for instructions in default avx2 native; do for threads in 1 2; do \
