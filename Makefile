@@ -7,7 +7,7 @@ PORT ?= 5000
 JOBS ?= 2
 TEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all test-foreign test-foreign-quick lint format typecheck run sweep ui bench compare lock build clean
+.PHONY: help setup test test-all test-foreign test-foreign-quick lint format typecheck run sweep ui bench compare lock build clean papers results
 
 help:  ## print the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -24,6 +24,22 @@ run: setup  ## train the default network and leave its record in mlflow.db
 
 sweep: setup  ## four neurons, three seeds, one parent run
 	$(BIN)/snnexp -m neuron=fixed,rouser,plif,ttfs seed=0,1,2
+
+# In the order of cost on a GPU. A file whose data is not there says so, and the next one starts; a cut-off `make papers`
+# goes on where it was. DEVICE=cuda, SEEDS=0,1,2, ONLY=rouser (a part of the name), ARGS="trainer.max_epochs=2 ...".
+PAPERS = rouser_fig6a rouser_fig3 rouser_fig4 rouser_fig5 rouser_epochs rouser_fig6b rouser_fig2 plif_small stbp_speed \
+  stbp_voting stbp_encoding ettfs_mnist ettfs_fashion_mnist ettfs_steps rouser_table1 rouser_shd rouser_fig2_dvs128 \
+  rouser_dvs128 plif_tau16 ettfs_ablation ettfs_dvs128 neunorm_nmnist plif_fashion_mnist plif_mnist plif_dvs128 \
+  plif_nmnist ettfs_cifar10 neunorm_cifar10dvs plif_cifar10dvs plif_cifar10 neunorm_cifar10
+papers: setup  ## every published table whose data is here: results/, figures, docs/results.md
+	@for name in $(PAPERS); do case $$name in *$(ONLY)*) \
+	  $(BIN)/snnexp task=reproduce +experiment=$$name dataset.download=false \
+	    $(if $(DEVICE),device=$(DEVICE)) $(if $(SEEDS),seed=$(SEEDS)) $(ARGS) \
+	    || { code=$$?; [ $$code = 2 ] || exit $$code; };; esac; done
+	$(MAKE) results
+
+results: setup  ## docs/results.md from results/*.json
+	$(BIN)/python -m snnexp.claims.page results docs/results.md
 
 ui: setup  ## serve the record at http://127.0.0.1:$(PORT)
 	@echo "http://127.0.0.1:$(PORT)/#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=CHART"

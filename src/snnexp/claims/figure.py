@@ -33,7 +33,7 @@ def draw(stem: Path, claim: ClaimConf, runs: Sequence[Run]) -> list[Path]:
     figure.suptitle(f"{claim.paper}, {claim.where}", fontsize=10)
     paths = [stem.with_name(stem.name + suffix) for suffix in SUFFIXES]
     for path in paths:
-        figure.savefig(path, dpi=120, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
+        figure.savefig(path, dpi=90, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
     plt.close(figure)
     return paths
 

@@ -28,7 +28,18 @@ def markdown(content: Mapping[str, Any], claim: ClaimConf, runs: Sequence[Run], 
 
 
 def _rows(claim: ClaimConf, rows: Sequence[Row]) -> list[str]:
-    head = ("arm", "of what", "published", "ours", "difference", "n", "samples", "epochs", "time per run", "verdict")
+    head = (
+        "arm",
+        "of what",
+        f"published [{claim.unit}]",
+        f"ours [{claim.unit}]",
+        "difference",
+        "n",
+        "samples",
+        "epochs",
+        "time per run",
+        "verdict",
+    )
     lines = [_line(head), _line(["---"] * 2 + ["---:"] * 7 + ["---"])]
     for row in rows:
         ours = "-" if row.ours is None else f"{row.ours:.2f}" + ("" if row.sd is None else f" ± {row.sd:.2f}")
@@ -63,22 +74,35 @@ def published(row: Row, read_off: bool = False) -> str:
 
 
 def _differences(claim: ClaimConf, differences: Sequence[Difference]) -> list[str]:
-    head = ("difference, paired over seeds", "of what", "published", "ours [95 % interval]", "n", "verdict")
+    head = (
+        "difference, paired over seeds",
+        "of what",
+        f"published [{claim.unit}]",
+        "ours (95 % interval)",
+        "n",
+        "verdict",
+    )
     lines = [_line(head), _line(["---"] * 2 + ["---:"] * 3 + ["---"])]
     for line in differences:
-        ours = "-" if line.mean is None else f"{line.mean:+.2f}"
-        if line.low is not None and line.high is not None:
-            ours += f" [{line.low:+.2f}, {line.high:+.2f}]"
         cells = [
             f"{line.better} - {line.than}",
             line.quantity,
             "-" if line.published is None else f"{line.published:+.2f}",
-            ours,
+            difference_text(line),
             str(line.n),
             line.verdict + (f": {line.why}" if line.why else ""),
         ]
         lines.append(_line(cells))
     return lines
+
+
+def difference_text(line: Difference) -> str:
+    """The mean difference with its interval; a dash if there is none."""
+    if line.mean is None:
+        return "-"
+    if line.low is None or line.high is None:
+        return f"{line.mean:+.2f}"
+    return f"{line.mean:+.2f} ({line.low:+.2f} to {line.high:+.2f})"
 
 
 def _provenance(content: Mapping[str, Any], runs: Sequence[Run]) -> list[str]:

@@ -49,7 +49,7 @@ def reproduce(conf: Config, cfg: DictConfig) -> None:
     written, and the same command goes on.
 
     Raises:
-        ConfigError: no experiment, or one without a claim.
+        ConfigError: no experiment, or one without a claim; or the runs' data are not there.
         TrainingError: a run failed; the table of the others has been written.
     """
     if conf.claim is None:
@@ -71,6 +71,8 @@ def reproduce(conf: Config, cfg: DictConfig) -> None:
         ]
         typed = [text for text in env.overrides if text.partition("=")[0] in ("seed", "arm")]
         _report(conf, experiment, [*overrides, *typed], on_the_same_data(runs), len(jobs), env.start_dir)
+    if code == ConfigError.exit_code:
+        raise ConfigError("the sweep could not run; its message is above. The table has what was there before.")
     if code:
         raise TrainingError(f"the sweep ended with exit code {code}; its messages are above. The same command goes on.")
 
@@ -112,7 +114,11 @@ def _sweep(experiment: str, overrides: list[str], jobs: list[Job], start_dir: Pa
     """Run the sweep as the command that a user would type, in a process of its own; returns its exit code."""
     seeds = ",".join(dict.fromkeys(str(job.seed) for job in jobs))
     arms = ",".join(dict.fromkeys(job.arm for job in jobs))
-    words = ["-m", f"+experiment={experiment}", *overrides, f"seed={seeds}", f"arm={arms}"]
+    added = [
+        str(source.path) for source in HydraConfig.get().runtime.config_sources if source.provider == "command-line"
+    ]
+    folders = [f"--config-dir={path}" for path in added]
+    words = ["-m", *folders, f"+experiment={experiment}", *overrides, f"seed={seeds}", f"arm={arms}"]
     print(f"running: snnexp {' '.join(words)}", flush=True)
     process = subprocess.Popen([sys.executable, "-m", "snnexp", *words], cwd=start_dir)
     try:
