@@ -22,8 +22,8 @@ setup: $(VENV)/.installed  ## create .venv and install everything that is pinned
 run: setup  ## train the default network and leave its record in mlflow.db
 	$(BIN)/snnexp
 
-sweep: setup  ## four neurons, three seeds, one parent run
-	$(BIN)/snnexp -m neuron=fixed,rouser,plif,ttfs seed=0,1,2
+sweep: setup  ## four neurons with all else shared, three seeds, one parent run
+	$(BIN)/snnexp -m neuron=fixed,rouser,plif,ttfs recipe=common seed=0,1,2
 
 # In the order of cost on a GPU. A file whose data is not there says so, and the next one starts; a cut-off `make papers`
 # goes on where it was. DEVICE=cuda, SEEDS=0,1,2, ONLY=rouser (a part of the name), ARGS="trainer.max_epochs=2 ...".

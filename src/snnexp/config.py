@@ -354,6 +354,7 @@ class Config:
     state_dir: str = "./runs"  # training states, one stable folder per run
     results_dir: str = "./results"  # task=reproduce: where the tables go
     results_name: str | None = None  # task=reproduce: their name; null: the experiment's
+    recipe: str = choice("paper", "paper", "common")  # each paper's own choices, or the same for all neurons
     arm: str | None = None  # which arm of the experiment's claim this run is
     claim: ClaimConf | None = None  # what the experiment's paper says (conf/experiment)
     dataset: DatasetConf = field(default_factory=DatasetConf)

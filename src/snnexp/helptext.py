@@ -12,6 +12,7 @@ GROUPS = {
     "task": "what to do",
     "dataset": "what to learn",
     "neuron": "what a neuron computes",
+    "recipe": "each paper's own choices, or the same for all neurons",
     "model": "how neurons are connected",
     "encoder": "how an image becomes input over time",
     "decoder": "how spikes become a decision, and the loss",

@@ -8,12 +8,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
 from snnexp.any_run import is_chosen_for_any_run
 from snnexp.errors import ConfigError
+from snnexp.tasks.comparison import also_differs, paired
 from snnexp.tracking.identity import is_bookkeeping
 from snnexp.tracking.links import ui_command, without_password
 from snnexp.tracking.local import flatten
@@ -119,11 +120,7 @@ def from_store(store: Store) -> tuple[list[Result], list[Mapping[str, str]]]:
 
     found = [run for run in search_all(store) if ROLE_TAG not in run.data.tags]
     finished = [run for run in found if run.info.status == "FINISHED"]
-    results = [
-        _result(run.info.run_id, run.data.params, run.data.tags, run.data.metrics.get("test/accuracy"), best)
-        for run in finished
-        for best in [best_value(store, run, "val/accuracy")]
-    ]
+    results = [as_result(run, best_value(store, run, "val/accuracy")) for run in finished]
     return results, [run.data.params for run in found if run.info.status != "FINISHED"]
 
 
@@ -152,6 +149,11 @@ def from_folders(state_dir: Path) -> tuple[list[Result], list[Mapping[str, str]]
         results.append((record.created, result))
     results.sort(key=lambda pair: pair[0], reverse=True)  # newest first
     return [result for _, result in results], others
+
+
+def as_result(run: Any, best: float | None) -> Result:
+    """A finished run of the store; best: its best validation accuracy."""
+    return _result(run.info.run_id, run.data.params, run.data.tags, run.data.metrics.get("test/accuracy"), best)
 
 
 def _result(
@@ -254,6 +256,7 @@ def show(experiment: str, groups: Sequence[Group], unfinished: int, command: str
         for row in cells:
             table.add_row(*row)
         Console(highlight=False).print(table)
+        print("\n".join([*paired(groups), *also_differs(groups)]))
         if unfinished:
             print(f"{unfinished} runs that are not finished are left out.")
         if command:
@@ -261,6 +264,8 @@ def show(experiment: str, groups: Sequence[Group], unfinished: int, command: str
         return
     for row in [header, *cells]:
         print("\t".join(row))
+    for line in [*paired(groups), *also_differs(groups)]:
+        print(line, file=sys.stderr)
     if unfinished:
         print(f"{unfinished} runs that are not finished are left out.", file=sys.stderr)
 

@@ -26,6 +26,7 @@ BOOKKEEPING = (
     "results_dir",  # where task=reproduce writes
     "results_name",  # the same
     "claim",  # what a paper says; the arms are in it
+    "recipe",  # what it sets is in the configuration
     "arm",  # the values that it stands for are in the configuration
     "trainer.diagnose",  # words about numbers that are logged anyway
 )

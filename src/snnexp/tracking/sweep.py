@@ -205,6 +205,7 @@ def close_parent(opened: dict[str, str], complete: bool, jobs: Counter[str]) -> 
         tags["best_child_overrides"] = best.data.tags.get("overrides", "")
         results = ", ".join(f"{key} {metrics[key]:.4f}" for key in ("val/accuracy", "test/accuracy") if key in metrics)
         lines.append(f"Best on validation: {best.info.run_name} ({best.data.tags.get('overrides', '')}): {results}")
+    lines += _means([(run, score) for score, run in scored])
     for key, number in metrics.items():
         client.log_metric(parent, key, number, step=closings)
     for key, text in tags.items():
@@ -220,6 +221,22 @@ def close_parent(opened: dict[str, str], complete: bool, jobs: Counter[str]) -> 
     if command:
         lines.append(f"Serve these pages with: {command}")
     return lines
+
+
+def _means(finished: list[tuple[Any, float | None]]) -> list[str]:
+    """Means and sd over seeds of each setting, paired differences, and what else differed between the settings."""
+    from snnexp.tasks.comparison import also_differs, paired
+    from snnexp.tasks.report import as_result, group_runs, rows
+
+    newest_first = sorted(finished, key=lambda pair: -int(pair[0].info.start_time or 0))
+    if len(finished) < 2:
+        return []
+    groups = group_runs([as_result(run, score) for run, score in newest_first])
+    header, cells = rows(groups)
+    table = [[*row[:-1]] for row in (header, *cells)]  # without the run ids
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    return [*lines, *paired(groups), *also_differs(groups)]
 
 
 def _found(client: Any, run_ids: list[str]) -> list[Any]:

@@ -6,9 +6,9 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -18,11 +18,13 @@ from torch import Tensor
 
 from snnexp.models.spec import effective_spec
 from snnexp.tasks.prepare import describe_data
+from snnexp.training.optimisation import learning_rates
 from snnexp.training.passes import Progress as Report
 from snnexp.training.passes import planned_samples
 from snnexp.training.words import duration
 
 if TYPE_CHECKING:
+    from snnexp.config import Config
     from snnexp.experiment import Experiment
     from snnexp.tracking.runs import RunFolder
     from snnexp.training.loop import Fit
@@ -103,6 +105,8 @@ class Display:
             f"       {parameters:,} parameters, {neurons:,} {conf.neuron.name} neurons, T = {info.num_steps}, "
             f"on {experiment.device}, engine {experiment.engine()[0]}"
         )
+        for line in recipe_lines(conf, experiment.network.parameter_groups()):
+            self.say(line)
         self.say(f"state: {folder.path}")
 
     def finish_epoch(self, epoch: int, metrics: dict[str, float], improved: bool) -> None:
@@ -174,6 +178,22 @@ class Display:
         self.say(f"record: {link or folder.path}")
         if run_id is not None:
             self.say(f"again:  snnexp task=evaluate run_id={run_id}")
+
+
+def recipe_lines(conf: Config, parameters: Mapping[str, Sequence[Any]]) -> list[str]:
+    """What a comparison of neurons depends on beside the neuron: decoder, loss, optimizer, rates, initial weights."""
+    learned = {kind: rate for kind, rate in learning_rates(conf.optimizer).items() if parameters.get(kind)}
+    others = ", ".join(f"{kind} {rate:g}" for kind, rate in learned.items() if kind != "weights")
+    schedule = "" if conf.scheduler.name == "none" else f", {conf.scheduler.name} schedule"
+    clip = "" if conf.trainer.grad_clip is None else f", gradient clipped at {conf.trainer.grad_clip:g}"
+    extras = [
+        word for word, on in (("weight norm", conf.model.weight_norm), ("affine", conf.model.affine != "none")) if on
+    ]
+    init = ", ".join([f"init {conf.model.init}" + ("" if conf.model.gain == 1 else f" x {conf.model.gain:g}"), *extras])
+    return [
+        f"recipe: {conf.recipe}; decoder {conf.decoder.name}, loss {conf.decoder.loss}; {conf.optimizer.name} lr "
+        f"{conf.optimizer.lr:g}{f' ({others})' if others else ''}{schedule}{clip}; {init}"
+    ]
 
 
 def _mean(values: Tensor) -> str:
