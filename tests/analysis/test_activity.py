@@ -7,12 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from snnexp.analysis.activity import ActivityMeter
+from snnexp.claims.conf import ClaimConf, ValueConf
 from snnexp.config import DecoderConf, ModelConf, NeuronConf
 from snnexp.data.base import DataInfo, EventFrames
 from snnexp.encoders import ConstantInput
 from snnexp.models.network import build_network
 from snnexp.models.observer import Firing
 from snnexp.neurons.engines import spikes_over_time
+from snnexp.neurons.layer import SpikingLayer
+from snnexp.training.loop import Fit
+from snnexp.training.outcome import epochs_to, milestones
 
 
 def feed(meter: ActivityMeter, *batches: Tensor, layer: str = "sn1") -> None:
@@ -182,3 +186,31 @@ def test_a_gradient_still_flows_through_observed_spikes() -> None:
     assert all(not counter.spikes.requires_grad for counter in meter._counters.values())
     spk.sum().backward()
     assert spk.grad is not None
+
+
+@pytest.mark.parametrize("segment", [None, 2])
+def test_forced_spikes_count_for_nobody(meter: ActivityMeter, segment: int | None) -> None:
+    # integrate and fire, threshold 1, T = 4: fires at 1, at the last step by itself, never (forced), never (forced)
+    conf = NeuronConf(name="ttfs", beta=1.0, reset="none", fire_once=True, force_last_spike=True, engine="reference")
+    layer = SpikingLayer(conf, (4,), "sn1").train()
+    x = torch.tensor([[1.0, 0.25, 0.125, 0.0]]).expand(4, 1, 4).contiguous()
+    steps, state = segment or 4, None
+    for start in range(0, 4, steps):
+        last = start + steps == 4
+        spk, mem, state = layer(x[start : start + steps], state, last=last)
+        meter.spiking("sn1", layer, Firing(spikes_over_time(spk), mem, None, last))
+    metrics = meter.metrics("train")
+    assert metrics["train/forced_fraction/sn1"] == 2 / 4
+    assert (metrics["train/dead_fraction/sn1"], metrics["train/firing_rate/sn1"]) == (2 / 4, 2 / 16)
+    layer.eval()
+    spk, mem, _ = layer(x)
+    meter.spiking("sn1", layer, Firing(spikes_over_time(spk), mem, None))
+    assert "val/forced_fraction/sn1" not in meter.metrics("val")
+
+
+def test_the_percentages_that_a_claim_asks_for() -> None:
+    state = Fit(history={"val/accuracy": [(0, 0.1), (1, 0.94), (2, 0.955)]})
+    claim = ClaimConf(level=0.955, values=[ValueConf(arm="a", level=0.97)])
+    reached = epochs_to(state, milestones(claim))
+    assert (reached[90.0], reached[95.5], reached[96.0], reached[97.0]) == (1, 2, None, None)
+    assert 97.0 not in milestones(None)

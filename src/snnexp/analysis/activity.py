@@ -7,7 +7,9 @@ A neuron is *dead* if it emits no spike over a window. Three windows (DESIGN sec
     dead_fraction_sample  a sample: share of (neuron, sample) pairs without a spike
 
 and so dead_fraction <= dead_fraction_batch <= dead_fraction_sample for batches of equal size. `firing_rate` is spikes
-per neuron per time step. A neuron is *saturated* if it spikes in at least 95 % of all time steps of the pass.
+per neuron per time step. Spikes that `neuron.force_last_spike` forced are left out everywhere; `forced_fraction` is
+their share of all pairs of neuron and sample. A neuron is *saturated* if it spikes in at least 95 % of all time steps
+of the pass.
 
 Dead says something about neuron and samples together: the more samples a pass has, the fewer neurons are dead in it.
 """
@@ -15,7 +17,7 @@ Dead says something about neuron and samples together: the more samples a pass h
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -152,6 +154,7 @@ class ActivityMeter:
         self._watched = _entrance(network)
         self._counters: dict[str, _Counter] = {}
         self._input = _InputCounter()
+        self._forced: dict[str, Tensor | int] = {}  # sum over samples of the share of forced neurons, by layer
         self._dead_before: dict[str, Tensor] = {}
 
     def spiking(self, name: str, layer: nn.Module, firing: Firing) -> None:
@@ -159,6 +162,10 @@ class ActivityMeter:
         with torch.no_grad():
             if name not in self._counters:
                 self._counters[name] = _Counter(layer, firing.mem)
+            if isinstance(layer, SpikingLayer) and layer.training and layer.dynamics.force_last_spike:
+                forced = forced_spikes(layer, firing)
+                firing = replace(firing, counts=firing.counts - forced.to(firing.counts.dtype))
+                self._forced[name] = self._forced.get(name, 0) + forced.double().mean() * forced.shape[0]
             self._counters[name].add(firing)
             self._input.take_apart(firing.counts.shape[0], firing.last)
 
@@ -171,6 +178,7 @@ class ActivityMeter:
     def reset(self) -> None:
         """Forget a pass that was not finished."""
         self._counters = {}
+        self._forced = {}
         self._input = _InputCounter()
 
     def metrics(self, split: str) -> dict[str, float]:
@@ -179,8 +187,9 @@ class ActivityMeter:
         For "train", `train/revived` and `train/newly_dead` count neurons against the train pass before.
         """
         self.last = self._to_host()
+        samples = {name: counter.samples for name, counter in self._counters.items()}
+        metrics = {f"{split}/forced_fraction/{name}": float(n) / samples[name] for name, n in self._forced.items()}
         self.reset()
-        metrics: dict[str, float] = {}
         for name, layer in self.last.items():
             metrics[f"{split}/dead_fraction/{name}"] = layer.dead_fraction
             metrics[f"{split}/dead_fraction_batch/{name}"] = layer.dead_fraction_batch
@@ -234,6 +243,15 @@ class ActivityMeter:
                 spikes / counter.steps, batch, silent, peaks.float(), thresholds.float(), counter.samples, quiet
             )
         return layers
+
+
+def forced_spikes(layer: SpikingLayer, firing: Firing) -> Tensor:
+    """Which neurons [B, *shape] fired at the last step only because `force_last_spike` made them: theirs is no answer
+    to an input, so it counts for nobody. Their membrane never reached the threshold.
+    """
+    level = layer.threshold.detach()
+    reached = (firing.mem > level if layer.dynamics.strict else firing.mem >= level).any(0)
+    return (firing.counts > 0) & ~reached
 
 
 def _entrance(network: nn.Module) -> str | None:
