@@ -22,6 +22,7 @@ PARTNERS = {
     "decoder/first_spike": ["neuron=ttfs"],
     "task/evaluate": ["run_id=x"],
     "task/export": ["run_id=x"],
+    "task/probe": ["run_id=x"],
 }
 
 

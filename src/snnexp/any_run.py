@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 from snnexp.config import DatasetConf, EncoderConf
 
 ANY = "_any"
-TASKS = ("evaluate", "export", "report")  # on runs that exist
+TASKS = ("evaluate", "export", "report", "probe")  # on runs that exist
 BASES: dict[str, type[Any]] = {"dataset": DatasetConf, "encoder": EncoderConf}
 
 

@@ -329,6 +329,7 @@ class TrainerConf:
     checkpoint_steps: int | None = number(
         None, low=1
     )  # keep activations of so many steps, recompute the others; null: all
+    gradient_cutoff: int | None = number(None, low=1)  # truncated BPTT: no gradient goes back beyond so many steps
 
 
 @dataclass
@@ -348,9 +349,9 @@ class Config:
 
     seed: int = number(0, low=0)
     device: str = choice("auto", "auto", "cpu", "cuda")
-    task: str = choice("train", "train", "evaluate", "inspect", "prepare", "report", "export", "reproduce")
-    run_id: str | None = None  # task=evaluate, export: the MLflow run to load
-    checkpoint: str = choice("best", "best", "last")  # task=evaluate, export
+    task: str = choice("train", "train", "evaluate", "inspect", "prepare", "report", "export", "reproduce", "probe")
+    run_id: str | None = None  # task=evaluate, export, probe: the MLflow run to load
+    checkpoint: str = choice("best", "best", "last")  # task=evaluate, export, probe
     state_dir: str = "./runs"  # training states, one stable folder per run
     results_dir: str = "./results"  # task=reproduce: where the tables go
     results_name: str | None = None  # task=reproduce: their name; null: the experiment's

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +16,7 @@ from snnexp.config import Config, DatasetConf, EventDatasetConf, ImageDatasetCon
 from snnexp.data import open_data
 from snnexp.data.base import Batch, DataSource
 from snnexp.decoders import Decoder, build_decoder
-from snnexp.encoders import encode
+from snnexp.encoders import Input, encode
 from snnexp.errors import ConfigError
 from snnexp.models.delayed_recurrence import REASON, layers_with_delays
 from snnexp.models.network import Network, Observer, Output, build_network
@@ -36,13 +37,14 @@ class Experiment:
     source: DataSource
     network: Network
     decoder: Decoder
+    through: Callable[[Input], Output] | None = None  # another way through the network, for an analysis; not observed
 
     def forward(self, batch: Batch, observer: Observer | None = None) -> Output:
         """Encode a batch and run the network on it; spikes and membranes of the output layer, [T, B, K]."""
         normalize = isinstance(self.conf.dataset, ImageDatasetConf) and self.conf.dataset.normalize
         with self.precision():
             x = encode(batch.frames, self.conf.encoder, self.source.info, normalize)
-            output: Output = self.network(x, observer)
+            output: Output = self.network(x, observer) if self.through is None else self.through(x)
         return output
 
     def precision(self) -> Any:
@@ -144,6 +146,7 @@ def assemble(conf: Config, source: DataSource | None = None) -> Experiment:
         single_spike_input=conf.encoder.name == "latency",
         checkpoint_steps=conf.trainer.checkpoint_steps,
     ).to(device)
+    network.gradient_cutoff = conf.trainer.gradient_cutoff
     decoder = build_decoder(conf.decoder, source.info.num_classes, source.info.num_steps)
     return Experiment(conf, device, source, network, decoder)
 

@@ -185,7 +185,7 @@ def _training(conf: Config) -> Iterator[str]:
 
 
 def _past(conf: Config) -> Iterator[str]:
-    if conf.task in ("evaluate", "export") and conf.run_id is None:
+    if conf.task in ("evaluate", "export", "probe") and conf.run_id is None:
         yield f"task={conf.task}: needs run_id=<id of an MLflow run>; the last lines of each run print it."
     if conf.tracking.name not in TRACKERS:
         yield unknown_choice("tracking.name", conf.tracking.name, TRACKERS)
@@ -202,6 +202,14 @@ def _network(conf: Config) -> list[str]:
     steps = conf.trainer.checkpoint_steps
     if steps is not None and steps < conf.dataset.num_steps:
         problems.append(why_not_in_segments(layers, conf.model.bn_per_step, conf.encoder.name == "direct"))
+    cutoff = conf.trainer.gradient_cutoff
+    if cutoff is not None and cutoff < conf.dataset.num_steps:
+        direct = conf.encoder.name == "direct"
+        problems.append(why_not_in_segments(layers, conf.model.bn_per_step, direct, "gradient_cutoff"))
+    if cutoff is not None and steps is not None:
+        problems.append(
+            "trainer.gradient_cutoff with trainer.checkpoint_steps: what is cut off needs no recomputing. Use one."
+        )
     return [problem for problem in problems if problem is not None]
 
 

@@ -83,6 +83,7 @@ class Network(nn.Module):
         self.normalises_weights = model.weight_norm
         self.channels_last = False
         self.checkpoint_steps: int | None = None
+        self.gradient_cutoff: int | None = None  # in training, no gradient passes from a segment of so many steps back
         self.neurons: dict[str, SpikingLayer] = {}  # all of them; `spiking_layers` leaves out a mere integrator
 
     # --- running --------------------------------------------------------------------------------------------------
@@ -95,6 +96,8 @@ class Network(nn.Module):
             observer: is told each spiking layer's output and each connection's input.
         Raises: ValueError if the input does not have the shape that the network was built for.
         """
+        if self.training and self.gradient_cutoff is not None and self.gradient_cutoff < count_steps(x):
+            return self._cut_off(x, self.gradient_cutoff, observer)
         if self.checkpoint_steps is not None and self.checkpoint_steps < count_steps(x):
             return self._in_segments(x, self.checkpoint_steps, observer)
         return self._run(Flow(*self._open(x), observer))
@@ -158,6 +161,19 @@ class Network(nn.Module):
                 out, memory = run(piece, memory, False)
             outputs.append(out)
         outputs.append(run(final, memory, False, last=True)[0])
+        return Output(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
+
+    def _cut_off(self, x: Input, steps: int, observer: Observer | None) -> Output:
+        """Truncated backpropagation through time: the state goes on from segment to segment, its gradient does not."""
+        problem = why_not_in_segments(self.layers, self.bn_per_step, isinstance(x, ConstantInput), "gradient_cutoff")
+        if problem is not None:
+            raise ConfigError(problem)
+        pieces, memory, outputs = split_time(x, steps), Memory(), []
+        for number, piece in enumerate(pieces, start=1):
+            flow = Flow(*self._open(piece), observer)
+            flow.memory, flow.last, flow.whole = memory, number == len(pieces), False
+            outputs.append(self._run(flow))
+            memory = memory.with_tensors([tensor.detach() for tensor in memory.tensors()])
         return Output(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
 
     def _open(self, x: Tensor | ConstantInput | EventFrames) -> tuple[Tensor | EventFrames, int, int, bool]:

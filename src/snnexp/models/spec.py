@@ -144,16 +144,18 @@ def constant_layers(layers: Sequence[LayerPlan]) -> int:
     return next(layer.position for layer in layers if layer.kind in ("spiking", "dropout_step", "delay"))
 
 
-def why_not_in_segments(layers: Sequence[LayerPlan], bn_per_step: bool, constant_input: bool) -> str | None:
+def why_not_in_segments(
+    layers: Sequence[LayerPlan], bn_per_step: bool, constant_input: bool, key: str = "checkpoint_steps"
+) -> str | None:
     """Say why these layers cannot be trained a segment of time at a time, or return None if they can."""
     rest = layers[constant_layers(layers) :] if constant_input else layers
     norm = next((layer.name for layer in rest if layer.kind == "batch_norm"), None)
     if norm is None or bn_per_step:
         return None
     return (
-        f"trainer.checkpoint_steps: {norm} normalises by the statistics of all time steps, which are then never in "
+        f"trainer.{key}: {norm} normalises by the statistics of all time steps, which are then never in "
         "memory together. Use model.bn_per_step=true (the statistics of each step), LN in place of BN in model.spec, "
-        "or trainer.checkpoint_steps=null."
+        f"or trainer.{key}=null."
     )
 
 
