@@ -11,10 +11,10 @@ import errno
 import logging
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from snnexp import __version__, interrupts
+from snnexp.folders import conf_dir
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -22,16 +22,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _failures: list[Exception] = []
-
-
-def conf_dir() -> Path:
-    """The folder of configuration files: inside an installed package, or at the top of a checkout."""
-    here = Path(__file__).resolve().parent
-    # the checkout first: an editable install leaves a stale copy of conf/ beside the package (PITFALLS 3.1)
-    for folder in (here.parents[1] / "conf", here / "conf"):
-        if (folder / "config.yaml").is_file():
-            return folder
-    raise SystemExit("snnexp: the configuration folder conf/ was not found beside the package. Reinstall snnexp.")
 
 
 def main() -> NoReturn:

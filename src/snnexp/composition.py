@@ -17,6 +17,7 @@ from hydra.errors import (
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from snnexp.errors import did_you_mean
+from snnexp.folders import conf_dir
 from snnexp.helptext import GROUPS, options
 from snnexp.words import all_keys, is_word, kinds_of
 
@@ -49,8 +50,6 @@ def _bad_override(error: OverrideParseException) -> str:
 
 def _meant_by(word: str) -> str:
     """What somebody may have meant who typed an option or a key alone."""
-    from snnexp.cli import conf_dir
-
     groups = [group for group in GROUPS if word in options(conf_dir(), group)]
     if groups:
         return f" Did you mean {' or '.join(f'{group}={word}' for group in groups)}?"

@@ -404,7 +404,7 @@ def register_schemas() -> None:
     for group, options in SCHEMAS.items():
         for name, node in options.items():
             store.store(group=f"schema/{group}", name=name, node=node)
-    install()
+    install(Config, SCHEMAS)
 
 
 def structured(config: dict[str, Any]) -> Any:

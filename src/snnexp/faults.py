@@ -14,10 +14,10 @@ from hydra.errors import MissingConfigException
 from omegaconf import DictConfig
 
 from snnexp.composition import explain, wrong_key
-from snnexp.config import SCHEMAS
 from snnexp.config_files import FileConfigSource, FileResult
 from snnexp.errors import ConfigError
 from snnexp.helptext import GROUPS
+from snnexp.words import schema
 
 
 class Repository(CachingConfigRepository):
@@ -90,7 +90,11 @@ def _sets(result: FileResult, group: str) -> bool:
 def _refuse_option_as_value(result: FileResult) -> None:
     """`neuron: rouser` among the values of a file."""
     for key in result.config if isinstance(result.config, DictConfig) else ():
-        if key in SCHEMAS and not isinstance(result.config._get_node(key), DictConfig):
+        if (
+            isinstance(key, str)
+            and key in schema().options
+            and not isinstance(result.config._get_node(key), DictConfig)
+        ):
             raise ConfigError(
                 f"{result.place([str(key)])}: {key} has KEY: VALUE lines here. To choose an option of it, write "
                 f"override /{key}: OPTION into the defaults list."

@@ -8,7 +8,7 @@ What an option takes from the schemas is not, so the experiment keeps every key 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from hydra._internal import hydra as hydra_main
@@ -41,8 +41,12 @@ class Loader(ConfigLoaderImpl):
     loaded: ConfigResult | None = None
     package: tuple[str, ...] = ()
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.schema = words.schema()
+
     def _load_configuration_impl(self, *args: Any, **kwargs: Any) -> DictConfig:
-        install()  # a launcher may have brought this object into another process
+        install(*self.schema)  # a launcher may have brought this object into another process
         try:
             return mask_composed(super()._load_configuration_impl(*args, **kwargs))  # type: ignore[no-any-return]
         except RecursionError as error:
@@ -160,9 +164,12 @@ def _put_words(config: Any, texts: Iterable[tuple[tuple[str, ...], str]]) -> Non
         node[int(path[-1]) if isinstance(node, ListConfig) else path[-1]] = text
 
 
-def install() -> None:
-    """Make Hydra use this loader, our reading of words, and our reading of files. Again and again does no harm."""
-    words.install()
+def install(main: type, options: Mapping[str, Mapping[str, type]]) -> None:
+    """Make Hydra use this loader, our reading of words, and our reading of files. Again and again does no harm.
+
+    Args: as for `words.install`.
+    """
+    words.install(main, options)
     config_files.install()
     OmegaConf.register_new_resolver("snnexp.path_word", path_word, replace=True)  # conf/hydra/job_logging
     hydra_main.ConfigLoaderImpl = Loader  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -21,7 +21,6 @@ from hydra.core.override_parser.overrides_visitor import HydraOverrideVisitor
 from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
 from hydra.errors import HydraException
 
-from snnexp.config import SCHEMAS, Config
 from snnexp.helptext import GROUPS
 
 Kinds = frozenset[Any]  # the types that the schemas of a group's options give to one key
@@ -30,6 +29,21 @@ WORD: Kinds = frozenset({str})
 
 # Functions of Hydra's grammar whose arguments are values of the key; `range(1,3)` counts, `int(5)` says what it wants.
 _KEEPS_WORDS = ("choice", "shuffle", "sort", "tag")
+
+
+class Schema(typing.NamedTuple):
+    """What is legal: dataclasses of the whole configuration, and by group and option."""
+
+    main: type
+    options: Mapping[str, Mapping[str, type]]
+
+
+_installed: list[Schema] = []  # `config.register_schemas` hands it over: what reads words needs no import of it
+
+
+def schema() -> Schema:
+    """The schema that words are read by."""
+    return _installed[0]
 
 
 def kinds_of(path: Sequence[str]) -> Kinds:
@@ -43,11 +57,11 @@ def kinds_of(path: Sequence[str]) -> Kinds:
         path = path[1:]
         found: Kinds = frozenset({HydraConf})
     else:
-        found = frozenset({Config})
+        found = frozenset({schema().main})
     for index, part in enumerate(path):
         found = child(found, part)
-        if index == 0 and part in SCHEMAS:
-            found |= frozenset(SCHEMAS[part].values())
+        if index == 0 and part in schema().options:
+            found |= frozenset(schema().options[part].values())
     return found
 
 
@@ -88,7 +102,7 @@ def _without_none(kind: Any) -> Any:
 
 def all_keys() -> list[str]:
     """Every key of every schema, dotted, in alphabetical order."""
-    return sorted(set(_leaves(frozenset({Config}), "")))
+    return sorted(set(_leaves(frozenset({schema().main}), "")))
 
 
 def _leaves(kinds: Kinds, prefix: str) -> Iterator[str]:
@@ -96,8 +110,9 @@ def _leaves(kinds: Kinds, prefix: str) -> Iterator[str]:
         if not dataclasses.is_dataclass(kind):
             yield prefix.rstrip(".")
             continue
+        options = schema().options
         for key, hint in _hints(typing.cast(type, kind)).items():
-            known = frozenset(SCHEMAS[key].values()) if not prefix and key in SCHEMAS else frozenset({hint})
+            known = frozenset(options[key].values()) if not prefix and key in options else frozenset({hint})
             yield from _leaves(known, f"{prefix}{key}.")
 
 
@@ -154,7 +169,7 @@ def parse(overrides: list[str]) -> list[Override]:
 
     Raises: OverrideParseException.
     """
-    install()
+    _take_over()
     return overrides_parser.OverridesParser.create().parse_overrides(overrides)
 
 
@@ -184,7 +199,17 @@ def _in_quotes(text: str) -> str | None:
     return f"{parts[1]}={','.join(QuotedString(word, Quote.double).with_quotes() for word in parts[3].split(','))}"
 
 
-def install() -> None:
-    """Let Hydra read every override in this way: typed, swept, from a file's sweep parameters, or through compose()."""
+def install(main: type, options: Mapping[str, Mapping[str, type]]) -> None:
+    """Let Hydra read every override in this way: typed, swept, from a file's sweep parameters, or through compose().
+
+    Args:
+        main: dataclass of the whole configuration.
+        options: group -> option -> dataclass.
+    """
+    _installed[:] = [Schema(main, options)]
+    _take_over()
+
+
+def _take_over() -> None:
     overrides_parser.HydraOverrideVisitor = WordVisitor  # type: ignore[attr-defined]
     overrides_parser.OverridesParser.parse_rule = _parse_words  # type: ignore[assignment, method-assign]

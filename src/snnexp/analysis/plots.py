@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from snnexp.training.outcome import Outcome
+    from snnexp.analysis.tested import Outcome
 
 History = Mapping[str, Sequence[tuple[int, float]]]
 PerEpoch = Mapping[str, Sequence[tuple[int, Any]]]  # layer -> (epoch, values of its neurons)

@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import prod
+from typing import Protocol
 
 import torch
 
-from snnexp.models.network import Network
 from snnexp.models.segments import segment_lengths
+from snnexp.models.spec import LayerPlan
+from snnexp.neurons.equation import Pool
+from snnexp.neurons.layer import SpikingLayer
 
 
-def step_memory_bytes(network: Network, batch_size: int) -> int:
+class Estimated(Protocol):
+    """What the estimate reads of a network."""
+
+    layers: tuple[LayerPlan, ...]
+    neurons: dict[str, SpikingLayer]
+    input_shape: tuple[int, ...]
+    num_steps: int
+    checkpoint_steps: int | None
+    channels_last: bool
+
+    @property
+    def wants_events(self) -> bool:
+        """Whether the first layer takes event lists."""
+        ...
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """All parameters."""
+        ...
+
+    def pool_after(self, index: int) -> Pool | None:
+        """The pooling that the engine does as layer `index` fires."""
+        ...
+
+
+def step_memory_bytes(network: Estimated, batch_size: int) -> int:
     """Estimated memory of one training step in bytes, float32: what backward needs, parameters, Adam's state.
 
     Each layer keeps its output for all T steps, a spiking layer its membranes as well (but its spikes only after
@@ -33,7 +61,7 @@ def step_memory_bytes(network: Network, batch_size: int) -> int:
     return 4 * (rows * (sum(kept) + gradients) + input_rows * inputs + between + copies * parameters)
 
 
-def _values_kept(network: Network, index: int, whole: bool) -> int:
+def _values_kept(network: Estimated, index: int, whole: bool) -> int:
     """Values that layer `index` keeps of a sample's time step until backward; whole: without segments of time."""
     layer = network.layers[index]
     if layer.kind != "spiking":
@@ -46,7 +74,7 @@ def _values_kept(network: Network, index: int, whole: bool) -> int:
     return prod(layer.out_shape) * (1 if pooled else 2)
 
 
-def _values_held_back(network: Network, index: int) -> int:
+def _values_held_back(network: Estimated, index: int) -> int:
     """Values that layer `index` carries from one segment of time to the next, because they are still on their way."""
     layer = network.layers[index]
     if layer.kind == "recurrent" and "max" in layer.args:

@@ -23,6 +23,7 @@ from snnexp.models.delayed_recurrence import run_with_delays
 from snnexp.models.delays import Delay, run_delay
 from snnexp.models.flow import Flow, count_steps
 from snnexp.models.layers import NeuNorm, TimeDropout, Vote, build_batch_norm, build_layer_norm
+from snnexp.models.memory_estimate import step_memory_bytes
 from snnexp.models.observer import Firing, Observer
 from snnexp.models.segments import Memory, recomputed, split_time
 from snnexp.models.spec import (
@@ -321,8 +322,6 @@ class Network(nn.Module):
 
     def step_memory_bytes(self, batch_size: int) -> int:
         """Estimated memory of one training step in bytes; see `memory_estimate.py`."""
-        from snnexp.models.memory_estimate import step_memory_bytes
-
         return step_memory_bytes(self, batch_size)
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from snnexp.config import Config
     from snnexp.experiment import Experiment
     from snnexp.tracking.runs import RunFolder
-    from snnexp.training.loop import Fit
+    from snnexp.training.state import Fit
 
 
 class _Console(Console):

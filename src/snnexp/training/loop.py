@@ -8,14 +8,12 @@ record misses when the run continues.
 from __future__ import annotations
 
 import logging
-import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from snnexp.analysis.activity import ActivityMeter
 from snnexp.analysis.diagnosis import diagnose
@@ -27,46 +25,11 @@ from snnexp.training.checkpoint import AFRESH, apply_weights, load_state, save_s
 from snnexp.training.curves import Curves
 from snnexp.training.display import Display
 from snnexp.training.optimisation import build_optimizer, build_scheduler
-from snnexp.training.passes import PassResult, evaluation_pass, planned_batches, train_pass
+from snnexp.training.passes import evaluation_pass, planned_batches, train_pass
+from snnexp.training.state import Best, Fit
 from snnexp.training.stored import load_stored, settle_best
 
 log = logging.getLogger(__name__)
-
-History = dict[str, list[tuple[int, float]]]
-
-
-@dataclass
-class Best:
-    """The epoch that validation selects; 0 is the untrained network."""
-
-    epoch: int = 0
-    accuracy: float = -1.0
-    loss: float = math.inf
-    digest: str = ""  # of its weights; empty: no best epoch yet, or an older version's
-
-    def beaten_by(self, result: PassResult, monitor: str) -> bool:
-        """Whether `result` is better: by the monitored quantity, ties by the other one."""
-        if monitor == "loss":
-            return (-result.loss, result.accuracy) > (-self.loss, self.accuracy)
-        return (result.accuracy, -result.loss) > (self.accuracy, -self.loss)
-
-
-@dataclass
-class Fit:
-    """The state of training that is not in the network or optimizer; all of it is in the checkpoint."""
-
-    epoch: int = 0
-    stopped_early: bool = False
-    best: Best = field(default_factory=Best)
-    seconds: float = 0.0  # spent in finished epochs, over all attempts
-    history: History = field(default_factory=dict)
-    # quantity -> layer -> (epoch, values): for the histograms of learned thresholds and decays over training
-    distributions: dict[str, dict[str, list[tuple[int, Tensor]]]] = field(default_factory=dict)
-
-    def record(self, epoch: int, metrics: dict[str, float]) -> None:
-        """Add the metrics of an epoch to the history."""
-        for name, value in metrics.items():
-            self.history.setdefault(name, []).append((epoch, value))
 
 
 def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Display, config: dict[str, Any]) -> Fit:

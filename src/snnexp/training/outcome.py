@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +11,8 @@ from torch import Tensor
 
 from snnexp.analysis.activity import ActivityMeter
 from snnexp.analysis.diagnosis import diagnose
-from snnexp.analysis.synops import Synops, SynopsMeter, neurobench_results
+from snnexp.analysis.synops import SynopsMeter, neurobench_results
+from snnexp.analysis.tested import Outcome
 from snnexp.claims.conf import ClaimConf
 from snnexp.data.base import Batch
 from snnexp.decoders import first_spike_time
@@ -23,26 +23,12 @@ from snnexp.tracking.runs import RunFolder
 from snnexp.tracking.store import Tracker
 from snnexp.training.checkpoint import AFRESH, Mark, apply_weights, load_weights
 from snnexp.training.display import Display
-from snnexp.training.loop import Fit
 from snnexp.training.passes import evaluation_pass, planned_batches, planned_samples
+from snnexp.training.state import Fit
 
 log = logging.getLogger(__name__)
 
 MILESTONES = (50, 60, 70, 80, 90, 95, 96, 98, 99)  # per cent of validation accuracy, for epochs_to/<percent>
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What the test pass gives."""
-
-    metrics: dict[str, float]
-    synops: Synops
-    confusion: Tensor  # int64 [true, predicted]
-    raster: dict[str, Tensor]  # layer -> spikes [T, N] of the first test sample
-    raster_label: int
-    raster_prediction: int
-    rates: dict[str, Tensor]  # layer -> firing rate of every neuron
-    findings: list[tuple[str, str]]  # what is wrong with which layer, in words
 
 
 class _Raster:

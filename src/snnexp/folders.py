@@ -1,0 +1,15 @@
+"""Where our own files lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def conf_dir() -> Path:
+    """The folder of configuration files: inside an installed package, or at the top of a checkout."""
+    here = Path(__file__).resolve().parent
+    # the checkout first: an editable install leaves a stale copy of conf/ beside the package (PITFALLS 3.1)
+    for folder in (here.parents[1] / "conf", here / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise SystemExit("snnexp: the configuration folder conf/ was not found beside the package. Reinstall snnexp.")
