@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "snnexp"
-LONGEST_FILE, LONGEST_FUNCTION = 420, 75
+LONGEST_FILE, LONGEST_FUNCTION = 420, 65
+LONGER = {"training/loop.py:fit"}  # the one loop reads from top to bottom
 
 
 def modules() -> dict[str, Path]:
@@ -55,4 +56,4 @@ def test_files_and_functions_stay_small() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef) and (lines := (node.end_lineno or 0) - node.lineno + 1) > LONGEST_FUNCTION
     }
-    assert (long_files, long_functions) == ({}, {})
+    assert (long_files, long_functions.keys() - LONGER) == ({}, set())

@@ -89,12 +89,8 @@ def _sets(result: FileResult, group: str) -> bool:
 
 def _refuse_option_as_value(result: FileResult) -> None:
     """`neuron: rouser` among the values of a file."""
-    for key in result.config if isinstance(result.config, DictConfig) else ():
-        if (
-            isinstance(key, str)
-            and key in schema().options
-            and not isinstance(result.config._get_node(key), DictConfig)
-        ):
+    for key in map(str, result.config) if isinstance(result.config, DictConfig) else ():
+        if key in schema().options and not isinstance(result.config._get_node(key), DictConfig):
             raise ConfigError(
                 f"{result.place([str(key)])}: {key} has KEY: VALUE lines here. To choose an option of it, write "
                 f"override /{key}: OPTION into the defaults list."
