@@ -27,7 +27,7 @@ sweep: setup  ## four neurons with all else shared, three seeds, one parent run
 
 # In the order of cost on a GPU. A file whose data is not there says so, and the next one starts; a cut-off `make papers`
 # goes on where it was. DEVICE=cuda, SEEDS=0,1,2, ONLY=rouser (a part of the name), ARGS="trainer.max_epochs=2 ...".
-PAPERS = rouser_fig6a rouser_fig3 rouser_fig4 rouser_fig5 rouser_epochs rouser_fig6b rouser_fig2 plif_small stbp_speed \
+PAPERS = four_neurons rouser_fig6a rouser_fig3 rouser_fig4 rouser_fig5 rouser_epochs rouser_fig6b rouser_fig2 plif_small stbp_speed \
   stbp_voting stbp_encoding ettfs_mnist ettfs_fashion_mnist ettfs_steps rouser_table1 rouser_shd rouser_fig2_dvs128 \
   rouser_dvs128 plif_tau16 ettfs_ablation ettfs_dvs128 neunorm_nmnist plif_fashion_mnist plif_mnist plif_dvs128 \
   plif_nmnist ettfs_cifar10 neunorm_cifar10dvs plif_cifar10dvs plif_cifar10 neunorm_cifar10

@@ -27,7 +27,11 @@ EXAMPLES = (
     ("snnexp", "train a small network on bundled data, under a minute, no download"),
     ("snnexp dataset=nmnist neuron=rouser", "another data set and neuron; model, encoder and decoder follow"),
     ("snnexp dataset=mnist model.spec=c32k3-SN-MP2-FC-SN trainer.max_epochs=5", "your own network, in one line"),
-    ("snnexp -m neuron=fixed,rouser,plif,ttfs seed=0,1,2", "a sweep: 12 runs under one parent; then: mlflow ui"),
+    (
+        "snnexp -m neuron=fixed,rouser,plif,ttfs recipe=common seed=0,1,2",
+        "a sweep: 12 runs under one parent; then: mlflow ui",
+    ),
+    ("snnexp task=reproduce +experiment=rouser_fig6b", "a published figure: published, ours, difference, verdict"),
     ("snnexp task=inspect dataset=dvs128 neuron=plif", "look before you train"),
 )
 

@@ -89,6 +89,11 @@ def test_an_arm_may_choose_an_option() -> None:
     assert type(conf.encoder).__name__ == "RateEncoderConf"
 
 
+def test_an_arm_that_chooses_an_option_keeps_the_seed() -> None:
+    conf = composed("+experiment=four_neurons", "seed=2", "arm=ttfs")
+    assert (conf.seed, conf.neuron.name, conf.recipe, conf.model.init) == (2, "ttfs", "common", "default")
+
+
 def test_arms_that_are_not_there() -> None:
     with pytest.raises(ConfigError, match=r"arm=fixd.*Did you mean fixed"):
         composed("+experiment=rouser_fig6b", "arm=fixd")

@@ -85,6 +85,12 @@ def test_differences(runs: list[Run], verdict: str, why: str) -> None:
     assert judged.verdict == verdict
 
 
+def test_a_control_of_which_the_paper_says_nothing() -> None:
+    compare = [CompareConf(better="new", than="old", claimed=False)]
+    judged = judge(claim(compare=compare), pairs(-9, -10, -11))
+    assert (judged.verdict, judged.differences[0].why) == ("no claim", "they differ")
+
+
 def test_only_seeds_that_both_arms_have_are_paired() -> None:
     runs = [*pairs(9, 10, 11), run("new", 7, 0.1)]
     assert judge(claim(compare=COMPARE), runs).differences[0].n == 3

@@ -28,7 +28,7 @@ claim:
   says: low thresholds are better
   arms:
     low: {neuron.threshold: 0.5}
-    high: {neuron.threshold: 50.0}
+    high: {neuron: fixed, neuron.threshold: 50.0}
   values:
     - {arm: low, value: 90.0}
     - {arm: high, said: did not converge}

@@ -55,6 +55,7 @@ class CompareConf:
     epoch: int | None = None
     level: float | None = None
     higher: bool = True  # false: smaller is better (dead neurons, epochs)
+    claimed: bool = True  # false: a control of ours, of which the paper says nothing
     published: float | None = None  # better minus than, in `claim.unit`; null: from `values`, where both are there
     grade: str | None = None
 

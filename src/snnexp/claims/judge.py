@@ -24,7 +24,7 @@ from typing import Any
 from snnexp.claims.conf import ClaimConf, CompareConf, ValueConf
 
 REPRODUCED, DIRECTION, NOT_REPRODUCED = "reproduced", "direction only", "not reproduced"
-NOT_COMPARABLE, OPEN, NOT_RUN = "not comparable", "open", "not run"
+NOT_COMPARABLE, OPEN, NOT_RUN, NO_CLAIM = "not comparable", "open", "not run", "no claim"
 
 RULES = (
     "A row is *not comparable* if the published value is unverified, or if ours comes from a part of the data, another "
@@ -290,6 +290,8 @@ def _difference(claim: ClaimConf, compare: CompareConf, runs: Sequence[Run], cha
     if len(pairs) < MIN_SEEDS:
         return line(OPEN, f"{len(pairs)} seed{'s' * (len(pairs) > 1)}: too few to tell (three are needed)")
     assert mean is not None and low is not None and high is not None
+    if not compare.claimed:
+        return line(NO_CLAIM, "they differ" if low > 0 or high < 0 else "no difference seen: the interval has 0")
     reasons = obstacles(claim, of, involved, changed)
     if (low if sign > 0 else -high) <= 0:
         opposite = (high if sign > 0 else -low) < 0
@@ -332,7 +334,9 @@ def _overall(rows: Sequence[Row], differences: Sequence[Difference]) -> str:
     """The worst of what was judged: differences where the claim is one, else the rows."""
     order = (NOT_REPRODUCED, OPEN, DIRECTION, NOT_COMPARABLE, REPRODUCED)
     verdicts = [d.verdict for d in differences] or [row.verdict for row in rows]
-    judged = [verdict for verdict in verdicts if verdict != NOT_RUN]
+    judged = [verdict for verdict in verdicts if verdict not in (NOT_RUN, NO_CLAIM)]
+    if not judged and NO_CLAIM in verdicts:
+        return NO_CLAIM
     return next((verdict for verdict in order if verdict in judged), NOT_RUN)
 
 

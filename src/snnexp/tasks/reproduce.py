@@ -28,7 +28,7 @@ from snnexp.validation import validate
 log = logging.getLogger(__name__)
 
 # Keys that change no number that a paper could have published, beside the bookkeeping: where it runs, and how often.
-_HARMLESS = ("device", "neuron.engine", "seed", "arm", "hydra", "experiment", "trainer.max_epochs")
+_HARMLESS = ("device", "neuron.engine", "seed", "arm", "hydra", "experiment")
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _jobs(experiment: str, overrides: list[str], claim: ClaimConf) -> list[Job]:
         for arm in arms:
             words = [f"+experiment={experiment}", *overrides, f"seed={seed}", f"arm={arm}"]
             cfg = compose("config", overrides=words)
-            apply_arm(cfg, overrides)
+            apply_arm(cfg, words)
             conf = validate(cfg)
             absolute_paths(conf, cfg)
             config = OmegaConf.to_container(cfg, resolve=True)
@@ -132,7 +132,7 @@ def _sweep(experiment: str, overrides: list[str], jobs: list[Job], start_dir: Pa
 def _report(conf: Config, experiment: str, overrides: list[str], runs: list[Run], wanted: int, start_dir: Path) -> None:
     """Write the JSON file, the table and the figure, and print the table."""
     assert conf.claim is not None
-    changed = [text for text in overrides if not _is_harmless(text)]
+    changed = [text for text in overrides if not _is_harmless(text, conf.claim)]
     judgement = judge(conf.claim, runs, changed)
     words = " ".join([f"+experiment={experiment}", *overrides])
     content = {
@@ -159,6 +159,9 @@ def _report(conf: Config, experiment: str, overrides: list[str], runs: list[Run]
     print("written: " + ", ".join(str(file) for file in written), flush=True)
 
 
-def _is_harmless(text: str) -> bool:
+def _is_harmless(text: str, claim: ClaimConf) -> bool:
+    """Whether the override changes nothing that was published; a claim with an epoch judges the number of epochs."""
     key = text.partition("=")[0].lstrip("+~")
+    if key == "trainer.max_epochs":
+        return claim.epoch is not None or claim.whole is not None
     return is_bookkeeping(key) or any(key == name or key.startswith(name + ".") for name in _HARMLESS)
