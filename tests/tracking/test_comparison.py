@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from snnexp.tasks.comparison import also_differs, paired
-from snnexp.tasks.report import Group, Result, group_runs
+from snnexp.analysis.comparison import also_differs, paired
+from snnexp.analysis.seeds import Group, Result, group_runs
 
 
 def results(neuron: str, tests: list[float], **params: str) -> list[Result]:

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import math
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
+from snnexp.analysis.comparison import also_differs, paired
+from snnexp.analysis.seeds import (
+    DATA,
+    GROUPS,
+    Group,
+    Result,
+    as_result,
+    doubts,
+    group_runs,
+    make_result,
+    mean_and_sd,
+    rows,
+)
 from snnexp.any_run import is_chosen_for_any_run
 from snnexp.errors import ConfigError
-from snnexp.tasks.comparison import also_differs, paired
 from snnexp.tracking.identity import is_bookkeeping
 from snnexp.tracking.links import ui_command, without_password
 from snnexp.tracking.local import flatten
@@ -25,30 +35,7 @@ if TYPE_CHECKING:
     from snnexp.config import Config
     from snnexp.tracking.mlflow_store import Store
 
-# The groups' own words explain most differences: `neuron` stands for all the keys that a preset sets.
-GROUPS = ("dataset", "neuron", "encoder", "decoder", "model", "optimizer", "scheduler", "trainer")
-
-DATA = "data"  # the column that tells runs on different data apart
-
-
-@dataclass(frozen=True)
-class Result:
-    """One finished run."""
-
-    run_id: str
-    params: Mapping[str, str]
-    test: float | None
-    val: float | None  # the best epoch's
-    data: str = ""  # fingerprint of its data; empty: made by a version that had none
-    code: str = ""  # commit, and whether its files had been changed; empty: not from a checkout
-
-
-@dataclass
-class Group:
-    """Runs that differ in nothing but the seed."""
-
-    values: dict[str, str]  # what tells it from the other groups
-    runs: dict[str, Result] = field(default_factory=dict)  # seed -> its newest run
+__all__ = ["Result", "group_runs", "mean_and_sd", "report", "rows"]
 
 
 def report(conf: Config, cfg: DictConfig) -> None:
@@ -145,93 +132,10 @@ def from_folders(state_dir: Path) -> tuple[list[Result], list[Mapping[str, str]]
         vals = history.get("val/accuracy", [])
         trained = [v for epoch, v in vals if epoch > 0 and math.isfinite(v)] or [v for _, v in vals if math.isfinite(v)]
         name = f"{folder.parent.name}/{folder.name}"
-        result = _result(name, params, tags, test[-1] if test else None, max(trained, default=None))
+        result = make_result(name, params, tags, test[-1] if test else None, max(trained, default=None))
         results.append((record.created, result))
     results.sort(key=lambda pair: pair[0], reverse=True)  # newest first
     return [result for _, result in results], others
-
-
-def as_result(run: Any, best: float | None) -> Result:
-    """A finished run of the store; best: its best validation accuracy."""
-    return _result(run.info.run_id, run.data.params, run.data.tags, run.data.metrics.get("test/accuracy"), best)
-
-
-def _result(
-    run_id: str, params: Mapping[str, str], tags: Mapping[str, str], test: float | None, val: float | None
-) -> Result:
-    code = tags.get("git.commit", "") + (" with changes" if tags.get("git.dirty") == "true" else "")
-    return Result(run_id, params, test, val, tags.get("data_fingerprint", ""), code)
-
-
-def group_runs(results: Sequence[Result]) -> list[Group]:
-    """Group runs by everything but the seed; results come newest first, and of a repeated seed the newest counts.
-
-    The data are a part of everything: the same words on a partial download, or on other files, are another experiment.
-    Of the keys that vary only those are shown that tell groups apart: one that follows from those shown before it
-    (`neuron.threshold` from `neuron`, say) adds nothing.
-    """
-    results = [replace(result, params={**result.params, DATA: result.data or "unknown"}) for result in results]
-    keys = {key for result in results for key in result.params if key != "seed" and not is_bookkeeping(key)}
-    varying = [key for key in keys if len({result.params.get(key) for result in results}) > 1]
-    # the data last, so that they are shown only where nothing else tells them apart
-    varying.sort(key=lambda key: (GROUPS.index(key) if key in GROUPS else len(GROUPS), key == DATA, key))
-    shown: list[str] = []
-    for key in varying:
-        before = {tuple(r.params.get(k) for k in shown) for r in results}
-        after = {tuple(r.params.get(k) for k in (*shown, key)) for r in results}
-        if len(after) > len(before):
-            shown.append(key)
-    groups: dict[tuple[str, ...], Group] = {}
-    for result in results:
-        values = tuple(result.params.get(key, "-") for key in shown)
-        group = groups.setdefault(values, Group(dict(zip(shown, values, strict=True))))
-        group.runs.setdefault(result.params.get("seed", "-"), result)
-    return sorted(groups.values(), key=lambda group: -(_mean(_tests(group)) or 0.0))
-
-
-def mean_and_sd(values: Sequence[float]) -> str:
-    """Mean ± sample standard deviation (n - 1); no deviation for a single value, a dash for none."""
-    if not values:
-        return "-"
-    mean = f"{statistics.fmean(values):.4f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.4f}"
-
-
-def rows(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of the table."""
-    shown = list(groups[0].values)
-    header = [*shown, "n", "test/accuracy", "best val/accuracy", "seeds", "run ids"]
-    cells = []
-    for group in groups:
-        seeds = sorted(group.runs, key=lambda seed: (len(seed), seed))
-        vals = [result.val for result in group.runs.values() if result.val is not None]
-        ids = " ".join(_short(group.runs[seed].run_id) for seed in seeds)
-        numbers = [str(len(_tests(group))), mean_and_sd(_tests(group)), mean_and_sd(vals)]
-        cells.append([*group.values.values(), *numbers, ",".join(seeds), ids])
-    return header, cells
-
-
-def _short(run_id: str) -> str:
-    """The beginning of an MLflow id is enough; a folder is named in full."""
-    return run_id if "/" in run_id else run_id[:8]
-
-
-def doubts(groups: Sequence[Group]) -> list[str]:
-    """What a reader must know before trusting a mean: runs made by different code."""
-    lines = []
-    for group in groups:
-        codes = sorted({result.code for result in group.runs.values()})
-        setting = ", ".join(f"{key}={value}" for key, value in group.values.items())
-        where = f" ({setting})" if setting else ""
-        if len(codes) > 1:
-            named = ", ".join(_code(code) for code in codes)
-            lines.append(f"The runs of one mean{where} were made by different code: {named}.")
-    return lines
-
-
-def _code(code: str) -> str:
-    commit, _, changes = code.partition(" ")
-    return f"{commit[:10]} {changes}".strip() if code else "an unknown commit"
 
 
 def show(experiment: str, groups: Sequence[Group], unfinished: int, command: str | None) -> None:
@@ -268,11 +172,3 @@ def show(experiment: str, groups: Sequence[Group], unfinished: int, command: str
         print(line, file=sys.stderr)
     if unfinished:
         print(f"{unfinished} runs that are not finished are left out.", file=sys.stderr)
-
-
-def _tests(group: Group) -> list[float]:
-    return [result.test for result in group.runs.values() if result.test is not None]
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return statistics.fmean(values) if values else None

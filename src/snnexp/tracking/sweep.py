@@ -225,8 +225,8 @@ def close_parent(opened: dict[str, str], complete: bool, jobs: Counter[str]) -> 
 
 def _means(finished: list[tuple[Any, float | None]]) -> list[str]:
     """Means and sd over seeds of each setting, paired differences, and what else differed between the settings."""
-    from snnexp.tasks.comparison import also_differs, paired
-    from snnexp.tasks.report import as_result, group_runs, rows
+    from snnexp.analysis.comparison import also_differs, paired
+    from snnexp.analysis.seeds import as_result, group_runs, rows
 
     newest_first = sorted(finished, key=lambda pair: -int(pair[0].info.start_time or 0))
     if len(finished) < 2:

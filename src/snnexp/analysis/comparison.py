@@ -12,7 +12,7 @@ from snnexp.claims.judge import MIN_SEEDS, interval
 from snnexp.tracking.identity import is_bookkeeping
 
 if TYPE_CHECKING:
-    from snnexp.tasks.report import Group
+    from snnexp.analysis.seeds import Group
 
 MAX_LISTED = 12  # keys that are named; a comparison in which more differ is none
 
