@@ -212,3 +212,24 @@ def test_the_figure_has_published_and_ours(tmp_path: Path) -> None:
     assert all(path.stat().st_size > 1000 for path in paths)
     claim.curves, claim.reading = [], "end"
     assert draw(tmp_path / "bars", claim, runs)[0].is_file()
+
+
+RESULTS = conf_dir().parent / "results"
+
+
+def test_the_page_is_made_from_the_files_and_nothing_is_typed_by_hand() -> None:
+    text = page(RESULTS)
+    assert (conf_dir().parent / "docs" / "results.md").read_text(encoding="utf-8") == text  # else: make results
+    rows = [line for line in text.splitlines() if (line.startswith("| ") and "test" in line) or "val/" in line]
+    assert len(rows) >= 40
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_number_can_be_traced(path: Path) -> None:
+    content, claim, runs = read_results(path)
+    assert content["experiment"] in EXPERIMENTS
+    assert runs and not any(run.dirty for run in runs)
+    for run in runs:
+        assert len(run.commit) == 40 and run.command.startswith(f"snnexp +experiment={content['experiment']} ")
+        assert run.arm in claim.arms and run.samples["train"] > 0
+        assert run.facts["data_fingerprint"] and run.facts["device"]

@@ -113,5 +113,6 @@ def test_run_name_tells_what_else_was_chosen() -> None:
         "+experiment=fig",
         "trainer.plots=false",
     ]
+    assert run_name(config, ["arm=learned", "seed=0"]) == "digits-fixed-s0 arm=learned"  # arms must not look the same
     assert run_name(config, overrides) == "digits-fixed-s0 threshold=50 experiment=fig"
     assert len(run_name(config, ["model.spec=" + "FC10-SN-" * 40])) == 80

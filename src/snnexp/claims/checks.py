@@ -27,6 +27,10 @@ def check_claim(claim: ClaimConf) -> Iterator[str]:
             yield f"claim.values.{index}: needs a value, or said=... with the words that stand there instead."
         if (value.reading or claim.reading).endswith("_to") and value.level is None and claim.level is None:
             yield f"claim.values.{index}.level: needed for reading {value.reading or claim.reading}."
+    for key in ("notes", "differs", "incomparable"):
+        for index, text in enumerate(getattr(claim, key)):
+            if not isinstance(text, str):  # "after one pass: ..." is a mapping to YAML
+                yield f"claim.{key}.{index}: must be text. Quote it, or use no colon: {text}"
     for index, curve in enumerate(claim.curves):
         yield from _arm(claim, f"claim.curves.{index}.arm", curve.arm)
         if len(curve.epochs) != len(curve.values):

@@ -85,6 +85,6 @@ def run_name(cfg: dict[str, Any], overrides: Sequence[str] = ()) -> str:
     name = f"{cfg['dataset']['name']}-{cfg['neuron']['name']}-s{cfg['seed']}"
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        if key not in ("dataset", "neuron", "seed", "device") and not is_bookkeeping(key):
+        if key in ("arm", "recipe") or (key not in ("dataset", "neuron", "seed", "device") and not is_bookkeeping(key)):
             name += f" {key.rpartition('.')[2]}={value}"
     return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 3] + "..."
