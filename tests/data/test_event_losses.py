@@ -74,6 +74,14 @@ def times(x: float = 1, y: float = 1, p: int = 1, t: float = 1) -> Change:
         (times(x=2.7, y=2), "x runs from 0 to 342", r"346x260 \(DAVIS346\)"),
         (add(p=1), "Polarity runs from 1 to 2", "Take 1 off"),
         (times(p=255), "Polarity runs from 0 to 255", "255 stands for on"),
+        (
+            lambda a: (a * np.array([1, 1, 1, 300])).astype(np.int16),
+            "Times run from -3",
+            "integer of 16 bits.*wider type",
+        ),
+        (lambda a: a + np.array([0, 0, 0, np.nan]), "Times: not one finite number", "failed at the times"),
+        (lambda a: a + np.array([np.nan, 0, 0, 0]), "x: not one finite number and y from 0", "failed at the positions"),
+        (lambda a: a + np.array([0, 0, np.nan, 0]), "Polarity: not one finite number", "another column"),
     ],
 )
 def test_a_misread_set_is_refused_with_column_and_cause(
@@ -168,6 +176,17 @@ def test_cifar10dvs_of_a_davis(tmp_path: Path, variant: str) -> None:
             else aedat2_bytes(t, ((1 - p) << 11 | x << 12 | y << 22).astype(np.int64))
         )
     with pytest.raises(DataError, match=r"346x260 \(DAVIS346\)"):
+        source(tmp_path, "cifar10dvs")
+
+
+def test_external_events_of_a_dvs128_are_named(tmp_path: Path) -> None:
+    write_cifar10dvs(tmp_path, "aedat", per_class=2)
+    for path in tmp_path.rglob("*.aedat"):
+        t, x, y, p = random_events(np.random.default_rng(0), 100, 128, 128, 10_000)
+        path.write_bytes(aedat2_bytes(t, np.where(np.arange(100) < 30, 1 << 15, p | x << 1 | y << 8)))
+    with pytest.raises(
+        DataError, match=r"first such recording is airplane/.*30 of its 100 addresses .* events from outside"
+    ):
         source(tmp_path, "cifar10dvs")
 
 

@@ -63,5 +63,5 @@ def test_a_small_crop_is_said_and_silence_refused(tmp_path: Path, caplog: pytest
     kept = sum(int(batch.frames.to_dense().sum()) for batch in data.batches("train"))  # type: ignore[union-attr]
     total = sum(int(np.diff(data.store.starts)[i]) for i in data.splits["train"])
     assert data.info.reach == pytest.approx(kept / total)
-    with pytest.raises(ConfigError, match=r"dataset\.crop keeps the centre"):
+    with pytest.raises(ConfigError, match=r"dataset\.crop keeps the centre of 1x1 pixels"):
         source(tmp_path, crop=1, val_fraction=0.25)

@@ -87,12 +87,15 @@ class CIFAR10DVSReader:
             yield Recording.of(events, f"{path.parent.name}/{path.name}", "all", label)
 
     def explain(self, name: str) -> str:
-        """Why most events of this recording were lost, if its addresses say so."""
+        """Why many events of this recording were lost, if its addresses say so."""
         if self.variant != "aedat":
             return ""
         bits = read_aedat2(self.folder / name)[1].astype(np.int64)
-        if np.count_nonzero(bits >> 15) <= len(bits) / 2:
-            return ""
+        if (external := np.count_nonzero(bits >> 15)) <= len(bits) / 2:  # nothing else can be wrong with 15 bits
+            return (
+                f"{external:,} of its {len(bits):,} addresses have bits above the 15 of a DVS128. Likely cause: events"
+                " from outside (the camera's synchronisation socket, say). Write the file without them."
+            )
         polarity_events = bits[bits >> 31 == 0]  # as a DAVIS writes them: bit 31 frames, 22-30 y, 12-21 x, 11 polarity
         x, y = (polarity_events >> 12) & 1023, (polarity_events >> 22) & 511
         if len(x) == 0:

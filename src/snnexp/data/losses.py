@@ -24,6 +24,7 @@ from snnexp.data.recordings import (
     OFF_SENSOR,
     EventReader,
     Layout,
+    Range,
     Recording,
     Seen,
 )
@@ -56,7 +57,7 @@ class Tally:
     dropped: Counter[str] = field(default_factory=Counter)
     seen: Seen | None = None  # over the recordings that lost events
     lengths: list[float] = field(default_factory=list)  # us, as read
-    first: str = ""  # the first recording that lost more than half
+    first: str = ""  # the first recording that lost more than LOST_SHARE
     notes: list[str] = field(default_factory=list)
 
     def add(self, recording: Recording) -> None:
@@ -66,7 +67,7 @@ class Tally:
         self.dropped.update(recording.dropped)
         self.notes += recording.notes
         lost = sum(recording.dropped.get(reason, 0) for reason in MISREAD)
-        if not self.first and lost > len(recording.time):
+        if not self.first and lost > LOST_SHARE * (len(recording.time) + sum(recording.dropped.values())):
             self.first = recording.name
         if recording.seen is None:
             return
@@ -175,8 +176,9 @@ def _refusal(reader: EventReader, tally: Tally) -> str:
     own = explain(tally.first) if explain is not None and tally.first else ""
     if own:
         return f"{text} {own}"
-    found, causes = " ".join(_findings(reader, tally)), " Also: ".join(_causes(reader, tally))
-    return f"{text} {found} {f'Likely cause: {causes}' if causes else 'Are these recordings of this data set?'}"
+    causes = " Also: ".join(_causes(reader, tally))
+    last = f"Likely cause: {causes}" if causes else "Are these recordings of this data set?"
+    return " ".join([text, *_findings(reader, tally), last])
 
 
 def _findings(reader: EventReader, tally: Tally) -> Iterator[str]:
@@ -186,18 +188,31 @@ def _findings(reader: EventReader, tally: Tally) -> Iterator[str]:
         return
     _, height, width = reader.shape
     if tally.dropped[BAD_TIME] or tally.dropped[LATE_TIME]:
-        last = LAST_TIME / layout.unit_us
-        yield f"Times run from {_number(seen.t[0] / layout.unit_us)} to {_number(seen.t[1] / layout.unit_us)}" + (
-            f" {layout.unit}, wanted are 0 to {_number(math.floor(last))} {layout.unit} from the recording's start."
+        last = math.floor(LAST_TIME / layout.unit_us)
+        yield f"{_run('Times run', _in_unit(layout, seen), f' {layout.unit}')}, wanted are 0 to {_number(last)}" + (
+            f" {layout.unit} from the recording's start."
         )
     if tally.dropped[OFF_SENSOR]:
-        yield f"{layout.position} runs from {_number(seen.x[0])} to {_number(seen.x[1])}" + (
-            f" and y from {_number(seen.y[0])} to {_number(seen.y[1])} on a sensor of {width}x{height}."
+        yield _run(f"{layout.position} runs", seen.x) + (
+            f" and {_run('y', seen.y)} on a sensor of {width}x{height}."
             if height > 1
             else f", wanted are 0 to {width - 1}."
         )
     if tally.dropped[BAD_POLARITY]:
-        yield f"Polarity runs from {_number(seen.p[0])} to {_number(seen.p[1])}, wanted are 0 and 1 (or -1 and 1)."
+        yield f"{_run('Polarity runs', seen.p)}, wanted are 0 and 1 (or -1 and 1)."
+
+
+def _run(words: str, column: Range, unit: str = "") -> str:
+    """What a column runs from and to; the range of one without a finite value ends before it begins."""
+    low, high = column
+    if low > high:
+        return f"{words.partition(' ')[0]}: not one finite number"
+    return f"{words} from {_number(low)} to {_number(high)}{unit}"
+
+
+def _in_unit(layout: Layout, seen: Seen) -> Range:
+    """The times in the unit of the files."""
+    return seen.t[0] / layout.unit_us, seen.t[1] / layout.unit_us
 
 
 def _causes(reader: EventReader, tally: Tally) -> Iterator[str]:
@@ -221,8 +236,7 @@ def _other_order(reader: EventReader, seen: Seen) -> str:
     """The order of columns that would fit what was seen, if it is not the expected one; empty if none does for sure."""
     wanted = reader.layout.columns.split(", ") if reader.layout.columns else []
     _, height, width = reader.shape
-    unit = reader.layout.unit_us
-    columns = {"t": (seen.t[0] / unit, seen.t[1] / unit), "x": seen.x, "y": seen.y, "p": seen.p}
+    columns = {"t": _in_unit(reader.layout, seen), "x": seen.x, "y": seen.y, "p": seen.p}
 
     def fits(role: str, column: str) -> bool:
         low, high = columns[column]
@@ -242,6 +256,13 @@ def _other_order(reader: EventReader, seen: Seen) -> str:
 
 def _time_causes(layout: Layout, tally: Tally, seen: Seen) -> Iterator[str]:
     longest = max(tally.lengths, default=0.0)
+    low, high = _in_unit(layout, seen)
+    if low > high:
+        yield "the program that wrote the files failed at the times. Write them anew."
+        return
+    if bits := next((bits for bits in (16, 32) if _wrapped(low, high, bits)), None):
+        yield f"the times overflowed an integer of {bits} bits. Write them anew in a wider type, such as int64."
+        return
     if tally.dropped[BAD_TIME] > tally.dropped[LATE_TIME]:
         yield (
             f"the times are in a finer unit than {layout.unit} and overflowed a type that is too small for it (float16"
@@ -256,6 +277,12 @@ def _time_causes(layout: Layout, tally: Tally, seen: Seen) -> Iterator[str]:
         yield _unit_advice(layout, finer, longest)
     elif not absolute and seen.t[0] < 0:
         yield "the times count from another moment than the start. Take each recording's first time off its times."
+
+
+def _wrapped(low: float, high: float, bits: int) -> bool:
+    """Whether values fill a signed integer of so many bits to both of its ends, as those do that ran over."""
+    end = 2.0 ** (bits - 1)
+    return -end <= low < -0.9 * end and 0.9 * end < high < end
 
 
 def _moment(time_us: float) -> str:
@@ -304,6 +331,9 @@ def _sensor_causes(reader: EventReader, seen: Seen) -> Iterator[str]:
             yield f"{reader.layout.position} is counted from 1. Take 1 off."
         else:
             yield f"another set, or another number of channels than {width}."
+        return
+    if seen.x[0] > seen.x[1] or seen.y[0] > seen.y[1]:
+        yield "the program that wrote the files failed at the positions. Write them anew."
         return
     if min(seen.x[0], seen.y[0]) < 0:
         yield "positions below 0: counted from the centre, or damaged."
