@@ -174,7 +174,7 @@ def _refuse_unseen(
         ways.append("dataset.bin_by=time (bins that fit each sample)")
         ways.append("larger bins")
     if _cropped(binning):
-        kept = (binning.table >= 0).reshape(binning.sensor).any(axis=0)
-        text += f" dataset.crop keeps the centre of {kept.any(axis=0).sum()}x{kept.any(axis=1).sum()} pixels only."
+        _, rows, columns = (len(np.unique(of)) for of in np.nonzero(binning.table.reshape(binning.sensor) >= 0))
+        text += f" dataset.crop keeps the centre of {columns}x{rows} pixels only."
         ways.append("a larger dataset.crop (or null)")
     raise ConfigError(f"{text} Use {', or '.join(ways)}.")
