@@ -53,7 +53,7 @@ def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Di
     state = Fit()
     if conf.trainer.init_from is not None and (conf.trainer.weight_change or not folder.state.is_file()):
         path = Path(conf.trainer.init_from).expanduser()
-        weights, trained_with, _ = load_stored(path)
+        weights, trained_with, _ = load_stored(path, to_start_from=True)
         apply_weights(network, weights, path, trained_with)
     curves = Curves(experiment)
     if folder.state.is_file():

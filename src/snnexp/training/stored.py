@@ -15,16 +15,17 @@ Loaded = tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]
 ROLES = ("best", "last")
 
 
-def load_stored(path: Path) -> Loaded:
+def load_stored(path: Path, to_start_from: bool = False) -> Loaded:
     """Weights from any file; if it is one of a run's own, they must be those that run.json names.
 
+    `to_start_from`: another run wants them (trainer.init_from), so the ways out are other than those of the run itself.
     Raises: DataError, with a way out.
     """
     role = path.name.removesuffix(".safetensors")
     record = read_record(path.parent) if role in ROLES else None
     if record is None:
         return load_weights(path)
-    return load_weights(path, _mark(path, role, record), advice(path, role, record))
+    return load_weights(path, _mark(path, role, record), advice(path, role, record, to_start_from))
 
 
 def _mark(path: Path, role: str, record: RunRecord) -> Mark:
@@ -40,10 +41,14 @@ def _is_newer(path: Path, noted: dict[str, Any]) -> bool:
     return isinstance(epoch, int) and epoch > int(noted.get("epoch") or 0)
 
 
-def advice(path: Path, role: str, record: RunRecord) -> str:
+def advice(path: Path, role: str, record: RunRecord, to_start_from: bool = False) -> str:
     """What to do about weights that are not what they should be."""
     other = "last" if role == "best" else "best"
     ways = [f"Restore {path} from a copy"]
+    if to_start_from:
+        if (beside := path.with_name(f"{other}.safetensors")).is_file():
+            ways.append(f"use trainer.init_from={beside}")
+        return ", ".join(ways) + ", or train the run that it belongs to again, with trainer.resume=never."
     if record.mlflow_run_id is not None:
         ways.append("delete it, so that task=evaluate and export fetch it from the MLflow store")
     if (path.parent / f"{other}.safetensors").is_file():
