@@ -5,10 +5,16 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.utils import run_job
+from hydra.types import HydraContext
 
 from snnexp.cli import _disk_full, _not_writable
+from snnexp.config import register_schemas
+from snnexp.folders import conf_dir
 from snnexp.helptext import GROUPS
 
 
@@ -114,3 +120,17 @@ def test_a_full_disk_and_a_read_only_folder_are_named_with_the_way_out() -> None
     read_only = OSError(errno.EROFS, "Read-only file system", "outputs")
     assert "outputs: Read-only file system. Start from a folder that you may write to" in str(_not_writable(read_only))
     assert _disk_full(read_only) is None and _not_writable(full) is None and _not_writable(ValueError("x")) is None
+
+
+@pytest.mark.parametrize("folder", ["/dev/null/x", "f", "a" * 300])
+def test_a_run_folder_that_cannot_be_made_is_named(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("f").touch()
+    register_schemas()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("config", overrides=[f"hydra.run.dir={folder}"], return_hydra_config=True)
+        with pytest.raises(OSError) as raised:
+            run_job(print, cfg, "hydra.run.dir", None, HydraContext(None, None))  # type: ignore[arg-type]
+    assert f"{folder}: " in str(_not_writable(raised.value)) and "hydra.run.dir" in str(_not_writable(raised.value))

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from snnexp.cli import conf_dir
 from snnexp.config import register_schemas
+from snnexp.errors import ConfigError
 
 OWN = {
     # a neuron on its own, as the README tells: after other comments, and with blanks around the directive
@@ -35,6 +36,10 @@ OWN = {
     "experiment/f": "defaults: [e, override /trainer: smoke]\nneuron: {threshold: 0.125}\n",  # builds on another
     "experiment/swept": "# @package _global_\ndefaults: [e]\n"
     "hydra: {sweeper: {params: {neuron: 'mine,fixed', run_id: '1e5,2026_11'}}}\n",
+    "experiment/armed": "defaults: [e]\nclaim:\n  paper: none\n  arms:\n"
+    "    low: {neuron.threshold: 0.5, neuron.strict: false}\n"
+    "    mine: {neuron: mine, neuron.threshold: 0.375, tracking.run_name: 2026_11}\n    wrong: {neuron.thresold: 1}\n",
+    "experiment/armed2": "defaults: [armed]\narm: low\nclaim: {arms: {low: {neuron.beta: 0.25}}}\n",
     "experiment/sub/g": "# @package _global_\nneuron: {threshold: 0.375}\n",
 }
 
@@ -142,3 +147,41 @@ def test_the_record_shows_what_was_typed(own: str) -> None:
     cfg = loader.load_configuration("config", [own, *typed], RunMode.RUN)
     assert list(cfg.hydra.overrides.task) == typed
     assert cfg.hydra.runtime.choices["neuron"] == "mine"
+
+
+def test_an_arm_is_a_part_of_its_experiment(own: str) -> None:
+    """Its values win over the experiment's, not over what was chosen in words; its own option comes before them."""
+
+    def threshold_of(*words: str) -> tuple[float, bool]:
+        neuron = single(own, "+experiment=armed", *words)["neuron"]
+        return neuron["threshold"], neuron["strict"]
+
+    assert threshold_of() == (0.25, True)
+    assert threshold_of("arm=low") == (0.5, False)
+    assert threshold_of("arm=low", "neuron=mine") == threshold_of("neuron=mine", "arm=low") == (0.7, False)
+    assert threshold_of("arm=low", "neuron=mine", "neuron.threshold=4") == (4, False)
+    assert threshold_of("arm=mine") == (0.375, True)
+    assert threshold_of("arm=mine", "neuron=plain") == (0.6, True)
+    assert single(own, "+experiment=armed", "arm=mine")["tracking"]["run_name"] == "2026_11"  # as it stands there
+    built_on = single(own, "+experiment=armed2")["neuron"]  # which chooses an arm itself, and adds to it
+    assert (built_on["threshold"], built_on["beta"]) == (0.5, 0.25)
+    found = jobs(own, "+experiment=armed", "arm=low,mine", "neuron=plain,mine")
+    assert found == [
+        single(own, "+experiment=armed", f"arm={arm}", f"neuron={neuron}")
+        for arm, neuron in itertools.product(("low", "mine"), ("plain", "mine"))
+    ]
+
+
+def test_an_arm_with_a_wrong_key_is_named_with_its_line(own: str) -> None:
+    with pytest.raises(ConfigError, match=r"armed\.yaml, line 7: neuron\.thresold: no such key.*threshold"):
+        single(own, "+experiment=armed", "arm=wrong")
+
+
+def test_the_record_shows_an_arm_as_it_was_typed(own: str) -> None:
+    loader = GlobalHydra.instance().config_loader()
+    cfg = loader.load_configuration("config", [own, "+experiment=armed", "arm=mine"], RunMode.RUN)
+    assert list(cfg.hydra.overrides.task) == ["+experiment=armed", "arm=mine"]
+    assert (cfg.hydra.runtime.choices["neuron"], cfg.hydra.job.override_dirname) == (
+        "mine",
+        "+experiment=armed,arm=mine",
+    )

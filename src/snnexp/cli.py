@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import sys
+import traceback
 from typing import TYPE_CHECKING, NoReturn
 
 from snnexp import __version__, interrupts
@@ -127,11 +128,20 @@ def _disk_full(error: BaseException) -> str | None:
 
 def _not_writable(error: BaseException) -> str | None:
     """Hydra makes its dated folder before any code of ours runs, so nobody else can explain it."""
-    if not isinstance(error, OSError) or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if not isinstance(error, OSError):
         return None
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return (
+            f"{error.filename}: {error.strerror}. Start from a folder that you may write to, or set hydra.run.dir, "
+            "state_dir and tracking.uri to one."
+        )
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    in_hydra = any(str(frame.f_globals.get("__name__")).startswith("hydra.") for frame in frames)
+    if error.filename is None or not in_hydra or any(frame.f_code is _job.__code__ for frame in frames):
+        return None  # not while the folder was made
     return (
-        f"{error.filename}: {error.strerror}. Start from a folder that you may write to, or set hydra.run.dir, "
-        "state_dir and tracking.uri to one."
+        f"{error.filename}: {error.strerror}. This folder cannot be made: choose another hydra.run.dir (of a sweep: "
+        "hydra.sweep.dir)."
     )
 
 
@@ -141,8 +151,6 @@ def _unexpected(error: BaseException) -> str:
     if files:
         where = f"The traceback is in {files[0]}"
     else:
-        import traceback
-
         from snnexp.secrets import hide
 
         with contextlib.suppress(OSError):
@@ -167,7 +175,6 @@ def _job(cfg: DictConfig) -> float | None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from snnexp.claims.arms import apply_arm
     from snnexp.errors import SnnexpError
     from snnexp.secrets import guard_logging
     from snnexp.tasks import run_task
@@ -176,7 +183,6 @@ def _job(cfg: DictConfig) -> float | None:
     interrupts.install()  # in the worker of a sweep's launcher, where main() did not run
     guard_logging()
     try:
-        apply_arm(cfg, HydraConfig.get().overrides.task)
         _settle_store(cfg)
         conf = validate(cfg)
         return run_task(conf, cfg)

@@ -25,7 +25,9 @@ class Repository(CachingConfigRepository):
 
     def __init__(self, delegate: IConfigRepository, overrides: Sequence[Override]) -> None:
         super().__init__(delegate)
-        self.chosen = {f"{o.key_or_group}/{o.value()}" for o in overrides if isinstance(o.value(), str)}
+        given = ((override.key_or_group, override.value()) for override in overrides)
+        self.given = {key: value for key, value in given if isinstance(value, str)}
+        self.chosen = {f"{group}/{option}" for group, option in self.given.items()}
 
     def files(self) -> dict[str, FileResult]:
         """What has been read so far, by config path."""

@@ -3,6 +3,7 @@
 Hydra merges `+experiment=e` last, so its values would win over those of `neuron=mine` beside it. Here the command line
 wins over every file: the values of the options that were chosen in words are merged once more, behind the experiment.
 What an option takes from the schemas is not, so the experiment keeps every key that the option's own files leave alone.
+The arm of an experiment (`arm=learned`) is a part of its file: its values stand right behind the experiment's own.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from snnexp import config_files, faults, words
+from snnexp.claims.arms import arm_file, chosen_arm
 from snnexp.config_files import FileResult
 from snnexp.errors import ConfigError
 from snnexp.faults import Repository
@@ -29,6 +31,7 @@ from snnexp.naming import path_word
 from snnexp.secrets import mask_composed
 
 EXPERIMENT = "experiment/"
+ARM = "arm"  # in a composition, the path of what an arm stands for
 
 
 class Loader(ConfigLoaderImpl):
@@ -40,15 +43,24 @@ class Loader(ConfigLoaderImpl):
     repo: Repository | None = None
     loaded: ConfigResult | None = None
     package: tuple[str, ...] = ()
+    # options that the experiment's arm chooses, as overrides, once they are known
+    arm_options: Sequence[str] = ()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.schema = words.schema()
 
-    def _load_configuration_impl(self, *args: Any, **kwargs: Any) -> DictConfig:
+    def _load_configuration_impl(
+        self, config_name: str | None, overrides: list[str], *args: Any, **kw: Any
+    ) -> DictConfig:
         install(*self.schema)  # a launcher may have brought this object into another process
         try:
-            return mask_composed(super()._load_configuration_impl(*args, **kwargs))  # type: ignore[no-any-return]
+            cfg = super()._load_configuration_impl(config_name, overrides, *args, **kw)
+            if self.arm_options:  # composed anew, with them
+                typed = cfg.hydra
+                cfg = super()._load_configuration_impl(config_name, [*overrides, *self.arm_options], *args, **kw)
+                cfg.hydra.overrides, cfg.hydra.job.override_dirname = typed.overrides, typed.job.override_dirname
+            return mask_composed(cfg)  # type: ignore[no-any-return]
         except RecursionError as error:
             place = self.repo.last_file() if self.repo is not None else "A configuration file"
             raise ConfigError(f"{place}: a defaults list leads back to its own file.") from error
@@ -60,6 +72,7 @@ class Loader(ConfigLoaderImpl):
             raise
         finally:
             self.repo = self.loaded = None  # launchers pickle this object
+            self.arm_options = ()
 
     def _parse_overrides_and_create_caching_repo(
         self, config_name: str | None, overrides: list[str]
@@ -98,7 +111,7 @@ class Loader(ConfigLoaderImpl):
 
     def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
         if isinstance(repo, Repository):
-            defaults = command_line_last(defaults, repo)
+            defaults, self.arm_options = command_line_last(defaults, repo, self.arm_options)
         try:
             return super()._compose_config_from_defaults_list(defaults, repo)
         except ConfigCompositionException as error:
@@ -117,15 +130,31 @@ class Loader(ConfigLoaderImpl):
         return result
 
 
-def command_line_last(defaults: list[ResultDefault], repo: Repository) -> list[ResultDefault]:
-    """The files in the order in which they are merged; those of chosen options once more behind the experiment."""
+def command_line_last(
+    defaults: list[ResultDefault], repo: Repository, arm_options: Sequence[str] = ()
+) -> tuple[list[ResultDefault], Sequence[str]]:
+    """The files in the order in which they are merged; behind the experiment its arm, then chosen options once more.
+
+    `arm_options` are those of the arm that this composition chooses already, as overrides; returned with the files
+    are those that it should choose.
+    """
     experiments = _subtrees(defaults, lambda path: path.startswith(EXPERIMENT))
-    if not any(experiments):
-        return defaults
-    end = max(index for index, inside in enumerate(experiments) if inside) + 1
-    chosen = _subtrees(defaults, lambda path: path in repo.chosen and not path.startswith(EXPERIMENT))
-    again = [d for d, inside in zip(defaults[:end], chosen, strict=False) if inside and not _is_schema(d, repo)]
-    return [*defaults[:end], *again, *defaults[end:]]
+    end = max((index for index, inside in enumerate(experiments) if inside), default=-1) + 1
+    of_arm = {option.replace("=", "/", 1) for option in arm_options}
+
+    def again(chosen: set[str]) -> list[ResultDefault]:
+        inside = _subtrees(defaults, lambda path: path in chosen and not path.startswith(EXPERIMENT))[:end]
+        return [d for d, is_chosen in zip(defaults, inside, strict=False) if is_chosen and not _is_schema(d, repo)]
+
+    arm: list[ResultDefault] = []
+    loaded = [repo.load_config(str(d.config_path)) for d, inside in zip(defaults, experiments, strict=True) if inside]
+    files = [file for file in loaded if isinstance(file, FileResult)]
+    if name := repo.given.get("arm") or chosen_arm(files):
+        typed = set(repo.given) - {option.partition("=")[0] for option in arm_options}
+        repo.cache[f"config_path={ARM}"], arm_options = arm_file(files, name, typed)
+        arm = [ResultDefault(ARM, package="")]
+    last = [*again(of_arm), *arm, *again(repo.chosen - of_arm)] if end else []
+    return [*defaults[:end], *last, *defaults[end:]], arm_options
 
 
 def _subtrees(defaults: Sequence[ResultDefault], is_root: Callable[[str], bool]) -> list[bool]:

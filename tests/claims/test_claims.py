@@ -10,7 +10,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from snnexp.claims.arms import apply_arm, single_unless_trained
+from snnexp.claims.arms import single_unless_trained
 from snnexp.claims.checks import check_claim
 from snnexp.claims.collect import read_results, runs_as_dicts, write_results
 from snnexp.claims.conf import ClaimConf, CompareConf, CurveConf, ValueConf
@@ -29,9 +29,7 @@ EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.y
 def composed(*overrides: str) -> Config:
     register_schemas()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("config", overrides=list(overrides))
-        apply_arm(cfg, overrides)
-        return validate(cfg)
+        return validate(compose("config", overrides=list(overrides)))
 
 
 def claim_of(experiment: str) -> ClaimConf:

@@ -6,54 +6,62 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from snnexp.config_files import FileResult
 from snnexp.errors import ConfigError, unknown_choice
 from snnexp.helptext import GROUPS
 
 
-def apply_arm(cfg: DictConfig, typed: Sequence[str] = ()) -> None:
-    """Set the values of `cfg.arm` in `cfg`; what the user typed (`typed`: overrides) stays as it was typed.
+def arm_file(files: Iterable[FileResult], arm: str, chosen: Iterable[str]) -> tuple[FileResult, list[str]]:
+    """What the arm `arm` of an experiment stands for: its values, as a file of their own, and the options it chooses.
 
-    An arm may also choose an option of a group (`encoder: rate`): the configuration is then composed once more, as if
-    the word had been typed.
+    `files` are the experiment's, those that it builds on first; `chosen` are the groups that the command line
+    chooses an option of, which the arm leaves alone.
 
-    Raises: ConfigError if the experiment has no such arm, or the arm sets a key that does not exist.
+    Raises: ConfigError if the experiment has no such arm.
     """
-    if cfg.get("arm") is None:
-        return
-    claim = cfg.get("claim")
-    if claim is None:
-        raise ConfigError(f"arm={cfg.arm}: only an experiment with a claim has arms. Add +experiment=NAME.")
-    if cfg.arm not in claim.arms:
-        raise ConfigError(unknown_choice("arm", cfg.arm, list(claim.arms)))
-    chosen = {text.partition("=")[0].lstrip("+~") for text in typed}
-    values = {str(key): value for key, value in claim.arms[cfg.arm].items() if key not in chosen}
-    options = [f"{key}={value}" for key, value in values.items() if key in GROUPS]
-    if options:
-        _choose(cfg, [*typed, *options])
-    for key, value in values.items():
-        if key not in GROUPS:
-            _set(cfg, key, value)
+    names: list[str] = []
+    options: dict[str, str] = {}
+    found = FileResult("arm", "arm://", OmegaConf.create(), {"package": None}, file=f"arm={arm}")
+    for file in files:
+        arms = _arms(file)
+        names += arms
+        for key, value in (arms.get(arm) or {}).items():
+            if key in GROUPS:
+                options[key] = file.words.get(("claim", "arms", arm, key), str(value))
+            else:
+                OmegaConf.update(found.config, key, value)
+                _keep_place(found, file, arm, key)
+    if not names:
+        raise ConfigError(f"arm={arm}: only an experiment with a claim has arms. Add +experiment=NAME.")
+    if arm not in names:
+        raise ConfigError(unknown_choice("arm", arm, list(dict.fromkeys(names))))
+    return found, [f"{key}={value}" for key, value in options.items() if key not in set(chosen)]
 
 
-def _choose(cfg: DictConfig, words: Iterable[str]) -> None:
-    from hydra import compose
+def chosen_arm(files: Iterable[FileResult]) -> str | None:
+    """The arm that an experiment's own files choose with `arm: NAME`, if any."""
+    name = None
+    for file in files:
+        if isinstance(file.config, DictConfig) and file.config.get("arm") is not None:
+            name = file.words.get(("arm",), str(file.config.arm))
+    return name
 
-    arm, composed = cfg.arm, compose("config", overrides=list(words))
-    for key in composed:
-        cfg[key] = composed._get_node(key)
-    cfg.arm = arm
+
+def _arms(file: FileResult) -> dict[str, Any]:
+    """The arms as they stand in the file; what is wrong with a claim's form is said where it is merged."""
+    node: Any = OmegaConf.to_container(file.config)
+    for key in ("claim", "arms"):
+        node = node.get(key) if isinstance(node, dict) else None
+    return {arm: values for arm, values in node.items() if isinstance(values, dict)} if isinstance(node, dict) else {}
 
 
-def _set(cfg: DictConfig, key: str, value: Any) -> None:
-    missing = object()
-    try:
-        if OmegaConf.select(cfg, key, default=missing, throw_on_missing=False) is missing:
-            raise ConfigError(f"arm={cfg.arm}: {key}: no such key.")
-        OmegaConf.update(cfg, key, value)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"arm={cfg.arm}: {key}: {str(error).splitlines()[0]}") from error
+def _keep_place(found: FileResult, file: FileResult, arm: str, key: str) -> None:
+    """Lines and texts of an arm's key, for faults and words, as if the key stood at the top of a file."""
+    at, path = ("claim", "arms", arm, key), tuple(key.split("."))
+    found.file = file.file
+    found.words |= {(*path, *old[4:]): text for old, text in file.words.items() if old[:4] == at}
+    found.lines |= {(*path, *old[4:]): line for old, line in file.lines.items() if old[:4] == at}
 
 
 def single_unless_trained(arguments: Sequence[str]) -> list[str]:

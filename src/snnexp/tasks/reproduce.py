@@ -14,7 +14,6 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from snnexp.claims.arms import apply_arm
 from snnexp.claims.collect import find_finished, on_the_same_data, read_run, runs_as_dicts, write_results
 from snnexp.claims.conf import ClaimConf
 from snnexp.claims.judge import Run, judge
@@ -96,7 +95,6 @@ def _jobs(experiment: str, overrides: list[str], claim: ClaimConf) -> list[Job]:
         for arm in arms:
             words = [f"+experiment={experiment}", *overrides, f"seed={seed}", f"arm={arm}"]
             cfg = compose("config", overrides=words)
-            apply_arm(cfg, words)
             conf = validate(cfg)
             absolute_paths(conf, cfg)
             config = OmegaConf.to_container(cfg, resolve=True)
