@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from snnexp.config import Config, register_schemas
 from snnexp.errors import ConfigError, TrainingError
 from snnexp.experiment import Experiment, assemble
 from snnexp.tasks.out_of_memory import is_out_of_memory, memory_errors_in_words
+from snnexp.training import foresight
 from snnexp.training.foresight import available_bytes, check_training, memory, small_batch, step_bytes
 from snnexp.training.optimisation import build_optimizer
 from snnexp.training.passes import train_pass
@@ -129,6 +131,30 @@ def test_an_error_of_memory_says_what_to_lower(fail: Any) -> None:
     for word in ("dataset.batch_size (now 32)", "dataset.num_steps (now 10)", "trainer.checkpoint_steps"):
         assert word in message
     assert error.value.__context__.__traceback__ is None  # no frame holds what filled the memory
+
+
+@pytest.mark.parametrize(
+    ("folder", "limit", "used", "prefix"),
+    [
+        (".", "memory.max", "memory.current", ""),
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+    ],
+)
+def test_files_in_memory_do_not_count_as_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, limit: str, used: str, prefix: str
+) -> None:
+    monkeypatch.setattr(foresight, "CGROUP", tmp_path)
+    group = tmp_path / folder
+    group.mkdir(exist_ok=True)
+    for name, text in (
+        (limit, "1000\n"),
+        (used, "900\n"),
+        ("memory.stat", f"anon 200\nfile 700\n{prefix}active_file 600\n{prefix}inactive_file 50\n"),
+    ):
+        (group / name).write_text(text)
+    assert available_bytes(torch.device("cpu")) == 750
+    (group / limit).write_text("max\n")
+    assert (available_bytes(torch.device("cpu")) or 1 << 40) > 1000
 
 
 def test_other_errors_stay_what_they_are() -> None:
