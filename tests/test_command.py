@@ -25,7 +25,7 @@ def test_help_lists_every_group_and_option(snnexp) -> None:
         assert f"\n{group}: " in done.stdout, group
     for option in ("randman", "cifar10dvs", "dietsnn", "temporal_weight", "rouser_fig6b", "plif_cifar10", "inspect"):
         assert f"\n  {option} " in done.stdout, option
-    assert done.stdout.count("\n  snnexp") == 5  # the example commands
+    assert done.stdout.count("\n  snnexp") == 6  # the example commands
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["neuron=rousr"], ["neuron.treshold=1"]])
