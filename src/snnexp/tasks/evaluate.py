@@ -19,6 +19,7 @@ from snnexp.helptext import GROUPS
 from snnexp.tracking.identity import identity_config
 
 if TYPE_CHECKING:
+    from snnexp.experiment import Experiment
     from snnexp.tasks.find import Found
 
 # What the command itself is about, and where it is done: never taken from a checkpoint.
@@ -32,21 +33,11 @@ def evaluate(conf: Config, cfg: DictConfig) -> float:
     Keys given on this command line (dataset.root, device, dataset.limit_test, ...) win over those of the run.
     """
     with importing(freeze=True):
-        from snnexp.experiment import assemble
-        from snnexp.tasks.environment import absolute_paths, environment
-        from snnexp.tasks.find import found_checkpoint
-        from snnexp.training.checkpoint import apply_weights
         from snnexp.training.display import Display
         from snnexp.training.outcome import results, test
-        from snnexp.validation import validate
 
-    env = environment(cfg)
-    with found_checkpoint(conf, env.start_dir) as found:
-        stored = as_trained(found, cfg, env.overrides)
-        restored = validate(stored)
-        absolute_paths(restored, stored)
-        experiment = assemble(restored)
-        apply_weights(experiment.network, found.weights, found.path, found.config)
+    found, experiment = restore(conf, cfg)
+    restored = experiment.conf
     facts, epoch = found.facts, int(found.facts.get("epoch", 0))
     display = Display(restored.trainer.max_epochs)
     display.say(f"{found.path}: {restored.dataset.name}, {restored.neuron.name}, weights of epoch {epoch}")
@@ -57,6 +48,25 @@ def evaluate(conf: Config, cfg: DictConfig) -> float:
         target.write_text(json.dumps(results(experiment, outcome, facts), indent=1) + "\n", encoding="utf-8")
         display.say(f"written to {target}")
     return outcome.metrics["test/accuracy"]
+
+
+def restore(conf: Config, cfg: DictConfig) -> tuple[Found, Experiment]:
+    """The run that `run_id` and `checkpoint` name, assembled as it was trained, with its weights."""
+    with importing(freeze=True):
+        from snnexp.experiment import assemble
+        from snnexp.tasks.environment import absolute_paths, environment
+        from snnexp.tasks.find import found_checkpoint
+        from snnexp.training.checkpoint import apply_weights
+        from snnexp.validation import validate
+
+    env = environment(cfg)
+    with found_checkpoint(conf, env.start_dir) as found:
+        stored = as_trained(found, cfg, env.overrides)
+        restored = validate(stored)
+        absolute_paths(restored, stored)
+        experiment = assemble(restored)
+        apply_weights(experiment.network, found.weights, found.path, found.config)
+    return found, experiment
 
 
 def as_trained(found: Found, cfg: DictConfig, overrides: tuple[str, ...]) -> DictConfig:

@@ -24,22 +24,13 @@ def probe(conf: Config, cfg: DictConfig) -> None:
     """
     with importing(freeze=True):
         from snnexp.analysis.timing import Timing, redrawn, shuffled, verdict
-        from snnexp.experiment import assemble
         from snnexp.models.spec import why_not_in_segments
-        from snnexp.tasks.environment import absolute_paths, environment
-        from snnexp.tasks.evaluate import as_trained
-        from snnexp.tasks.find import found_checkpoint
-        from snnexp.training.checkpoint import apply_weights
+        from snnexp.tasks.environment import environment
+        from snnexp.tasks.evaluate import restore
         from snnexp.training.display import Display
-        from snnexp.validation import validate
 
-    env = environment(cfg)
-    with found_checkpoint(conf, env.start_dir) as found:
-        stored = as_trained(found, cfg, env.overrides)
-        restored = validate(stored)
-        absolute_paths(restored, stored)
-        experiment = assemble(restored)
-        apply_weights(experiment.network, found.weights, found.path, found.config)
+    found, experiment = restore(conf, cfg)
+    restored, env = experiment.conf, environment(cfg)
     display, timing = Display(restored.trainer.max_epochs), Timing(experiment)
     display.say(
         f"{found.path}: {restored.dataset.name}, {restored.neuron.name}, T = {experiment.source.info.num_steps}"
