@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from snnexp import interrupts
+from snnexp.collector import importing
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +56,21 @@ def test_no_second_interrupt_while_the_record_is_closed_but_whoever_insists_gets
         os.kill(os.getpid(), signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_an_import_is_not_torn() -> None:
+    """Half a package cannot be imported again, and closing the record needs it."""
+    arrived = False
+    with pytest.raises(KeyboardInterrupt), importing():
+        os.kill(os.getpid(), signal.SIGTERM)
+        arrived = True
+    assert arrived
+
+
+def test_a_signal_during_an_import_at_the_end_is_ignored_too() -> None:
+    interrupts.ending()
+    with importing():
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_an_interrupt_that_somebody_swallowed_comes_back() -> None:

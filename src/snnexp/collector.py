@@ -13,21 +13,27 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from snnexp import interrupts
+
 
 @contextmanager
 def importing(*, freeze: bool = False) -> Iterator[None]:
-    """Around imports of large packages, or calls that lead to them: no collection inside.
+    """Around imports of large packages, or calls that lead to them: no collection inside, and no interrupt.
+
+    A signal waits until the packages are there: half of one cannot be imported again in this process, and closing the
+    record of an interrupted run needs them.
 
     freeze: if the block imported anything, the collector never looks at what exists now again. Such a block should come
     before a job has large objects of its own, because in a sweep those must go with their job. It has no effect once
     triton is there: when the process ends, its binding library complains of every object that was not collected.
     """
     running, before = gc.isenabled(), len(sys.modules)
-    gc.disable()
-    try:
-        yield
-    finally:
-        if running:  # else the user or an outer block has it off
-            if freeze and len(sys.modules) > before and "triton" not in sys.modules:
-                gc.freeze()
-            gc.enable()
+    with interrupts.held():
+        gc.disable()
+        try:
+            yield
+        finally:
+            if running:  # else the user or an outer block has it off
+                if freeze and len(sys.modules) > before and "triton" not in sys.modules:
+                    gc.freeze()
+                gc.enable()

@@ -44,14 +44,14 @@ def _handle(number: int, _frame: FrameType | None) -> None:
     global _pending, _raised_at, _ignored
     if number == getattr(signal, "SIGHUP", None):
         _let_go_of_terminal()
-    if _held:
-        _pending = True
-    elif _ending:
+    if _ending:  # also inside a block that holds: a signal kept there would tear the end after it
         _ignored += 1
         if _ignored > PATIENCE:
             raise KeyboardInterrupt
         with contextlib.suppress(OSError):
             os.write(2, b"snnexp: the record is being closed; one moment.\n" if _ignored == 1 else b"")
+    elif _held:
+        _pending = True
     elif _raised_at is None or time.monotonic() - _raised_at > AGAIN_S:
         _raised_at = time.monotonic()
         raise KeyboardInterrupt

@@ -78,7 +78,8 @@ class _Data:
 
     def fingerprint(self) -> str | None:
         """Of the data as they are now; None, and a warning, if they cannot be read. Nothing is fetched for it."""
-        from snnexp.experiment import open_source
+        with importing(freeze=True):
+            from snnexp.experiment import open_source
 
         key = repr(self.conf.dataset)
         if key not in self._known:
