@@ -108,3 +108,8 @@ def test_child_processes_know_the_whole_address() -> None:
     script = "import sys\nfrom snnexp.secrets import reveal\nprint(reveal(sys.argv[1]))"
     done = subprocess.run([sys.executable, "-c", script, masked], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"http://u:{SECRET}@h"
+
+
+def test_the_query_of_a_file_is_masked_and_its_folders_are_not() -> None:
+    assert secrets._split("sqlite:///a?token=b/p.db") == ("sqlite:///a?token=b/p.db", [])
+    assert secrets._split("sqlite:///p.db?password=pw12") == ("sqlite:///p.db?password=***", ["pw12"])

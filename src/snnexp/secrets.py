@@ -34,9 +34,12 @@ def _split(address: str) -> tuple[str, list[str]]:
     """The masked address and the secrets in it."""
     found: list[str] = []
     scheme, separator, rest = address.partition("://")
-    if scheme.lower().startswith("sqlite"):  # a path, with whatever its folders are called
-        return address, []
-    if separator:
+    path, mark, query = rest.rpartition("?")
+    if scheme.lower().startswith("sqlite"):  # a path, with whatever its folders are called, and perhaps a query
+        if not mark or "/" in query:
+            return address, []
+        address = mark + query
+    elif separator:
         authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
         user, at, _ = authority.rpartition("@")
         if not at and "@" in rest and re.match(r"[^:/?#]*:(?!\d+(?:[/?#]|$))", rest):
@@ -56,6 +59,8 @@ def _split(address: str) -> tuple[str, list[str]]:
         return match[1] + MARK
 
     masked = _NAMED.sub(named, address)
+    if scheme.lower().startswith("sqlite"):
+        masked = f"{scheme}{separator}{path}{masked}"
     return masked, [secret for secret in found if not secret.startswith(MARK)]
 
 
