@@ -169,6 +169,10 @@ class NeuronConf:
     force_last_spike: bool = False  # training only: a neuron silent so far fires at the last step (ETTFS)
     relative_surrogate: bool = False  # the surrogate sees U/theta - 1 instead of U - theta (DIET-SNN)
     surrogate: SurrogateConf = field(default_factory=SurrogateConf)
+    equation: str | None = None  # a step function of your own: package.module:name or file.py:name
+    params: dict[str, Any] = field(default_factory=dict)  # its values by name: {init, learn, per, low, high}
+    module: str | None = None  # a neuron of snnTorch, or a module of your own: snntorch.Synaptic, package.module:name
+    kwargs: dict[str, Any] = field(default_factory=dict)  # what it is made with
 
 
 # --- encoder, decoder ---------------------------------------------------------------------------------------------
@@ -352,6 +356,7 @@ class Config:
     task: str = choice("train", "train", "evaluate", "inspect", "prepare", "report", "export", "reproduce", "probe")
     run_id: str | None = None  # task=evaluate, export, probe: the MLflow run to load
     checkpoint: str = choice("best", "best", "last")  # task=evaluate, export, probe
+    show: str = choice("all", "all", "kernel")  # task=inspect: everything, or the source of the neurons' kernels
     state_dir: str = "./runs"  # training states, one stable folder per run
     results_dir: str = "./results"  # task=reproduce: where the tables go
     results_name: str | None = None  # task=reproduce: their name; null: the experiment's
@@ -393,9 +398,14 @@ SCHEMAS: dict[str, dict[str, type]] = {
 }
 
 
+# Keys of any name are legal within these.
+FREE = {"neuron": ("params", "kwargs")}
+
+
 def register_schemas() -> None:
     """Put the schemas into Hydra's ConfigStore, in a hidden group, and teach Hydra our reading of words and files."""
     from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
 
     from snnexp.loader import install
 
@@ -403,7 +413,10 @@ def register_schemas() -> None:
     store.store(group="schema", name="main", node=Config, package="_global_")
     for group, options in SCHEMAS.items():
         for name, node in options.items():
-            store.store(group=f"schema/{group}", name=name, node=node)
+            schema = OmegaConf.structured(node)
+            for free in FREE.get(group, ()):
+                OmegaConf.set_struct(schema[free], False)
+            store.store(group=f"schema/{group}", name=name, node=schema)
     install(Config, SCHEMAS)
 
 

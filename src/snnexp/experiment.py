@@ -21,7 +21,6 @@ from snnexp.errors import ConfigError
 from snnexp.models.delayed_recurrence import REASON, layers_with_delays
 from snnexp.models.network import Network, Observer, Output, build_network
 from snnexp.models.tokens import takes_events
-from snnexp.neurons.engines import choose_engine
 from snnexp.training.seeding import derive_seed, seed_everything
 from snnexp.variables import threads
 
@@ -63,9 +62,7 @@ class Experiment:
         layers = [layer for name, layer in self.network.neurons.items() if name not in stepwise]
         if not layers:
             return "reference", REASON
-        engine, reason = choose_engine(
-            layers[0].requested_engine, self.device, layers[0].active_dynamics(), torch.float32
-        )
+        engine, reason = layers[0].engine_on(self.device)
         if stepwise and engine != "reference":
             reason += f"; {', '.join(stepwise)} on reference: {REASON}"
         return engine, reason

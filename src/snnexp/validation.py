@@ -17,7 +17,7 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 from snnexp.any_run import TASKS
 from snnexp.claims.checks import check_claim
 from snnexp.coding_rules import DECODER_LOSSES, ENCODERS, check_decoder, check_encoder
-from snnexp.config import Config, EventDatasetConf, ImageDatasetConf
+from snnexp.config import Config, EventDatasetConf, ImageDatasetConf, NeuronConf
 from snnexp.data.facts import FACTS, frame_shape, num_classes, unread_keys
 from snnexp.errors import ConfigError, did_you_mean, unknown_choice
 from snnexp.models.spec import effective_spec, plan, why_not_in_segments, why_not_on_engine
@@ -122,8 +122,28 @@ def _names(conf: Config) -> Iterator[str]:
             yield unknown_choice(key, value, valid)
 
 
+def _foreign_neuron(n: NeuronConf) -> Iterator[str]:
+    """A neuron of the user's own: nothing may be set that it would not heed."""
+    if n.equation is not None and n.module is not None:
+        yield "neuron.equation and neuron.module: a neuron is one or the other. Leave one of them out."
+    if n.params and n.equation is None:
+        yield f"neuron.params.{next(iter(n.params))}: only neuron.equation has values of its own. Set that, too."
+    if n.kwargs and n.module is None:
+        yield f"neuron.kwargs.{next(iter(n.kwargs))}: only neuron.module is made with arguments. Set that, too."
+    if n.equation is None and n.module is None:
+        return
+    ours = ["reset", "tau_form", "detach_reset", "ignore_reset_in_backward", "fire_once", "force_last_spike"]
+    ours += ["relative_surrogate"] if n.module is None else ["relative_surrogate", "learn_threshold", "learn_beta"]
+    key = "equation" if n.module is None else "module"
+    for f in dataclasses.fields(n):
+        if f.name in ours and getattr(n, f.name) != f.default:
+            word = str(getattr(n, f.name)).lower()
+            yield f"neuron.{f.name}={word}: neuron.{key} has a step of its own, without it. Start from neuron=fixed."
+
+
 def _neuron(conf: Config) -> Iterator[str]:
     n = conf.neuron
+    yield from _foreign_neuron(n)
     if n.threshold < 0:
         yield f"neuron.threshold={n.threshold}: must be >= 0; below it a neuron at rest fires at every step."
     if n.threshold_param == "tanh" and not -1 < n.threshold < 1:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snnexp.neurons.custom import Equation
 from snnexp.neurons.engines import reference
 from snnexp.neurons.engines.fused import run_fused
 from snnexp.neurons.equation import Dynamics, State, initial_state
@@ -137,6 +138,36 @@ def check(case: Case, backend: Any) -> None:
         assert (a - b).abs().max() <= 1e-10 * max(a.abs().max().item(), 1e-3), (case.dynamics, leaf.shape, a, b)
 
 
+def two_states(x, mem, spk, w, *, spike, beta, threshold, rho, a):
+    """A user's equation with a state of its own and numbers that float32 does not hold."""
+    w = rho * w + torch.tanh(a * mem) + 0.1 * spk
+    mem = torch.maximum(beta * mem * (1 - spk), -w) + x
+    spk = spike(mem - threshold)
+    return mem, spk, w
+
+
+def check_custom(backend: Any) -> None:
+    """The same for a user's equation, from a given state."""
+    states, values = ("mem", "spk", "w"), ("beta", "threshold", "rho", "a")
+    equation = Equation("two_states", two_states, states, values, (), True)
+    dynamics = Dynamics(Surrogate("fast_sigmoid", slope=3.0), equation=equation)
+    results = []
+    for fused in (False, True):
+        generator = torch.Generator().manual_seed(0)
+        leaves = [
+            torch.rand(shape, generator=generator, dtype=torch.float64).requires_grad_()
+            for shape in ((7, 2, 3), (), (3,), (3,), (), (2, 3), (2, 3), (2, 3))
+        ]
+        x, beta, threshold, rho, a, *state = leaves
+        given = (2 * x, None, beta, threshold, dynamics, equation.state_type(*state))
+        more = {"rho": rho, "a": a}
+        spk, mem, last = run_fused(*given, backend, more=more) if fused else reference.run(*given, more=more)
+        loss = (spk * torch.linspace(0, 1, 3)).sum() + (mem**2).sum() + (last.w**3).sum()
+        results.append([spk, mem, last.w, *torch.autograd.grad(loss, leaves)])
+    for one, other in zip(*results, strict=True):
+        assert (one - other).abs().max() <= 1e-10 * one.abs().max(), (one, other)
+
+
 if __name__ == "__main__":
     from snnexp.neurons.engines import triton_engine
 
@@ -144,4 +175,5 @@ if __name__ == "__main__":
     chosen = [*pairwise_options(0), *random.Random(1).sample(all_options(), 60)]
     for case in cases(chosen):
         check(case, triton_engine.TritonBackend())
+    check_custom(triton_engine.TritonBackend())
     print(f"{len(chosen)} cases agree")

@@ -53,7 +53,7 @@ def step_memory_bytes(network: Estimated, batch_size: int) -> int:
     gradients = 2 * max(prod(layer.out_shape) for layer in network.layers if layer.kind != "flatten")
     inputs = 0 if network.wants_events else prod(network.input_shape)
     parameters = sum(p.numel() for p in network.parameters())
-    states = sum((3 if neuron.has_current else 2) * prod(neuron.shape) for neuron in network.neurons.values())
+    states = sum(neuron.states * prod(neuron.shape) for neuron in network.neurons.values())
     states += sum(_values_held_back(network, index) for index in range(len(network.layers)))
     between = (len(lengths) - 1) * batch_size * states
     copies = 4 if len(lengths) == 1 else 5

@@ -40,6 +40,7 @@ from snnexp.models.weights import Linear, RecurrentLinear, build_weights
 from snnexp.neurons.engines import LayerRun, spikes_over_time
 from snnexp.neurons.equation import Pool
 from snnexp.neurons.layer import SpikingLayer, Within
+from snnexp.neurons.module_layer import build_layer
 
 __all__ = ["LayerRow", "Network", "Observer", "Output", "build_network"]
 
@@ -376,7 +377,7 @@ def build_network(
         elif layer.kind == "spiking":
             analog, binary = False, True  # what follows sees spikes, even if it is the first layer with weights
             spiking = not (layer.name == last and decoder.name == "membrane" and decoder.integrate)
-            network.neurons[layer.name] = SpikingLayer(neuron, layer.out_shape, layer.name, spiking=spiking)
+            network.neurons[layer.name] = build_layer(neuron, layer.out_shape, layer.name, spiking=spiking)
             network.add_module(layer.name, network.neurons[layer.name])
         elif layer.kind != "flatten":
             module = _build_stateless(layer, model)

@@ -35,19 +35,19 @@ class Memory:
 
     def remember(self, name: str, state: State) -> None:
         """Keep a copy of an engine's last state: the state itself is a view that would hold all steps before it."""
-        mem, spk, cur, fired = state
-        self.neurons[name] = State(mem.clone(), spk.clone(), cur, fired)
+        copies = {"mem": state.mem.clone(), "spk": state.spk.clone()}
+        self.neurons[name] = state._replace(**copies)
 
     def tensors(self) -> list[Tensor]:
         """Everything that gradients pass through; who has fired, what is dropped and events are constants."""
-        states = [t for state in self.neurons.values() for t in (state.mem, state.spk, state.cur) if t is not None]
+        states = [t for state in self.neurons.values() for _, t in _parts(state)]
         return [*states, *self.traces.values()]
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Memory:
         """The same memory with other values for `tensors()`."""
         values = iter(tensors)
         neurons = {
-            name: State(next(values), next(values), None if state.cur is None else next(values), state.fired)
+            name: state._replace(**{part: next(values) for part, _ in _parts(state)})
             for name, state in self.neurons.items()
         }
         traces = {name: next(values) for name in self.traces}
@@ -56,6 +56,11 @@ class Memory:
     def hollow(self) -> Memory:
         """A copy without the values of `tensors()`."""
         return self.with_tensors([tensor.new_empty(0) for tensor in self.tensors()])
+
+
+def _parts(state: State) -> list[tuple[str, Tensor]]:
+    """What gradients pass through in a state, of our equation or a user's."""
+    return [(name, t) for name, t in state._asdict().items() if t is not None and name != "fired"]
 
 
 def segment_lengths(num_steps: int, most: int) -> list[int]:

@@ -16,11 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from snnexp.neurons.custom import Equation
 from snnexp.neurons.surrogates import Surrogate, with_value
 
 
@@ -39,6 +40,7 @@ class Dynamics:
         force_last_spike: a neuron that stayed silent fires at the last step, with the surrogate's gradient there.
         relative_surrogate: x = U/theta - 1 instead of U - theta decides on the spike and enters the surrogate.
         spiking: false makes a leaky integrator: no spikes, no reset, threshold unused.
+        equation: a user's own, instead of the one above; only surrogate, strict and spiking count then.
     """
 
     surrogate: Surrogate
@@ -51,11 +53,16 @@ class Dynamics:
     force_last_spike: bool = False
     relative_surrogate: bool = False
     spiking: bool = True
+    equation: Equation | None = None
+
+    def spike(self, distance: Any) -> Any:
+        """1 where the distance to the threshold says so, with the surrogate's gradient; 0 if not spiking."""
+        return self.surrogate.spike(distance, self.strict) if self.spiking else torch.zeros_like(distance)
 
     @property
     def remembers_firing(self) -> bool:
         """Whether the state has to know who has fired before."""
-        return self.spiking and (self.fire_once or self.force_last_spike)
+        return self.equation is None and self.spiking and (self.fire_once or self.force_last_spike)
 
 
 class Pool(NamedTuple):
@@ -77,20 +84,26 @@ class State(NamedTuple):
     fired: Tensor | None = None  # 0 or 1; only with fire_once or force_last_spike
 
 
-def value_dict(alpha: Tensor | None, beta: Tensor, threshold: Tensor) -> dict[str, Tensor]:
-    """The equation's values by name; alpha is there only if neurons have a current."""
-    return {"beta": beta, "threshold": threshold} | ({} if alpha is None else {"alpha": alpha})
+def value_dict(
+    alpha: Tensor | None, beta: Tensor, threshold: Tensor, more: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """The equation's values by name; alpha is there only if neurons have a current, `more` are a user's own."""
+    return {"beta": beta, "threshold": threshold} | ({} if alpha is None else {"alpha": alpha}) | dict(more or {})
 
 
 def state_names(dynamics: Dynamics, values: Iterable[str]) -> tuple[str, ...]:
     """Names of the states of neurons that have values of these names."""
+    if dynamics.equation is not None:
+        fields: tuple[str, ...] = dynamics.equation.state_type._fields
+        return fields
     more = (("cur", "alpha" in values), ("fired", dynamics.remembers_firing))
     return ("mem", "spk", *(name for name, there in more if there))
 
 
 def state_of(dynamics: Dynamics, states: Mapping[str, Any]) -> State:
-    """Return the state with these parts."""
-    return State(**states)
+    """Return the state with these parts: a State, or a tuple with the names of a user's equation."""
+    kind = State if dynamics.equation is None else dynamics.equation.state_type
+    return cast(State, kind(**states))
 
 
 def initial_state(like: Tensor, dynamics: Dynamics, has_current: bool) -> State:
@@ -99,35 +112,13 @@ def initial_state(like: Tensor, dynamics: Dynamics, has_current: bool) -> State:
     return state_of(dynamics, dict.fromkeys(state_names(dynamics, ("alpha",) if has_current else ()), zero))
 
 
-def step(
-    x_t: Tensor,
-    state: State,
-    alpha: Tensor | None,
-    beta: Tensor,
-    threshold: Tensor,
-    dynamics: Dynamics,
-    last: bool = False,
-) -> tuple[Tensor, Tensor, State]:
-    """Run one time step of the equation above. Pure: the state goes in and a new one comes out.
-
-    Args:
-        x_t: input of this step [B, *shape].
-        state: the state after the step before; `initial_state` at the start.
-        alpha: share of the current kept, or None for no current; like beta and threshold it broadcasts to [*shape].
-        beta: share of the membrane kept, 0 to 1.
-        threshold: firing level.
-        last: this is the last step of the sample (only `force_last_spike` asks).
-    Returns: spikes, membrane before the reset (both [B, *shape]) and the new state.
-    """
-    state = advance(x_t, state, value_dict(alpha, beta, threshold), dynamics, last)
-    return state.spk, state.mem, state
-
-
 def advance(x: Any, state: Any, values: Mapping[str, Any], dynamics: Dynamics, last: Any) -> State:
-    """The equation above: one step, on tensors or on the compiler's symbols. Every engine comes from here.
+    """The equation above, or a user's: one step, on tensors or on the compiler's symbols. Every engine comes from here.
 
     The order of operations is that of the bits of the results.
     """
+    if dynamics.equation is not None:
+        return cast(State, dynamics.equation(x, state, values, dynamics.spike))
     beta, cur, fired = values["beta"], state.cur, state.fired
     if "alpha" in values:
         cur = values["alpha"] * cur + x
@@ -142,7 +133,7 @@ def advance(x: Any, state: Any, values: Mapping[str, Any], dynamics: Dynamics, l
     if removed is not None:
         mem = mem - removed
     distance = mem / values["threshold"] - 1 if dynamics.relative_surrogate else mem - values["threshold"]
-    spk = dynamics.surrogate.spike(distance, dynamics.strict)
+    spk = dynamics.spike(distance)
     if dynamics.remembers_firing:
         if dynamics.fire_once:
             spk = spk * (1 - fired)

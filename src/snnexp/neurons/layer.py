@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from snntorch import SpikingNeuron
@@ -13,8 +15,9 @@ from torch.nn import functional
 
 from snnexp.config import NeuronConf
 from snnexp.errors import ConfigError, unknown_choice
+from snnexp.neurons.custom import OURS, Equation, Param, load_equation
 from snnexp.neurons.engines import LayerRun, can_pool, choose_engine, run_layer, run_neurons
-from snnexp.neurons.equation import Dynamics, Pool, State, initial_state, step
+from snnexp.neurons.equation import Dynamics, Pool, State, advance, initial_state, state_names, value_dict
 from snnexp.neurons.names import RESETS
 from snnexp.neurons.surrogates import build_surrogate, with_value
 
@@ -53,6 +56,7 @@ def build_dynamics(conf: NeuronConf, spiking: bool = True) -> Dynamics:
         force_last_spike=bool(conf.force_last_spike),
         relative_surrogate=bool(conf.relative_surrogate),
         spiking=spiking,
+        equation=None if conf.equation is None else load_equation(conf.equation, conf.params),
     )
 
 
@@ -109,9 +113,25 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
         self.has_current = conf.alpha is not None
         if conf.alpha is not None:
             self._store("alpha", conf.alpha, conf.alpha_per, self.alpha_param, conf.learn_alpha)
+        self.params: dict[str, Param] = dict(self.dynamics.equation.params if self.dynamics.equation else ())
+        for name, param in self.params.items():
+            self._store(name, param.init, param.per, "direct", param.learn)
+        if self.dynamics.equation is not None:
+            self._try_equation(self.dynamics.equation, conf)
 
-    def _store(self, name: str, value: float, per: str, parametrisation: str, learn: bool) -> None:
-        """Keep a value of the given granularity as the parameter or buffer raw_<name>."""
+    def _try_equation(self, equation: Equation, conf: NeuronConf) -> None:
+        """Run one step. Raises: ConfigError that names the equation's line, or a value that it does not have."""
+        for name in OURS:
+            if name not in equation.values and getattr(conf, f"learn_{name}"):
+                raise ConfigError(f"neuron.learn_{name}=true: the equation {equation.reference} has no {name}.")
+            if name in equation.values and name not in self.values():
+                raise ConfigError(f"neuron.{name}: the equation {equation.reference} needs it. Give it a number.")
+        with torch.no_grad():
+            state = self.init_state(1)
+            advance(torch.zeros_like(state.mem), state, self.values(), self.dynamics, False)
+
+    def _store(self, name: str, value: Any, per: str, parametrisation: str, learn: bool) -> None:
+        """Keep a value of the given granularity as the parameter or buffer raw_<name>; two numbers: drawn between."""
         sizes: dict[str, tuple[int, ...]] = {
             "layer": (),
             "channel": (self.shape[0], *(1 for _ in self.shape[1:])),
@@ -119,11 +139,22 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
         }
         if per not in sizes:
             raise ConfigError(unknown_choice(f"neuron.{name}_per", per, sizes))
-        raw = torch.full(sizes[per], invert(name, float(value), parametrisation), dtype=torch.float32)
+        if isinstance(value, Sequence):
+            low, high = map(float, value)
+            drawn = low + (high - low) * torch.rand(sizes[per], generator=self._generator(name), dtype=torch.float64)
+            inverted = [invert(name, v, parametrisation) for v in drawn.flatten().tolist()]
+            raw = torch.tensor(inverted, dtype=torch.float32).view(sizes[per])
+        else:
+            raw = torch.full(sizes[per], invert(name, float(value), parametrisation), dtype=torch.float32)
         if learn:
             self.register_parameter(f"raw_{name}", nn.Parameter(raw))
         else:
             self.register_buffer(f"raw_{name}", raw)
+
+    def _generator(self, name: str) -> torch.Generator:
+        """Random numbers of a value's own, from torch's seed: those of the weights stay what they are without it."""
+        digest = hashlib.sha256(f"{torch.initial_seed()} {self.name} {name}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
     @property
     def threshold(self) -> Tensor:
@@ -145,19 +176,36 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
         """Share of the current kept per step; None if the neuron has no current."""
         return _decay(self.raw_alpha, self.alpha_param) if self.has_current else None
 
+    @property
+    def states(self) -> int:
+        """How many numbers a neuron carries from step to step."""
+        return len(state_names(self.dynamics, self.values()))
+
+    def more_values(self) -> dict[str, Tensor]:
+        """Values in effect of a user's equation, without threshold, beta and alpha."""
+        values = {}
+        for name, param in self.params.items():
+            raw = values[name] = getattr(self, f"raw_{name}")
+            if param.learn and (param.low is not None or param.high is not None):
+                values[name] = with_value(raw.clamp(param.low, param.high), gradient_of=raw)
+        return values
+
+    def values(self) -> dict[str, Tensor]:
+        """All values in effect, by name; each broadcasts to `shape`."""
+        return value_dict(self.alpha, self.beta, self.threshold, self.more_values())
+
     def learned(self) -> dict[str, Tensor]:
-        """Return the values in effect of what is learned: any of threshold, beta, alpha."""
-        return {
-            name: getattr(self, name) for name in ("threshold", "beta", "alpha") if self._parameter(name) is not None
-        }
+        """Return the values in effect of what is learned: any of threshold, beta, alpha, and of a user's equation."""
+        values = self.values()
+        return {name: values[name] for name in (*OURS, *self.params) if self._parameter(name) is not None}
 
     def threshold_parameters(self) -> list[nn.Parameter]:
         """Return the parameters behind learned thresholds (optimizer.lr_threshold)."""
         return [p for p in (self._parameter("threshold"),) if p is not None]
 
     def decay_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters behind learned beta and alpha (optimizer.lr_decay)."""
-        return [p for p in (self._parameter("beta"), self._parameter("alpha")) if p is not None]
+        """Return the parameters behind learned beta, alpha and values of a user's equation (optimizer.lr_decay)."""
+        return [p for p in map(self._parameter, ("beta", "alpha", *self.params)) if p is not None]
 
     def _parameter(self, name: str) -> nn.Parameter | None:
         parameters: dict[str, nn.Parameter | None] = self._parameters
@@ -188,14 +236,14 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
         Raises: ConfigError if x is not [T, B, *shape], or the engine asked for cannot run here.
         """
         dynamics, engine = self._choose(x, last)
-        values = (self.alpha, self.beta, self.threshold)
+        values, more = (self.alpha, self.beta, self.threshold), self.more_values()
         if within is None:
-            return NeuronOutput(*run_neurons(x, *values, dynamics, state, engine, self.overwrite_input, recurrent))
+            overwrite = self.overwrite_input
+            return NeuronOutput(*run_neurons(x, *values, dynamics, state, engine, overwrite, recurrent, more))
         if state is not None or not last:
             raise ValueError(f"{self.name}: with `within` a layer runs from rest to the sample's end")
-        return run_layer(
-            x, *values, dynamics, engine, overwrite_input=self.overwrite_input, recurrent=recurrent, **within._asdict()
-        )
+        options = {"overwrite_input": self.overwrite_input, "recurrent": recurrent, "more": more, **within._asdict()}
+        return run_layer(x, *values, dynamics, engine, **options)
 
     def can_pool(self, x: Tensor) -> bool:
         """Whether a pooling layer behind this one is done in the same pass: if the engine can, and nobody hooked in.
@@ -215,6 +263,10 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
         self.engine, self.engine_reason = choose_engine(self.requested_engine, x.device, dynamics, x.dtype)
         return dynamics, self.engine
 
+    def engine_on(self, device: torch.device) -> tuple[str, str]:
+        """The engine that the layer runs on there, and why."""
+        return choose_engine(self.requested_engine, device, self.active_dynamics(), torch.float32)
+
     def single_step(self, x_t: Tensor, state: State, last: bool = False) -> tuple[Tensor, Tensor, State]:
         """Run one step of x_t [B, *shape], for loops that need the spikes before the next input; any device.
 
@@ -222,8 +274,8 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
         Returns: spikes in x_t's dtype, membrane before the reset, new state.
         """
         x = x_t if x_t.dtype == state.mem.dtype else x_t.to(state.mem.dtype)
-        spk, mem, state = step(x, state, self.alpha, self.beta, self.threshold, self.active_dynamics(), last)
-        return spk.to(x_t.dtype), mem, state
+        state = advance(x, state, self.values(), self.active_dynamics(), last)
+        return state.spk.to(x_t.dtype), state.mem, state
 
     def active_dynamics(self, last: bool = True) -> Dynamics:
         """Return the options in force: silent neurons are forced to fire in training only, where the sample ends.

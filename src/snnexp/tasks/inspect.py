@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 from omegaconf import DictConfig, OmegaConf
 
 from snnexp.collector import importing
 from snnexp.config import Config
+
+if TYPE_CHECKING:
+    from snnexp.experiment import Experiment
 
 
 def inspect(conf: Config, cfg: DictConfig) -> None:
@@ -24,6 +30,10 @@ def inspect(conf: Config, cfg: DictConfig) -> None:
     experiment = assemble(conf)
     network, info = experiment.network, experiment.source.info
     console = Console(highlight=False)
+    if conf.show == "kernel":
+        for text in kernel_sources(experiment):
+            console.print(text, markup=False, soft_wrap=True)
+        return
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
     console.print(OmegaConf.to_yaml(OmegaConf.create(config)), markup=False, end="")
@@ -58,3 +68,18 @@ def inspect(conf: Config, cfg: DictConfig) -> None:
     for problem in (small_batch(experiment), *memory(experiment, available_bytes(experiment.device))):
         if problem is not None:
             console.print(f"task=train will refuse: {problem}", markup=False, soft_wrap=True)
+
+
+def kernel_sources(experiment: Experiment) -> Iterator[str]:
+    """The source of each kernel that training runs, once, headed by the layers that run it."""
+    from snnexp.neurons.engines import kernel_source
+
+    layers: dict[str, list[str]] = {}
+    engine, reason = experiment.engine()
+    for name, layer in experiment.network.neurons.items():
+        text = kernel_source(engine, layer.active_dynamics(), layer.values())
+        text = text or f"engine {engine} ({reason}) has no kernels: it runs the equation itself."
+        layers.setdefault(text, []).append(name)
+    for text, names in layers.items():
+        yield f"# {', '.join(names)}"
+        yield text

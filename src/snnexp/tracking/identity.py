@@ -20,6 +20,7 @@ BOOKKEEPING = (
     "tracking",  # where the record goes and what it is called
     "task",  # evaluate or export look at the run that train made
     "run_id",  # the same
+    "show",  # inspect prints it
     "checkpoint",  # the same
     "trainer.resume",  # whether to continue, not what
     "trainer.plots",  # drawn from numbers that are logged anyway

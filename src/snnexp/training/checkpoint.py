@@ -213,6 +213,8 @@ def _is_set_here(network: torch.nn.Module, key: str, trained: Mapping[str, Any])
     if not isinstance(layer, SpikingLayer):
         return False
     quantity = name.removeprefix("raw_")
+    if quantity in layer.params:
+        return quantity not in layer.learned()
     form = trained["threshold_param" if quantity == "threshold" else "decay_param"]
     same = trained[f"learn_{quantity}"] and quantity in layer.learned() and getattr(layer, f"{quantity}_param") == form
     return not same

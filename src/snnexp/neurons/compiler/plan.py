@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
 
+from snnexp.errors import ConfigError
 from snnexp.neurons.compiler.gradient import gradients, summed
 from snnexp.neurons.compiler.symbols import BOOLEAN, Symbol, in_order, leaf, make, rebuilt, value_of
 from snnexp.neurons.equation import Dynamics, advance, state_names, state_of
@@ -117,7 +118,7 @@ class _Step:
 
     def stored(self, symbol: Symbol, last: Symbol = LAST) -> Symbol:
         """A value of this step in terms of rows, if need be of one of its own."""
-        found = self.known(symbol, last)
+        found = self.rows[id(symbol)] if id(symbol) in self.rows else self.known(symbol, last)
         if found is None:
             name = f"value{len(self.sources)}"
             self.sources[name], self.rows[id(symbol)] = symbol, leaf("row", name)
@@ -168,12 +169,24 @@ def _traced(dynamics: Dynamics, names: Names) -> _Step:
     return _Step(dynamics, names, tuple(s for s in step.extra if step.is_latch(s)))
 
 
+@lru_cache(256)
+def why_not_compiled(dynamics: Dynamics) -> str | None:
+    """Say what of a user's equation cannot be compiled, and where, or return None."""
+    assert dynamics.equation is not None
+    try:
+        _Step(dynamics, dynamics.equation.values)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
 @lru_cache(1024)
 def forward_plan(dynamics: Dynamics, names: Names, wants: frozenset[str]) -> Forward:
     """Plan the forward kernel for values of these names, of which `wants` get gradients."""
     step, traced = _Step(dynamics, names), _traced(dynamics, names)
     back = _plan_backward(traced, wants, True, True)
-    stored = tuple(sorted(name for name in back.body.reads("row") if name in traced.sources))
+    needed = {*back.body.reads("row"), *Body({"spk": back.spk}, {}).reads("row")}
+    stored = tuple(sorted(needed & set(traced.sources)))
     carried = _frontier(step)
     start = {**carried, **{s: step.old[s] for s in step.extra}}
     names_of = {id(symbol): leaf("column", name) for name, symbol in start.items()} | {id(X): leaf("row", "x")}
@@ -243,13 +256,14 @@ def _plan_backward(step: _Step, wants: frozenset[str], has_spk: bool, has_mem: b
         leaf_: [replaced(part, step.known_value) for part in list_]
         for leaf_, list_ in _gradients(step, sorted(wants), outside).items()
     }
-    everything = [part for list_ in found.values() for part in list_]
+    totals = {leaf_: summed(list_) for leaf_, list_ in found.items() if leaf_.op != "value"}
+    everything = [*totals.values(), *(part for list_ in found.values() for part in list_)]
     on_old = _containing(everything, lambda s: s.op == "old")
     parts = {name: found.get(leaf("value", name), []) for name in sorted(wants)}
-    early = {f"grad_{s}": summed(found.get(step.old.get(s, X), [ZERO])) for s in ("x", *step.kept)}
+    early = {f"grad_{s}": totals.get(step.old.get(s, X), ZERO) for s in ("x", *step.kept)}
     early_parts = {name: [p for p in list_ if id(p) not in on_old] for name, list_ in parts.items()}
     late = _Late([*early.values(), *(p for list_ in early_parts.values() for p in list_)], everything)
-    late_state = {s: late.delayed(summed(found[step.old[s]])) for s in ("mem", "spk") if step.old[s] in found}
+    late_state = {s: late.delayed(totals[step.old[s]]) for s in ("mem", "spk") if step.old[s] in totals}
     late_parts = {n: [late.delayed(p) for p in list_ if id(p) in on_old] for n, list_ in parts.items()}
 
     def now_late(symbol: Symbol) -> Symbol:  # at the step before: its new states are the old ones

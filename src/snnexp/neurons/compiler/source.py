@@ -63,7 +63,8 @@ def body_lines(
         calls: how the engine writes operations that are not infix, or that it writes in another way.
         number: how it writes a number.
     """
-    uses = Counter(id(a) for s in in_order(outputs.values()) for a in s.args)
+    twice = ("max", "min")  # compare their operands, and take one
+    uses = Counter(id(a) for s in in_order(outputs.values()) for a in (s.args * 2 if s.op in twice else s.args))
     uses.update(id(s) for s in outputs.values())
     texts: dict[int, tuple[str, int]] = {}
     lines: list[str] = []

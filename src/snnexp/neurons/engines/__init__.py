@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
@@ -13,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from snnexp.errors import ConfigError, unknown_choice
+from snnexp.neurons.compiler.plan import why_not_compiled
 from snnexp.neurons.engines import reference
 from snnexp.neurons.engines.fused import memory_order, run_fused_layer
-from snnexp.neurons.equation import Dynamics, Pool, State, initial_state
+from snnexp.neurons.equation import Dynamics, Pool, State, initial_state, value_dict
 from snnexp.neurons.names import ENGINES, FUSED_SURROGATES, RESETS
 from snnexp.neurons.surrogates import Surrogate
 
@@ -33,6 +35,7 @@ def run_neurons(
     engine: str = "reference",
     overwrite_input: bool = False,
     recurrent: Tensor | None = None,
+    more: Mapping[str, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, State]:
     """Run spiking neurons over all time steps (equation and options: `snnexp.neurons.equation`).
 
@@ -46,30 +49,31 @@ def run_neurons(
             backward raises torch's error about a tensor modified in place. The reference engine never does it.
         recurrent: weights [N, N] from the neurons' spikes S[t-1] to their own input x[t], for neurons of shape [N];
             computed in the neurons' precision.
+        more: values of a user's equation, by name; they broadcast as beta does.
     Returns: spikes in x's dtype, membranes before the reset in the dtype computed in, both like x, and the last state.
         All of them, state included, carry gradients to x, alpha, beta, threshold and the given state.
     Raises: ConfigError if a value does not broadcast to [*shape]; the message has both shapes.
     """
-    recurrent = _checked(x, alpha, beta, threshold, recurrent)
+    recurrent = _checked(x, value_dict(alpha, beta, threshold, more), recurrent)
     if state is not None and state.mem.shape != x.shape[1:]:
         raise ConfigError(f"the state has shape {list(state.mem.shape)}, but the input needs {list(x.shape[1:])}.")
     exact = x if x.dtype in (torch.float32, torch.float64) else x.float()
     overwrite_input = overwrite_input or exact is not x
     if engine == "reference":
-        if state is None:
-            state = initial_state(exact[0], dynamics, alpha is not None)
-        spk, mem, state = reference.run(exact, alpha, beta, threshold, dynamics, state, recurrent)
-    elif engine == "numba":
-        from snnexp.neurons.engines import numba_engine
+        start = initial_state(exact[0], dynamics, alpha is not None) if state is None else state
+        spk, mem, after = reference.run(exact, alpha, beta, threshold, dynamics, start, recurrent, more)
+        return spk.to(x.dtype), mem, after
+    if engine == "numba":
+        from snnexp.neurons.engines.numba_engine import run
 
-        spk, mem, state = numba_engine.run(exact, alpha, beta, threshold, dynamics, state, overwrite_input, recurrent)
+        given = exact
     else:
-        from snnexp.neurons.engines import triton_engine
+        from snnexp.neurons.engines.triton_engine import run
 
         # its kernels read half precision themselves; the matrix product of a recurrent layer does not mix precisions
         given = x if recurrent is None else exact
-        spk, mem, state = triton_engine.run(given, alpha, beta, threshold, dynamics, state, overwrite_input, recurrent)
-    return spk.to(x.dtype), mem, state
+    spk, mem, after = run(given, alpha, beta, threshold, dynamics, state, overwrite_input, recurrent, more)
+    return spk.to(x.dtype), mem, after
 
 
 class LayerRun(NamedTuple):
@@ -93,6 +97,7 @@ def run_layer(
     pool: Pool | None = None,
     counts: bool = False,
     private: bool = False,
+    more: Mapping[str, Tensor] | None = None,
 ) -> LayerRun:
     """Run a layer from rest to the end, with what follows the spikes in the same pass where the engine can.
 
@@ -105,12 +110,12 @@ def run_layer(
     if engine == "numba" and x.dtype in (torch.float32, torch.float64):
         from snnexp.neurons.engines.numba_engine import NumbaBackend
 
-        recurrent = _checked(x, alpha, beta, threshold, recurrent)
+        recurrent = _checked(x, value_dict(alpha, beta, threshold, more), recurrent)
         values, backend = (alpha, beta, threshold), NumbaBackend()
         return LayerRun(
-            *run_fused_layer(x, *values, dynamics, backend, overwrite_input, recurrent, pool, counts, private)
+            *run_fused_layer(x, *values, dynamics, backend, overwrite_input, recurrent, pool, counts, private, more)
         )
-    spk, mem, _ = run_neurons(x, alpha, beta, threshold, dynamics, None, engine, overwrite_input, recurrent)
+    spk, mem, _ = run_neurons(x, alpha, beta, threshold, dynamics, None, engine, overwrite_input, recurrent, more)
     counted = spikes_over_time(spk) if counts else None
     if pool is not None:
         pooling = F.max_pool2d if pool.kind == "max" else F.avg_pool2d
@@ -139,15 +144,12 @@ def spikes_over_time(spk: Tensor) -> Tensor:
     return spk.detach().permute(order).sum(0, dtype=dtype).permute(back)
 
 
-def _checked(
-    x: Tensor, alpha: Tensor | None, beta: Tensor, threshold: Tensor, recurrent: Tensor | None
-) -> Tensor | None:
+def _checked(x: Tensor, values: Mapping[str, Tensor], recurrent: Tensor | None) -> Tensor | None:
     """Check shapes; returns the recurrent weights in the neurons' precision."""
     if x.dim() < 2 or x.shape[0] == 0:
         raise ValueError(f"neurons take [T, B, ...] with T >= 1, got {list(x.shape)}")
-    for name, value in (("alpha", alpha), ("beta", beta), ("threshold", threshold)):
-        if value is not None:
-            _check_broadcast(name, value, x.shape[2:])
+    for name, value in values.items():
+        _check_broadcast(name, value, x.shape[2:])
     if recurrent is not None:
         if x.dim() != 3 or recurrent.shape != (x.shape[2], x.shape[2]):
             raise ConfigError(
@@ -214,7 +216,24 @@ def beyond(engine: str, dynamics: Dynamics, dtype: torch.dtype) -> str | None:
         return f"surrogate {dynamics.surrogate.name} is not one of {', '.join(FUSED_SURROGATES)}"
     if dtype not in _DTYPES:
         return f"it has no kernel for {dtype}"
-    return None
+    return None if dynamics.equation is None else why_not_compiled(dynamics)
+
+
+def kernel_source(engine: str, dynamics: Dynamics, values: Mapping[str, Tensor]) -> str:
+    """The source of the kernels, forward and back, that train such neurons within a network; empty for reference."""
+    names, wants = tuple(values), frozenset(name for name, value in values.items() if value.requires_grad)
+    if engine == "reference":
+        return ""
+    if engine == "triton":
+        from snnexp.neurons.engines import triton_source as triton
+
+        back = triton.backward_kernel(dynamics, names, wants, True, False)
+        return f"{triton.forward_kernel(dynamics, names, wants).source}\n\n{back.source}"
+    from snnexp.neurons.engines import numba_source as numba
+
+    forward = numba.forward_kernel(dynamics, names, wants, numba.ForwardUse(in_place=True, counting=True), False)
+    backward = numba.backward_kernel(dynamics, names, wants, numba.BackwardUse(in_place=True), False)
+    return f"{forward.source}\n\n{backward.source}"
 
 
 def support_table() -> str:

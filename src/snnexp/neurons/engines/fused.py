@@ -43,12 +43,13 @@ def run_fused(
     backend: Backend,
     overwrite_input: bool = False,
     recurrent: Tensor | None = None,
+    more: Values | None = None,
 ) -> tuple[Tensor, Tensor, State]:
     """Run all time steps of x [T, B, *shape] with the backend's kernels; see `run_neurons` for the rest.
 
     spk has x's dtype; mem and the state have the dtype of the calculation: float64 for float64, else float32.
     """
-    values = value_dict(alpha, beta, threshold)
+    values = value_dict(alpha, beta, threshold, more)
     order, flat_x, flat_values, options = _prepare(x, values, dynamics, backend, overwrite_input)
     states = state_names(dynamics, values)
     given: list[Tensor] = []
@@ -76,9 +77,10 @@ def run_fused_layer(
     pool: Pool | None,
     counts: bool,
     private: bool,
+    more: Values | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Run a whole layer from rest, with what surrounds it in a network; see `run_layer`."""
-    values = value_dict(alpha, beta, threshold)
+    values = value_dict(alpha, beta, threshold, more)
     order, flat_x, flat_values, options = _prepare(x, values, dynamics, backend, overwrite_input)
     grid = None if pool is None else _pool_grid(pool, flat_x, order)
     options = options._replace(counts=counts, private=private, pool=grid)

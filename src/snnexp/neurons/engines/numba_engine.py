@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -34,9 +34,10 @@ def run(
     state: State | None,
     overwrite_input: bool = False,
     recurrent: Tensor | None = None,
+    more: Mapping[str, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, State]:
     """Run all time steps of x [T, B, *shape] on the CPU; returns spikes, membranes (like x) and the last state."""
-    return run_fused(x, alpha, beta, threshold, dynamics, state, NumbaBackend(), overwrite_input, recurrent)
+    return run_fused(x, alpha, beta, threshold, dynamics, state, NumbaBackend(), overwrite_input, recurrent, more)
 
 
 class NumbaBackend(Backend):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from snnexp.neurons.equation import Dynamics, State, step
+from snnexp.neurons.equation import Dynamics, State, advance, value_dict
 
 
 def run(
@@ -16,17 +18,18 @@ def run(
     dynamics: Dynamics,
     state: State,
     recurrent: Tensor | None = None,
+    more: Mapping[str, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, State]:
     """Run all time steps of x [T, B, *shape]; returns spikes, membranes (like x) and the last state.
 
     recurrent [N, N]: weights from the layer's spikes to its own input one step later.
     """
-    spks, mems = [], []
+    spks, mems, values = [], [], value_dict(alpha, beta, threshold, more)
     steps = x.unbind(0)  # indexing x[t] would make the backward pass quadratic in T
     for t, x_t in enumerate(steps):
         if recurrent is not None:
             x_t = torch.addmm(x_t, state.spk, recurrent.t())
-        spk, mem, state = step(x_t, state, alpha, beta, threshold, dynamics, last=t == len(steps) - 1)
-        spks.append(spk)
-        mems.append(mem)
+        state = advance(x_t, state, values, dynamics, t == len(steps) - 1)
+        spks.append(state.spk)
+        mems.append(state.mem)
     return torch.stack(spks), torch.stack(mems), state

@@ -6,6 +6,7 @@ exact, and how they are tested where there is no GPU.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -33,9 +34,10 @@ def run(
     state: State | None,
     overwrite_input: bool = False,
     recurrent: Tensor | None = None,
+    more: Mapping[str, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, State]:
     """Run all time steps of x [T, B, *shape]; spikes in x's dtype, membranes and state in float32 (float64 for it)."""
-    return run_fused(x, alpha, beta, threshold, dynamics, state, TritonBackend(), overwrite_input, recurrent)
+    return run_fused(x, alpha, beta, threshold, dynamics, state, TritonBackend(), overwrite_input, recurrent, more)
 
 
 class TritonBackend(Backend):

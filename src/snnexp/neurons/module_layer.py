@@ -1,0 +1,160 @@
+"""A neuron that is a module of its own: one of snnTorch's classes, or a user's nn.Module with a one-step forward.
+
+    module(x_t, *states) -> spikes, *states       states: as many as it returns; the last one is the membrane
+
+States have the shape of the input and start at zero; how many there are, a first call of module(x_t) tells. It runs
+step by step, as the reference engine does.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from snntorch import SpikingNeuron
+from torch import Tensor, nn
+
+from snnexp.config import NeuronConf
+from snnexp.errors import ConfigError
+from snnexp.neurons.custom import load_object
+from snnexp.neurons.engines import LayerRun, spikes_over_time
+from snnexp.neurons.layer import NeuronOutput, SpikingLayer, Within
+
+
+def build_layer(conf: NeuronConf, shape: tuple[int, ...], name: str, spiking: bool = True) -> SpikingLayer:
+    """Build the layer for `neuron`: of our equation, a user's, or a module.
+
+    Raises: ConfigError as `SpikingLayer` does, and if the module cannot be made or run.
+    """
+    return SpikingLayer(conf, shape, name, spiking) if conf.module is None else ModuleLayer(conf, shape, name, spiking)
+
+
+class ModuleLayer(SpikingLayer):
+    """A layer whose neurons are `neuron.module`, made with `neuron.kwargs`. Its own parameters are what learns."""
+
+    module: Any
+
+    def __init__(self, conf: NeuronConf, shape: tuple[int, ...], name: str, spiking: bool = True) -> None:
+        super().__init__(conf, shape, name, spiking)
+        self.source = f"neuron.module={conf.module}"
+        if conf.engine not in ("auto", "reference"):
+            raise ConfigError(f"neuron.engine={conf.engine}: {self.source} runs step by step; use auto or reference.")
+        if not spiking:
+            raise ConfigError(f"{self.source}: it cannot be a readout without spikes; set decoder.integrate=false.")
+        self.engine, self.engine_reason = self.engine_on(torch.device("cpu"))
+        self.module = _built(self.source, conf)
+        with torch.no_grad():
+            count = len(self._step(torch.zeros(1, *shape), [])) - 1
+        self.state_type: Any = namedtuple("State", ["mem", "spk", *(f"state{i}" for i in range(count))])  # type: ignore[misc]
+        self._forget()
+
+    @property
+    def states(self) -> int:
+        """How many numbers a neuron carries from step to step."""
+        return len(self.state_type._fields)
+
+    def learned(self) -> dict[str, Tensor]:
+        """The module's parameters, by name."""
+        return {name.replace(".", "_"): p for name, p in self.module.named_parameters()}
+
+    @property
+    def threshold(self) -> Tensor:
+        """The module's own, if it has one."""
+        found = getattr(self.module, "threshold", None)
+        return found if isinstance(found, Tensor) else super().threshold
+
+    def threshold_parameters(self) -> list[nn.Parameter]:
+        """Those of the module's parameters that are called threshold."""
+        return [p for name, p in self.module.named_parameters() if name.endswith("threshold")]
+
+    def decay_parameters(self) -> list[nn.Parameter]:
+        """Those that are called alpha or beta."""
+        return [p for name, p in self.module.named_parameters() if name in ("alpha", "beta")]
+
+    def engine_on(self, device: torch.device) -> tuple[str, str]:
+        """Always step by step."""
+        return "reference", f"{self.source} runs step by step"
+
+    def can_pool(self, x: Tensor) -> bool:
+        """Pooling is torch's."""
+        return False
+
+    def forward(
+        self,
+        x: Tensor,
+        state: Any = None,
+        recurrent: Tensor | None = None,
+        within: Within | None = None,
+        last: bool = True,
+    ) -> NeuronOutput | LayerRun:
+        """Run all time steps; see `SpikingLayer`."""
+        if tuple(x.shape[2:]) != self.shape:
+            raise ConfigError(f"{self.name}: the input is {list(x.shape)}, but the neurons are {list(self.shape)}.")
+        spk, mem, after = self._over_time(x.to(torch.promote_types(x.dtype, torch.float32)), state, recurrent)
+        spk = spk.to(x.dtype)
+        if within is None:
+            return NeuronOutput(spk, mem, after)
+        counts = spikes_over_time(spk) if within.counts else None
+        if within.pool is not None:
+            pooling = F.max_pool2d if within.pool.kind == "max" else F.avg_pool2d
+            pooled = pooling(spk.flatten(0, 1), within.pool.size)
+            spk = pooled.view(*spk.shape[:2], *pooled.shape[1:])
+        return LayerRun(spk, mem.detach() if within.private else mem, counts)
+
+    def init_state(
+        self, batch_size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Any:
+        """Return the state at rest."""
+        zero = torch.zeros(batch_size, *self.shape, device=device or self.raw_beta.device, dtype=dtype)
+        return self.state_type(*[zero] * self.states)
+
+    def single_step(self, x_t: Tensor, state: Any, last: bool = False) -> tuple[Tensor, Tensor, Any]:
+        """Run one step."""
+        spk, *states = self._step(x_t.to(state.mem.dtype), list(state[2:]))
+        after = self.state_type(states[-1] if states else spk, spk, *states)
+        return spk.to(x_t.dtype), after.mem, after
+
+    def _over_time(self, x: Tensor, state: Any, recurrent: Tensor | None) -> tuple[Tensor, Tensor, Any]:
+        state = self.init_state(x.shape[1], x.device, x.dtype) if state is None else state
+        spks, mems = [], []
+        for x_t in x.unbind(0):
+            if recurrent is not None:
+                x_t = torch.addmm(x_t, state.spk, recurrent.to(x.dtype).t())
+            spk, mem, state = self.single_step(x_t, state)
+            spks.append(spk)
+            mems.append(mem)
+        self._forget()
+        return torch.stack(spks), torch.stack(mems), state
+
+    def _forget(self) -> None:
+        """snnTorch's neurons keep their last state, and with it the graph of the batch."""
+        if hasattr(self.module, "reset_mem"):
+            self.module.reset_mem()
+
+    def _step(self, x_t: Tensor, states: list[Tensor]) -> tuple[Tensor, ...]:
+        try:
+            out = self.module(x_t, *states)
+        except (TypeError, RuntimeError, ValueError) as error:
+            raise ConfigError(f"{self.source}: its step failed on {list(x_t.shape)}: {error}") from error
+        out = out if isinstance(out, tuple) else (out,)
+        if not all(isinstance(o, Tensor) and o.shape == x_t.shape for o in out):
+            raise ConfigError(f"{self.source}: its step must return (spikes, *states), each of the shape of its input.")
+        return out
+
+
+def _built(source: str, conf: NeuronConf) -> nn.Module:
+    """Make the module."""
+    kind = load_object("neuron.module", str(conf.module))
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise ConfigError(f"{source}: this is no torch.nn.Module.")
+    before = len(SpikingNeuron.instances)
+    try:
+        module = kind(**conf.kwargs)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{source} neuron.kwargs={dict(conf.kwargs)}: {error}") from error
+    del SpikingNeuron.instances[before:]  # snntorch#328: it would keep every neuron alive
+    if getattr(module, "init_hidden", False):
+        raise ConfigError(f"{source}: init_hidden=true hides its state; leave it out.")
+    return module
