@@ -31,6 +31,7 @@ from snnexp.errors import ConfigError, did_you_mean
 from snnexp.neurons.compiler.symbols import Symbol
 
 OURS = ("threshold", "beta", "alpha")  # values with keys of their own in the configuration
+KERNELS_OWN = ("grad_", "first_", "kept", "last_", "later", "value", "derived")  # how names in kernels begin
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def load_equation(reference: str, params: Mapping[str, Any]) -> Equation:
     if unknown := sorted(set(params) - set(has)):
         words = f"the values {', '.join(has)}" if has else "no values of its own"
         raise ConfigError(f"neuron.params.{unknown[0]}: the equation {reference} has {words}.")
-    if taken := [n for n in (*states, *named) if n.startswith(("grad_", "first_", "kept", "last_", "later", "value"))]:
+    if taken := [n for n in (*states, *named) if n.startswith(KERNELS_OWN)]:
         raise ConfigError(f"{key}: kernels have a `{taken[0]}` of their own; give it another name.")
     own = {name: _param(key, named[name], params.get(name, {})) for name in named if name not in OURS}
     return Equation(reference, function, tuple(states), tuple(named), tuple(own.items()), takes_spike)

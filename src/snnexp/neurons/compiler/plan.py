@@ -65,6 +65,7 @@ class Backward:
     carried: Names  # columns from early to late; zero at the start
     first_state: dict[str, Symbol]  # gradients of the state's mem and spk before the first step
     first_values: dict[str, Symbol]  # and what that step's late part adds to those of the values
+    rest_values: dict[str, Symbol]  # the same after a state of zeros, where it does not vanish
 
 
 class _Step:
@@ -80,6 +81,9 @@ class _Step:
         after = advance(X, state_of(dynamics, self.old), values, dynamics, LAST)
         memo: dict[int, Symbol] = {}
         self.new: dict[str, Symbol] = {s: _number(getattr(after, s)) for s in states}
+        self.derived = _of_values_alone(self.new.values()) if dynamics.equation is not None else {}
+        named = {id(symbol): leaf("value", name) for name, symbol in self.derived.items()}
+        self.new = {s: replaced(symbol, lambda s: named.get(id(s))) for s, symbol in self.new.items()}
         self.values = {s: value_of(symbol, memo) for s, symbol in self.new.items()}
         self.extra = tuple(s for s in states if s not in ("mem", "spk"))
         self.kept = tuple(s for s in self.extra if s not in latches)
@@ -163,6 +167,24 @@ def _containing(roots: Iterable[Symbol], wanted: Callable[[Symbol], bool]) -> se
     return found
 
 
+def _of_values_alone(roots: Iterable[Symbol]) -> dict[str, Symbol]:
+    """What depends on values only and takes an e^x: not worked out for each step but once, by torch."""
+    order = in_order(roots)
+    stepwise = _containing(order, lambda s: s.op not in ("value", "const"))
+    costly: set[int] = set()
+    for symbol in order:
+        if id(symbol) not in stepwise and (symbol.op == "exp" or any(id(a) in costly for a in symbol.args)):
+            costly.add(id(symbol))
+    edge = [a for symbol in order if id(symbol) in stepwise for a in symbol.args if id(a) in costly]
+    return {f"derived{i}": symbol for i, symbol in enumerate(dict.fromkeys(edge))}
+
+
+@lru_cache(256)
+def derived_values(dynamics: Dynamics, names: Names) -> dict[str, Symbol]:
+    """More values of a user's equation, in terms of its own."""
+    return {} if dynamics.equation is None else _Step(dynamics, names).derived
+
+
 def _traced(dynamics: Dynamics, names: Names) -> _Step:
     """The step as backward sees it: latches by the step that set them."""
     step = _Step(dynamics, names)
@@ -209,8 +231,12 @@ def forward_plan(dynamics: Dynamics, names: Names, wants: frozenset[str]) -> For
         fires = next(a for a in step.values[state].args if a is not step.old[state])
         set_at = leaf("column", column)
         columns[column] = make("select", read(fires) > 0, make("min", set_at, NOW), set_at)
-    rest = {name: replaced(s, lambda s: ZERO if s.op == "old" else None) for name, s in start.items()}
+    rest = {name: _at_rest(symbol) for name, symbol in start.items()}
     return Forward(Body(rows, columns), start, rest, stored, latches, traced.latches)
+
+
+def _at_rest(symbol: Symbol) -> Symbol:
+    return replaced(symbol, lambda s: ZERO if s.op == "old" else None)
 
 
 def _frontier(step: _Step) -> dict[str, Symbol]:
@@ -281,7 +307,10 @@ def _plan_backward(step: _Step, wants: frozenset[str], has_spk: bool, has_mem: b
         sums = [leaf("column", f"grad_{name}"), *map(now_late, late_parts[name]), *map(now_early, early_parts[name])]
         columns[f"grad_{name}"] = summed(sums)
     first_values = {name: summed(list_) for name, list_ in late_parts.items() if list_}
-    return Backward(Body(rows, columns), step.stored(step.values["spk"]), tuple(late.carried), late_state, first_values)
+    at_rest = {name: _at_rest(symbol) for name, symbol in first_values.items()}
+    rest_values = {name: symbol for name, symbol in at_rest.items() if symbol is not ZERO}
+    body, spk = Body(rows, columns), step.stored(step.values["spk"])
+    return Backward(body, spk, tuple(late.carried), late_state, first_values, rest_values)
 
 
 class _Late:

@@ -262,7 +262,7 @@ def evaluate(symbol: Symbol, leaf_value: Callable[[Symbol], Any]) -> Any:
     """Work a symbol out on tensors."""
     values: dict[int, Any] = {}
     functions = _FOLD | {"select": torch.where, "exp": torch.exp, "max": torch.maximum, "min": torch.minimum}
-    functions["exp_of_negative"] = torch.exp
+    functions |= {"exp_of_negative": torch.exp, "detach": torch.Tensor.detach}
     for s in in_order([symbol]):
         if s.args:
             values[id(s)] = functions[s.op](*(values[id(a)] for a in s.args))

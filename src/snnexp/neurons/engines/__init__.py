@@ -16,7 +16,7 @@ from torch import Tensor
 from snnexp.errors import ConfigError, unknown_choice
 from snnexp.neurons.compiler.plan import why_not_compiled
 from snnexp.neurons.engines import reference
-from snnexp.neurons.engines.fused import memory_order, run_fused_layer
+from snnexp.neurons.engines.fused import memory_order, run_fused_layer, with_derived
 from snnexp.neurons.equation import Dynamics, Pool, State, initial_state, value_dict
 from snnexp.neurons.names import ENGINES, FUSED_SURROGATES, RESETS
 from snnexp.neurons.surrogates import Surrogate
@@ -221,9 +221,10 @@ def beyond(engine: str, dynamics: Dynamics, dtype: torch.dtype) -> str | None:
 
 def kernel_source(engine: str, dynamics: Dynamics, values: Mapping[str, Tensor]) -> str:
     """The source of the kernels, forward and back, that train such neurons within a network; empty for reference."""
-    names, wants = tuple(values), frozenset(name for name, value in values.items() if value.requires_grad)
     if engine == "reference":
         return ""
+    values = with_derived(dynamics, values)
+    names, wants = tuple(values), frozenset(name for name, value in values.items() if value.requires_grad)
     if engine == "triton":
         from snnexp.neurons.engines import triton_source as triton
 

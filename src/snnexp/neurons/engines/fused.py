@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from snnexp.neurons.compiler.plan import Backward, Forward, backward_plan, forward_plan
+from snnexp.neurons.compiler.plan import Backward, Forward, backward_plan, derived_values, forward_plan
 from snnexp.neurons.compiler.symbols import Symbol, evaluate
 from snnexp.neurons.engines.calls import BackwardCall, ForwardCall, PoolGrid
 from snnexp.neurons.engines.recurrence import Backend, backward_recurrent
@@ -94,13 +94,19 @@ def _prepare(
     x: Tensor, values: Values, dynamics: Dynamics, backend: Backend, overwrite_input: bool
 ) -> tuple[list[int], Tensor, list[Tensor], _Options]:
     """Bring input and values into the order of memory."""
-    order = memory_order(x)
+    values, order = with_derived(dynamics, values), memory_order(x)
     flat_x = x.permute(order)
     if not flat_x.is_contiguous():
         flat_x, overwrite_input = flat_x.contiguous(), True
     overwrite_input = overwrite_input and not (x.is_leaf and x.requires_grad)
     options = _Options(dynamics, tuple(values), backend, overwrite_input)
     return order, flat_x, [_permute_value(v, order) for v in values.values()], options
+
+
+def with_derived(dynamics: Dynamics, values: Values) -> Values:
+    """The values, and what a user's equation makes of them alone, with gradients."""
+    more = derived_values(dynamics, tuple(values)).items()
+    return {**values, **{name: evaluate(symbol, lambda s: values[s.name]) for name, symbol in more}}
 
 
 def _pool_grid(pool: Pool, flat_x: Tensor, order: list[int]) -> PoolGrid:
@@ -306,19 +312,19 @@ def _first_step(
     from_first: Tensor | None,
 ) -> list[Tensor | None]:
     """Return the gradients of the states that were given to start from; adds the first step's late part to `grads`."""
-    if not given:
-        return []
     states = state_names(call.dynamics, call.names)
-    tensors = {s: t.reshape(shape[0], -1) for s, t in zip(states, given, strict=True)}
+    tensors = {s: t.reshape(shape[0], -1) for s, t in zip(states, given, strict=False)}
 
     def leaf_value(symbol: Symbol) -> Tensor:
         if symbol.op == "old":
             return tensors[symbol.name]
         return call.columns[symbol.name].view(shape[0], -1) if symbol.op == "column" else call.values[symbol.name]
 
-    for name, symbol in plan.first_values.items():
-        part = evaluate(symbol, leaf_value).view(shape)
+    for name, symbol in (plan.first_values if given else plan.rest_values).items():
+        part = evaluate(symbol, leaf_value).expand(shape[0], -1).reshape(shape)
         grads[name] = grads[name] + part.sum_to_size(values[name].shape).to(grads[name].dtype)
+    if not given:
+        return []
     found: dict[str, Tensor | None] = dict.fromkeys(states)
     for name, symbol in plan.first_state.items():
         found[name] = evaluate(symbol, leaf_value).expand(tensors[name].shape).reshape(shape)
