@@ -71,6 +71,9 @@ class Experiment:
         """What the run uses: device, engine and why, and what the last bits of its numbers depend on."""
         engine, reason = self.engine()
         tags = {"device": str(self.device), "engine": engine, "engine_reason": reason, **processor()}
+        code = next(iter(self.network.neurons.values())).code
+        if code is not None:
+            tags["code.neuron"] = code
         if self.device.type == "cuda":
             tags["device_name"] = torch.cuda.get_device_name(self.device)
         return tags

@@ -12,6 +12,7 @@ All states start at zero. `spike` is the configured surrogate's. The engines run
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -156,6 +157,14 @@ def _param(key: str, parameter: inspect.Parameter, given: Any) -> Param:
             f"{here}.init={param.init}: must be a number, or two to draw between, from {low:g} to {high:g}."
         )
     return param
+
+
+def fingerprint(reference: str, thing: Any) -> str:
+    """The reference and a hash of the file that it lies in."""
+    file = inspect.getsourcefile(thing)
+    return (
+        reference if file is None else f"{reference} sha256:{hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]}"
+    )
 
 
 def load_object(key: str, reference: str) -> Any:

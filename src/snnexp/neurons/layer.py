@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from snnexp.config import NeuronConf
 from snnexp.errors import ConfigError, unknown_choice
-from snnexp.neurons.custom import OURS, Equation, Param, load_equation
+from snnexp.neurons.custom import OURS, Equation, Param, fingerprint, load_equation
 from snnexp.neurons.engines import LayerRun, can_pool, choose_engine, run_layer, run_neurons
 from snnexp.neurons.equation import Dynamics, Pool, State, advance, initial_state, state_names, value_dict
 from snnexp.neurons.names import RESETS
@@ -38,6 +38,10 @@ class Within(NamedTuple):
     private: bool = False
 
 
+# Options of the equation that are keys of the configuration.
+OPTIONS = {f.name for f in fields(Dynamics)} & {f.name for f in fields(NeuronConf)} - {"surrogate", "equation"}
+
+
 def build_dynamics(conf: NeuronConf, spiking: bool = True) -> Dynamics:
     """Build the options of the equation from the configuration.
 
@@ -45,19 +49,9 @@ def build_dynamics(conf: NeuronConf, spiking: bool = True) -> Dynamics:
     """
     if conf.reset not in RESETS:
         raise ConfigError(unknown_choice("neuron.reset", conf.reset, RESETS))
-    return Dynamics(
-        surrogate=build_surrogate(conf.surrogate),
-        reset=str(conf.reset),
-        strict=bool(conf.strict),
-        tau_form=bool(conf.tau_form),
-        detach_reset=bool(conf.detach_reset),
-        ignore_reset_in_backward=bool(conf.ignore_reset_in_backward),
-        fire_once=bool(conf.fire_once),
-        force_last_spike=bool(conf.force_last_spike),
-        relative_surrogate=bool(conf.relative_surrogate),
-        spiking=spiking,
-        equation=None if conf.equation is None else load_equation(conf.equation, conf.params),
-    )
+    options = {f.name: getattr(conf, f.name) for f in fields(Dynamics) if f.name in OPTIONS}
+    equation = None if conf.equation is None else load_equation(conf.equation, conf.params)
+    return Dynamics(build_surrogate(conf.surrogate), **options, spiking=spiking, equation=equation)
 
 
 class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
@@ -175,6 +169,12 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
     def alpha(self) -> Tensor | None:
         """Share of the current kept per step; None if the neuron has no current."""
         return _decay(self.raw_alpha, self.alpha_param) if self.has_current else None
+
+    @property
+    def code(self) -> str | None:
+        """Which foreign code the neuron is, and the hash of its file; None: ours."""
+        equation = self.dynamics.equation
+        return None if equation is None else fingerprint(equation.reference, equation.function)
 
     @property
     def states(self) -> int:
