@@ -125,13 +125,7 @@ class MotionDatasetConf(EventDatasetConf):
 
 @dataclass
 class SurrogateConf:
-    """The derivative that stands in for that of the step, as a function of x = U - theta.
-
-    atan: (alpha/2) / (1 + (pi alpha x/2)^2)        fast_sigmoid: 1 / (1 + slope |x|)^2
-    sigmoid: slope s(1 - s), s = sigmoid(slope x)   triangular: scale max(0, 1 - |x|/width)
-    rectangular: scale if |x| < width, else 0       exponential: (scale/width) exp(-|x|/width)   (SLAYER, Rouser Eq. 2)
-    snntorch:<name>: that function of snntorch.surrogate with its own defaults.
-    """
+    """The derivative that stands in for that of the step, as a function of x = U - theta (`neurons/surrogates.py`)."""
 
     name: str = "atan"
     alpha: float = number(2.0, above=0)
@@ -398,25 +392,17 @@ SCHEMAS: dict[str, dict[str, type]] = {
 }
 
 
-# Keys of any name are legal within these.
-FREE = {"neuron": ("params", "kwargs")}
-
-
 def register_schemas() -> None:
     """Put the schemas into Hydra's ConfigStore, in a hidden group, and teach Hydra our reading of words and files."""
     from hydra.core.config_store import ConfigStore
-    from omegaconf import OmegaConf
 
-    from snnexp.loader import install
+    from snnexp.loader import install, open_schema
 
     store = ConfigStore.instance()
     store.store(group="schema", name="main", node=Config, package="_global_")
     for group, options in SCHEMAS.items():
         for name, node in options.items():
-            schema = OmegaConf.structured(node)
-            for free in FREE.get(group, ()):
-                OmegaConf.set_struct(schema[free], False)
-            store.store(group=f"schema/{group}", name=name, node=schema)
+            store.store(group=f"schema/{group}", name=name, node=open_schema(node))
     install(Config, SCHEMAS)
 
 

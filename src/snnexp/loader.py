@@ -31,6 +31,7 @@ from snnexp.naming import path_word
 from snnexp.secrets import mask_composed
 
 EXPERIMENT = "experiment/"
+FREE = {"params", "kwargs"}  # keys of `neuron` within which keys of any name are legal
 ARM = "arm"  # in a composition, the path of what an arm stands for
 
 
@@ -191,6 +192,14 @@ def _put_words(config: Any, texts: Iterable[tuple[tuple[str, ...], str]]) -> Non
         for part in path[:-1]:
             node = node._get_node(int(part) if isinstance(node, ListConfig) else part)
         node[int(path[-1]) if isinstance(node, ListConfig) else path[-1]] = text
+
+
+def open_schema(node: type) -> DictConfig:
+    """A schema's configuration, open to keys of any name within those of `FREE`."""
+    schema: DictConfig = OmegaConf.structured(node)
+    for key in FREE & set(schema):
+        OmegaConf.set_struct(schema[key], False)
+    return schema
 
 
 def install(main: type, options: Mapping[str, Mapping[str, type]]) -> None:

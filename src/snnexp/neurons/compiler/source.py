@@ -140,9 +140,9 @@ def load(source: str, on_disk: bool = True) -> ModuleType:
 
 
 def _folders() -> list[Path]:
-    """Where generated modules go: beside this file, else the user's cache."""
+    """Where generated modules go: the user's cache, else beside this file."""
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return [Path(__file__).parent / "__pycache__" / "kernels", user / "snnexp" / "kernels"]
+    return [user / "snnexp" / "kernels", Path(__file__).parent / "__pycache__" / "kernels"]
 
 
 def _written(path: Path, source: str) -> Path | None:
