@@ -16,6 +16,8 @@ LONGER = {"training/loop.py:fit"}  # the one loop reads from top to bottom
 def modules() -> dict[str, Path]:
     found = {}
     for path in SOURCE.rglob("*.py"):
+        if "__pycache__" in path.parts:
+            continue  # generated kernels of earlier versions
         name = ".".join(("snnexp", *path.relative_to(SOURCE).with_suffix("").parts))
         found[name.removesuffix(".__init__")] = path
     return found
