@@ -19,6 +19,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
     interrupts.reset()
+    for number in numbers:  # under nohup SIGHUP is ignored, and what is ignored stays so
+        signal.signal(number, signal.SIG_DFL)
     interrupts.install()
     yield
     interrupts.reset()

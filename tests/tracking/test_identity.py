@@ -50,6 +50,7 @@ def test_every_key_of_the_schema_counts_unless_it_is_bookkeeping() -> None:
         "state_dir",
         "results_dir",
         "results_name",
+        "show",
         "claim",
         "arm",
         "recipe",
