@@ -65,3 +65,8 @@ def real_data() -> Path:
     if not root or not Path(root).is_dir():
         pytest.skip("needs real data: set SNNEXP_DATA to a folder that holds NMNIST/, mnist/, ...")
     return Path(root)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two processes take file by file in this order: the longest one first, or the other process waits for it."""
+    items.sort(key=lambda item: item.path.name != "test_resume.py")

@@ -48,7 +48,7 @@ def test_the_page_is_short() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["term", *(pytest.param(name, marks=pytest.mark.slow) for name in WALKS if name != "term")]
+    "name", [pytest.param(name, marks=() if name == "preset" else pytest.mark.slow) for name in WALKS]
 )
 def test_walk(name: str, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
