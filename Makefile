@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 PORT ?= 5000
 # Test processes. One file's tests stay together: they share fixtures and compiled kernels.
 JOBS ?= 2
-TEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+TEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-all test-foreign test-foreign-quick lint format typecheck run sweep ui bench compare lock build clean papers results
 
@@ -59,7 +59,7 @@ test-all: setup  ## all tests, the slow ones too
 QUICK = tests/training/test_golden.py tests/neurons/test_neuron_equation.py tests/neurons/test_neuron_peers.py \
   tests/models/test_network.py tests/analysis tests/test_encoders.py tests/test_decoders.py
 test-foreign-quick: setup  ## a part of the numeric tests as on the plainest processor, a minute
-	NUMBA_CPU_NAME=native PYTHON=$(BIN)/python tests/foreign_processor.sh default 1 -n $(JOBS) --dist loadfile $(QUICK)
+	NUMBA_CPU_NAME=native PYTHON=$(BIN)/python tests/foreign_processor.sh default 1 -n $(JOBS) --dist loadfile --no-loadscope-reorder $(QUICK)
 
 test-foreign: setup  ## all numeric tests with the instructions of other processors, with one and two threads
 	for instructions in default avx2 native; do for threads in 1 2; do \
