@@ -9,8 +9,8 @@ import torch
 from networks import make_info, make_network, make_spikes
 
 from snnexp.config import ModelConf, NeuNormConf
-from snnexp.models.layers import NeuNorm, TimeDropout, Vote
-from snnexp.models.spec import plan
+from snnexp.models.layers import ModerateDropout, NeuNorm, TimeDropout, Vote
+from snnexp.models.spec import plan, why_not_in_segments
 from snnexp.models.weights import Conv2d, Linear, build_weights, standardise
 
 
@@ -158,3 +158,30 @@ def test_affine_replaces_the_bias(affine: str, shapes: list[tuple[int, ...]]) ->
         layers[0].affine.gain.fill_(2)
         layers[0].affine.offset.fill_(0.5)
     torch.testing.assert_close(layers[0](x), 2 * plain + 0.5)
+
+
+def test_moderate_dropout_spares_what_fires_often() -> None:
+    # rates 0, 1/2, 1: scaled alike, their mean 1/2; p = 0.4: keep = 1 - 0.4 (1, 1/2, 0)/(1/2) = 0.2, 0.6, 1
+    x = torch.tensor([[[0.0, 1.0, 1.0]], [[0.0, 0.0, 1.0]]])
+    layer = ModerateDropout(0.4)
+    torch.testing.assert_close(layer.keep(x), torch.tensor([[0.2, 0.6, 1.0]]))
+    many = x.repeat(1, 40_000, 1)
+    out = layer(many)
+    assert out.mean((0, 1)).tolist() == pytest.approx([0, 0.5, 1], abs=0.01)  # the mean stays
+    assert out[0, :, 1].unique().tolist() == pytest.approx([0.0, 1 / 0.6])
+    assert torch.equal(out[1, :, 1], torch.zeros(40_000))  # one mask for all steps
+    assert torch.equal(layer.eval()(x), x)
+
+
+def test_moderate_dropout_of_equal_rates_is_dropout() -> None:
+    torch.testing.assert_close(ModerateDropout(0.25).keep(torch.ones(3, 2, 4)), torch.full((2, 4), 0.75))
+
+
+def test_moderate_dropout_in_a_network() -> None:
+    info = make_info()
+    network = make_network("FC12-SN-DPM0.3-FC-SN", info, gain=3)
+    network(make_spikes(info)).spk.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+    layers = plan("FC12-SN-DPM0.3-FC-SN", (2, 8, 8), 10)
+    reason = why_not_in_segments(layers, False, False)
+    assert reason is not None and "DPM0.3" in reason and "trainer.checkpoint_steps=null" in reason

@@ -75,6 +75,35 @@ class TimeDropout(nn.Module):
         return F.dropout(torch.ones_like(x[0]), self.rate, self.training)
 
 
+class ModerateDropout(nn.Module):
+    """Dropout that rarely firing inputs undergo more than others, on [T, B, ...]; one mask for all T steps.
+
+        r_i  = (1/T) sum_t x_i[t], scaled to 0..1 over the batch and its inputs
+        keep = min(max(1 - p (1 - r_i)/(1 - mean r), 0), 1)      out_i[t] = x_i[t] m_i/keep, m_i = 1 with chance keep
+
+    Source: LTMD (Wang, Cheng, Lim, NeurIPS 2022), `dropout_layer` of the authors' code; like there 1/keep has a
+    gradient. Inputs of one and the same rate, where theirs divides by 0, are all kept with chance 1 - p.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        keep = self.keep(x)
+        mask = torch.bernoulli(keep.detach())
+        return x * (mask / torch.where(keep > 0, keep, torch.ones_like(keep)))
+
+    def keep(self, x: Tensor) -> Tensor:
+        """The chance to stay of each input of x [T, B, ...], shape [B, ...]."""
+        rate = x.mean(0)
+        low, high = rate.amin(), rate.amax()
+        scaled = (rate - low) / torch.where(high > low, high - low, torch.ones_like(high))
+        return (1 - self.rate * (1 - scaled) / (1 - scaled.mean())).clamp(0, 1)
+
+
 def build_batch_norm(shape: tuple[int, ...]) -> nn.BatchNorm1d | nn.BatchNorm2d:
     """Batch norm over [T*B, ...] per channel."""
     return BatchNorm2d(shape[0]) if len(shape) == 3 else nn.BatchNorm1d(shape[0])

@@ -22,7 +22,7 @@ from snnexp.models.batch_norm import BatchNorm2d, regular
 from snnexp.models.delayed_recurrence import run_with_delays
 from snnexp.models.delays import Delay, run_delay
 from snnexp.models.flow import Flow, count_steps
-from snnexp.models.layers import NeuNorm, TimeDropout, Vote, build_batch_norm, build_layer_norm
+from snnexp.models.layers import ModerateDropout, NeuNorm, TimeDropout, Vote, build_batch_norm, build_layer_norm
 from snnexp.models.memory_estimate import step_memory_bytes
 from snnexp.models.observer import Firing, Observer
 from snnexp.models.segments import Memory, recomputed, split_time
@@ -251,7 +251,7 @@ class Network(nn.Module):
         elif layer.kind == "neunorm":
             spk, flow.memory.traces[layer.name] = module(flow.over_time(), flow.memory.traces.get(layer.name))
             flow.x = spk.flatten(0, 1)
-        elif layer.kind == "dropout" and flow.constant:
+        elif layer.kind in ("dropout", "dropout_rate") and flow.constant:
             flow.x = module(flow.folded().unsqueeze(0)).squeeze(0)
         elif layer.kind == "dropout":
             assert isinstance(module, TimeDropout)
@@ -259,7 +259,7 @@ class Network(nn.Module):
             if layer.name not in masks:
                 masks[layer.name] = module.draw_mask(x)
             flow.x = module(x, masks[layer.name]).flatten(0, 1)
-        elif layer.kind == "dropout_step":
+        elif layer.kind in ("dropout_step", "dropout_rate"):
             flow.x = module(flow.over_time()).flatten(0, 1)
         elif layer.kind == "batch_norm" and self.bn_per_step and not flow.constant:
             flow.x = torch.stack([module(regular(step)) for step in flow.over_time().unbind(0)]).flatten(0, 1)
@@ -412,4 +412,6 @@ def _build_stateless(layer: LayerPlan, model: ModelConf) -> nn.Module:
         return NeuNorm(layer.in_shape, model.neunorm)
     if layer.kind == "vote":
         return Vote(int(layer.args["n"]))
+    if layer.kind == "dropout_rate":
+        return ModerateDropout(float(layer.args["rate"]))
     return TimeDropout(float(layer.args["rate"]), per_step=layer.kind == "dropout_step")

@@ -29,6 +29,7 @@ __all__ = [
 Shape = tuple[int, ...]  # [C, H, W], or [N] once flattened
 
 WEIGHT_KINDS = frozenset({"conv", "linear", "recurrent"})
+DROPOUT_KINDS = frozenset({"dropout", "dropout_step", "dropout_rate"})
 _NAMES = {"linear": "fc", "recurrent": "rfc", "batch_norm": "bn", "layer_norm": "ln", "neunorm": "nn", "spiking": "sn"}
 _NAMES |= {
     "delay": "dl",
@@ -36,6 +37,7 @@ _NAMES |= {
     "avg_pool": "ap",
     "dropout": "dp",
     "dropout_step": "dpt",
+    "dropout_rate": "dpm",
     "flatten": "flat",
     "conv": "conv",
 }
@@ -131,7 +133,7 @@ def plan(spec: str, in_shape: Shape, num_classes: int, votes: int = 1, bias: boo
             add(token, kind, shape, {}, prod(shape), False)
         elif kind == "delay":
             add(token, kind, shape, {"max": int(token.args["max"])}, shape[0], False)
-        elif kind in ("dropout", "dropout_step"):
+        elif kind in DROPOUT_KINDS:
             add(token, kind, shape, {"rate": token.args.get("rate", 0.5)}, 0, False)
         else:
             add(token, kind, shape, {}, 0, False)
@@ -148,6 +150,12 @@ def why_not_in_segments(
     layers: Sequence[LayerPlan], bn_per_step: bool, constant_input: bool, key: str = "checkpoint_steps"
 ) -> str | None:
     """Say why these layers cannot be trained a segment of time at a time, or return None if they can."""
+    rates = next((layer for layer in layers if layer.kind == "dropout_rate"), None)
+    if rates is not None:
+        return (
+            f"trainer.{key}: {rates.token.text} drops inputs by their rate over all time steps, which is not known before "
+            f"the last of them. Use DP in model.spec, or trainer.{key}=null."
+        )
     rest = layers[constant_layers(layers) :] if constant_input else layers
     norm = next((layer.name for layer in rest if layer.kind == "batch_norm"), None)
     if norm is None or bn_per_step:

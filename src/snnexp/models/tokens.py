@@ -55,6 +55,7 @@ TOKENS: tuple[TokenKind, ...] = (
     _kind("AP", "AP<size>", "average pooling", "avg_pool", r"AP" + _POOL),
     _kind("DP", "DP[<p>]", "dropout, one mask for all time steps; p = 0.5", "dropout", r"DP" + _SHARE),
     _kind("DPT", "DPT[<p>]", "dropout, the mask redrawn at each time step", "dropout_step", r"DPT" + _SHARE),
+    _kind("DPM", "DPM[<p>]", "moderate dropout, of rarely firing inputs above all", "dropout_rate", r"DPM" + _SHARE),
     _kind("FLAT", "FLAT", "flatten; implied before the first FC", "flatten", r"FLAT"),
     _kind("VOTE", "VOTE<n>", "mean over each n neighbouring output neurons", "vote", r"VOTE(?P<n>\d+)"),
 )
