@@ -153,8 +153,8 @@ def why_not_in_segments(
     rates = next((layer for layer in layers if layer.kind == "dropout_rate"), None)
     if rates is not None:
         return (
-            f"trainer.{key}: {rates.token.text} drops inputs by their rate over all time steps, which is not known before "
-            f"the last of them. Use DP in model.spec, or trainer.{key}=null."
+            f"trainer.{key}: {rates.token.text} drops inputs by their rate over all time steps, which is not known "
+            f"before the last of them. Use DP in model.spec, or trainer.{key}=null."
         )
     rest = layers[constant_layers(layers) :] if constant_input else layers
     norm = next((layer.name for layer in rest if layer.kind == "batch_norm"), None)
