@@ -18,7 +18,7 @@ from benchmarks.workloads import Inputs, Workload, make_events, make_inputs, our
 from snnexp.analysis.activity import ActivityMeter
 from snnexp.config import OptimizerConf
 from snnexp.data.base import EventFrames
-from snnexp.data.event_source import SPARSE_BELOW
+from snnexp.data.events.source import SPARSE_BELOW
 from snnexp.training.optimisation import build_optimizer
 
 OURS, REFERENCE, COUNTED, ROUSER, BARE = (

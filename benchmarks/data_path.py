@@ -36,7 +36,7 @@ from numpy.lib import recfunctions
 from numpy.typing import NDArray
 
 from snnexp.config import EventDatasetConf
-from snnexp.data.event_source import EventSource, open_events
+from snnexp.data.events.source import EventSource, open_events
 
 CPU = torch.device("cpu")
 Read = Callable[[int], NDArray[Any]]  # sample number -> structured events, as tonic reads them

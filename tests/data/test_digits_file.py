@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from snnexp.data.digits import load_digits, read_table, table_path
+from snnexp.data.images.digits import load_digits, read_table, table_path
 from snnexp.errors import DataError
 
 

@@ -19,10 +19,11 @@ from filelock import FileLock
 from local_server import Site, serve
 
 from snnexp.config import DatasetConf, EventDatasetConf, ImageDatasetConf
-from snnexp.data import downloads, fetching, sources
-from snnexp.data.downloads import ensure, prepare
 from snnexp.data.facts import FACTS
-from snnexp.data.sources import SOURCES, Archive, Source
+from snnexp.data.fetching import downloads, sources
+from snnexp.data.fetching import fetch as fetching
+from snnexp.data.fetching.downloads import ensure, prepare
+from snnexp.data.fetching.sources import SOURCES, Archive, Source
 from snnexp.errors import DataError
 
 
@@ -205,8 +206,8 @@ def test_waiting_for_another_process_is_said(
 
 
 JOB = (
-    "import sys; from snnexp.config import EventDatasetConf; from snnexp.data.downloads import ensure;"
-    "from snnexp.data.sources import SOURCES, Archive, Source; SOURCES['nmnist'] = {source!r};"
+    "import sys; from snnexp.config import EventDatasetConf; from snnexp.data.fetching.downloads import ensure;"
+    "from snnexp.data.fetching.sources import SOURCES, Archive, Source; SOURCES['nmnist'] = {source!r};"
     "print('start', flush=True); ensure(EventDatasetConf(name='nmnist', root=sys.argv[1]))"
 )
 

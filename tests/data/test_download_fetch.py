@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from local_server import Site, serve
 
-from snnexp.data import fetching
-from snnexp.data.fetching import FetchError, _NoDowngrade, fetch
+from snnexp.data.fetching import fetch as fetching
+from snnexp.data.fetching.fetch import FetchError, _NoDowngrade, fetch
 from snnexp.errors import DataError
 
 BODY = bytes(range(256)) * 4000  # 1,024,000 bytes

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from snnexp.data import fetching, unpacking
-from snnexp.data.unpacking import unpack
+from snnexp.data.fetching import fetch as fetching
+from snnexp.data.fetching import unpacking
+from snnexp.data.fetching.unpacking import unpack
 from snnexp.errors import DataError
 
 

@@ -7,7 +7,7 @@ import pytest
 from fake_files import random_events
 
 from snnexp.config import AugmentConf
-from snnexp.data.augment import EventArrays, augment, gather, is_active
+from snnexp.data.events.augment import EventArrays, augment, gather, is_active
 
 SHAPE = (2, 5, 7)
 

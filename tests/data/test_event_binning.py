@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from snnexp.data.binning import Binning, DeviceBinning, bin_dense, bin_edges, bin_lists, build_binning
+from snnexp.data.events.binning import Binning, DeviceBinning, bin_dense, bin_edges, bin_lists, build_binning
 
 Sample = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 SENSOR = (2, 6, 5)

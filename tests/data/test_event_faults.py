@@ -25,15 +25,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from snnexp.config import EventDatasetConf
-from snnexp.data import aedat, cifar10dvs, dvs128, heidelberg, isolated, nmnist
-from snnexp.data.packing import open_store, pack_in_memory
+from snnexp.data import isolated
+from snnexp.data.readers import aedat, cifar10dvs, dvs128, heidelberg, nmnist
+from snnexp.data.store.packing import open_store, pack_in_memory
 from snnexp.errors import DataError
 
 BUILD = """
 import sys, time
 from pathlib import Path
 from snnexp.config import EventDatasetConf
-from snnexp.data import nmnist, packing
+from snnexp.data.readers import nmnist
+from snnexp.data.store import packing
 root = Path(sys.argv[1])
 reader = nmnist.open_reader(EventDatasetConf(name="nmnist", root=str(root)))
 print("ready", flush=True)

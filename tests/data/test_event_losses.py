@@ -21,10 +21,10 @@ from fake_files import (
 )
 
 from snnexp.config import EventDatasetConf
-from snnexp.data.event_source import EventSource, open_events
-from snnexp.data.losses import Tally, judge, sensor_of
-from snnexp.data.nmnist import NMNISTReader
-from snnexp.data.recordings import Recording, order_events
+from snnexp.data.events.source import EventSource, open_events
+from snnexp.data.readers.nmnist import NMNISTReader
+from snnexp.data.readers.recordings import Recording, order_events
+from snnexp.data.store.losses import Tally, judge, sensor_of
 from snnexp.errors import DataError
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ import torch
 from fake_files import write_dvs_npy, write_nmnist
 
 from snnexp.config import EventDatasetConf
-from snnexp.data.event_source import EventSource, open_events
+from snnexp.data.events.source import EventSource, open_events
 from snnexp.errors import ConfigError, DataError
 
 CPU = torch.device("cpu")

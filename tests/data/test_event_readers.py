@@ -23,8 +23,8 @@ from fake_files import (
 )
 
 from snnexp.config import EventDatasetConf
-from snnexp.data import aedat, cifar10dvs, dvs128, heidelberg, nmnist
-from snnexp.data.recordings import Recording, order_events
+from snnexp.data.readers import aedat, cifar10dvs, dvs128, heidelberg, nmnist
+from snnexp.data.readers.recordings import Recording, order_events
 from snnexp.errors import ConfigError, DataError
 
 

@@ -16,9 +16,9 @@ from fake_files import write_cifar10dvs, write_dvs_npy, write_dvs_trials, write_
 
 from snnexp.config import AugmentConf, EventDatasetConf, MotionDatasetConf, RandmanDatasetConf
 from snnexp.data.base import Batch, EventFrames
-from snnexp.data.buffers import BufferPool
-from snnexp.data.event_source import EventSource, open_events
-from snnexp.data.prefetch import Prefetch
+from snnexp.data.events.buffers import BufferPool
+from snnexp.data.events.prefetch import Prefetch
+from snnexp.data.events.source import EventSource, open_events
 from snnexp.errors import ConfigError, DataError
 
 CPU = torch.device("cpu")
@@ -245,7 +245,7 @@ def test_randman_is_in_the_times_only() -> None:
 def test_randman_spikes_per_unit_and_smoothness() -> None:
     frames, _ = all_frames(randman(spikes_per_unit=3, manifold_dim=2), "val")
     assert torch.equal(frames.sum(0), torch.full_like(frames.sum(0), 3))
-    from snnexp.data.randman import manifold
+    from snnexp.data.readers.randman import manifold
 
     points = np.linspace(0, 1, 400)[:, None]
     roughness = []
@@ -258,7 +258,7 @@ def test_randman_spikes_per_unit_and_smoothness() -> None:
 
 def test_randman_by_hand() -> None:
     """One unit, two points, alpha so large that one frequency is left: a sin(2 pi (b x + c)), scaled to 0 and 1."""
-    from snnexp.data.randman import manifold
+    from snnexp.data.readers.randman import manifold
 
     points = np.array([[0.0], [0.3], [0.9]])
     amplitude, stretch, phase = np.random.default_rng(4).random((3, 1, 2))[:, 0]  # alpha 10: 2 frequencies
@@ -372,11 +372,11 @@ import resource, sys
 import numpy as np, torch
 from pathlib import Path
 from snnexp.config import EventDatasetConf
-from snnexp.data import nmnist
-from snnexp.data.buffers import BufferPool
-from snnexp.data.event_source import EventSource
-from snnexp.data.packing import open_store
-from snnexp.data.recordings import Recording
+from snnexp.data.readers import nmnist
+from snnexp.data.events.buffers import BufferPool
+from snnexp.data.events.source import EventSource
+from snnexp.data.store.packing import open_store
+from snnexp.data.readers.recordings import Recording
 class Big(nmnist.NMNISTReader):
     def recordings(self):
         rng = np.random.default_rng(0)

@@ -15,9 +15,10 @@ import pytest
 from fake_files import write_nmnist
 
 from snnexp.config import EventDatasetConf
-from snnexp.data import nmnist, packing, stamps
-from snnexp.data.packing import open_store, pack_in_memory
-from snnexp.data.store import ARRAYS, EventStore, StoreDamage
+from snnexp.data.readers import nmnist
+from snnexp.data.store import packing, stamps
+from snnexp.data.store.packing import open_store, pack_in_memory
+from snnexp.data.store.store import ARRAYS, EventStore, StoreDamage
 from snnexp.errors import DataError
 
 

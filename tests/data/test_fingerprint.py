@@ -12,9 +12,9 @@ from fake_files import write_nmnist
 from snnexp.config import DatasetConf, EventDatasetConf, RandmanDatasetConf
 from snnexp.data import open_data
 from snnexp.data.base import DataInfo
-from snnexp.data.event_source import open_events
+from snnexp.data.events.source import open_events
 from snnexp.data.splits import data_fingerprint
-from snnexp.data.store import digest_events
+from snnexp.data.store.store import digest_events
 
 CPU = torch.device("cpu")
 

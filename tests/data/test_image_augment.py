@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from snnexp.config import AugmentConf
-from snnexp.data.image_augment import draw, rotate, shift
+from snnexp.data.images.augment import draw, rotate, shift
 
 CPU = torch.device("cpu")
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from snnexp.config import AugmentConf, ImageDatasetConf
-from snnexp.data import cifar10, idx, open_data
+from snnexp.data import open_data
 from snnexp.data.base import DataSource
-from snnexp.data.idx import read_idx
+from snnexp.data.images import cifar10, idx
+from snnexp.data.images.idx import read_idx
 from snnexp.errors import ConfigError, DataError
 
 CPU = torch.device("cpu")

@@ -11,10 +11,10 @@ import torch
 from fake_files import aedat2_bytes, aedat4_bytes, aedat31_bytes, random_events, write_cifar10dvs, write_dvs_trials
 
 from snnexp.config import EventDatasetConf
-from snnexp.data import aedat, cifar10dvs
 from snnexp.data.base import DataInfo
-from snnexp.data.event_source import open_events
-from snnexp.data.trial_lists import read_labels, read_lists
+from snnexp.data.events.source import open_events
+from snnexp.data.readers import aedat, cifar10dvs
+from snnexp.data.readers.trial_lists import read_labels, read_lists
 from snnexp.errors import ConfigError, DataError
 
 ROWS = [(label, 1000 * k, 1000 * k + 900) for k, label in enumerate([1, *range(1, 12)])]

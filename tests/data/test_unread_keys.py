@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from snnexp.config import AugmentConf, DatasetConf, EventDatasetConf, ImageDatasetConf, RandmanDatasetConf
-from snnexp.data import cifar10dvs, dvs128, open_data
+from snnexp.data import open_data
 from snnexp.data.facts import FACTS, unread_keys
+from snnexp.data.readers import cifar10dvs, dvs128
 from snnexp.errors import ConfigError
 
 

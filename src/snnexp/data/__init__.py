@@ -28,16 +28,16 @@ def open_data(conf: DatasetConf, device: torch.device) -> DataSource:
     """
     if conf.name not in FACTS:
         raise ConfigError(unknown_choice("dataset", conf.name, FACTS))
-    from snnexp.data.downloads import ensure
+    from snnexp.data.fetching.downloads import ensure
 
     ensure(conf)
     source: DataSource
     if FACTS[conf.name].kind == "image":
-        from snnexp.data.images import open_images
+        from snnexp.data.images.source import open_images
 
         source = open_images(conf, device)
     else:
-        from snnexp.data.event_source import open_events
+        from snnexp.data.events.source import open_events
 
         source = open_events(cast(EventDatasetConf, conf), device)
     if not source.info.complete:

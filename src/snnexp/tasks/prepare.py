@@ -14,7 +14,7 @@ def prepare(conf: Config, cfg: DictConfig) -> None:
         import torch
 
         from snnexp.data import open_data
-        from snnexp.data.downloads import prepare as fetch
+        from snnexp.data.fetching.downloads import prepare as fetch
 
     print(fetch(conf.dataset))
     source = open_data(conf.dataset, torch.device("cpu"))

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from snnexp.data.files import check_file, sha256_of, some
-from snnexp.data.recordings import EventReader
+from snnexp.data.readers.recordings import EventReader
 
 log = logging.getLogger(__name__)
 

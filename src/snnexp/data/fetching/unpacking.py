@@ -15,7 +15,7 @@ from contextlib import closing
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from snnexp.data.fetching import check_free_space, write_error
+from snnexp.data.fetching.fetch import check_free_space, write_error
 from snnexp.errors import DataError
 
 MAX_FILES = 300_000  # N-MNIST's train.zip has 60,000

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from snnexp.config import EventDatasetConf
 from snnexp.data.facts import FACTS
 from snnexp.data.files import Finder, damaged, missing_files, read_bytes
-from snnexp.data.recordings import MICROSECONDS, Layout, Recording, order_events
+from snnexp.data.readers.recordings import MICROSECONDS, Layout, Recording, order_events
 from snnexp.errors import DataError
 
 PARTS = {"Train": "train", "Test": "test"}

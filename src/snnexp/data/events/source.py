@@ -16,31 +16,31 @@ import torch
 from numpy.typing import NDArray
 
 from snnexp.config import EventDatasetConf
-from snnexp.data.augment import augment, gather, is_active
 from snnexp.data.base import Batch, DataInfo, EventFrames
-from snnexp.data.binning import Binning, DeviceBinning, bin_dense, bin_edges, bin_lists, build_binning
-from snnexp.data.buffers import BufferPool
+from snnexp.data.events.augment import augment, gather, is_active
+from snnexp.data.events.binning import Binning, DeviceBinning, bin_dense, bin_edges, bin_lists, build_binning
+from snnexp.data.events.buffers import BufferPool
+from snnexp.data.events.prefetch import Prefetch
+from snnexp.data.events.reach import measure_reach
 from snnexp.data.facts import unread_keys
-from snnexp.data.losses import loss_note
-from snnexp.data.packing import open_store, pack_in_memory
-from snnexp.data.prefetch import Prefetch
-from snnexp.data.reach import measure_reach
-from snnexp.data.recordings import EventReader
+from snnexp.data.readers.recordings import EventReader
 from snnexp.data.repeats import find_repeats
 from snnexp.data.splits import data_fingerprint, limit, split_hash, stratified_split
-from snnexp.data.store import EventStore
+from snnexp.data.store.losses import loss_note
+from snnexp.data.store.packing import open_store, pack_in_memory
+from snnexp.data.store.store import EventStore
 from snnexp.errors import ConfigError, DataError, unknown_choice
 
 log = logging.getLogger(__name__)
 
 READERS = {
-    "nmnist": "snnexp.data.nmnist",
-    "dvs128": "snnexp.data.dvs128",
-    "shd": "snnexp.data.heidelberg",
-    "ssc": "snnexp.data.heidelberg",
-    "cifar10dvs": "snnexp.data.cifar10dvs",
-    "randman": "snnexp.data.randman",
-    "motion": "snnexp.data.motion",
+    "nmnist": "snnexp.data.readers.nmnist",
+    "dvs128": "snnexp.data.readers.dvs128",
+    "shd": "snnexp.data.readers.heidelberg",
+    "ssc": "snnexp.data.readers.heidelberg",
+    "cifar10dvs": "snnexp.data.readers.cifar10dvs",
+    "randman": "snnexp.data.readers.randman",
+    "motion": "snnexp.data.readers.motion",
 }
 IN_MEMORY = ("randman",)  # generated in a blink and small: no files
 SPARSE_BELOW = 0.12  # dataset.sparse=auto: event lists if fewer of the inputs than this are non-zero
@@ -60,7 +60,7 @@ def open_events(conf: EventDatasetConf, device: torch.device) -> EventSource:
     check_events(conf)
     reader: EventReader = importlib.import_module(READERS[conf.name]).open_reader(conf)
     if conf.transforms:
-        from snnexp.data.transforms import TransformedReader
+        from snnexp.data.readers.transforms import TransformedReader
 
         reader = TransformedReader(reader, list(conf.transforms))
     if conf.name in IN_MEMORY:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from snnexp.data.recordings import EventReader, Recording, order_events
+from snnexp.data.readers.recordings import EventReader, Recording, order_events
 from snnexp.errors import ConfigError, unknown_choice
 
 ALLOWED = ("CropTime", "Decimation", "Denoise", "DropPixel", "RefractoryPeriod", "TimeAlignment", "TimeSkew")

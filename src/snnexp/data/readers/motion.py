@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snnexp.config import EventDatasetConf, MotionDatasetConf
-from snnexp.data.recordings import MICROSECONDS, Layout, Recording, order_events
+from snnexp.data.readers.recordings import MICROSECONDS, Layout, Recording, order_events
 from snnexp.errors import ConfigError
 
 DIRECTIONS = 8

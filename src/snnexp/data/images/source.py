@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from snnexp.config import DatasetConf
-from snnexp.data import cifar10, digits, idx, image_augment
 from snnexp.data.base import Batch, DataInfo
 from snnexp.data.facts import FACTS, unread_keys
-from snnexp.data.sources import SOURCES
+from snnexp.data.fetching.sources import SOURCES
+from snnexp.data.images import augment as image_augment
+from snnexp.data.images import cifar10, digits, idx
 from snnexp.data.splits import Indices, data_fingerprint, limit, split_hash, stratified_split
 from snnexp.errors import ConfigError, DataError
 

@@ -9,10 +9,10 @@ import logging
 from pathlib import Path
 
 from snnexp.config import DatasetConf
-from snnexp.data.fetching import check_free_space, fetch, file_md5, write_error
+from snnexp.data.fetching.fetch import check_free_space, fetch, file_md5, write_error
+from snnexp.data.fetching.sources import SOURCES, Archive, Source, unpacking_mark
+from snnexp.data.fetching.unpacking import unpack
 from snnexp.data.files import check_folder
-from snnexp.data.sources import SOURCES, Archive, Source, unpacking_mark
-from snnexp.data.unpacking import unpack
 from snnexp.errors import DataError
 
 logger = logging.getLogger(__name__)

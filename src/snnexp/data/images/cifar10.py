@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from snnexp.data.fetching.sources import SOURCES
 from snnexp.data.files import find_file, kind_of, not_this, read_bytes
-from snnexp.data.sources import SOURCES
 from snnexp.errors import DataError
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -23,12 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snnexp.config import EventDatasetConf
-from snnexp.data.aedat import Aedat4Decoder, Column, read_aedat2, version_of
 from snnexp.data.facts import FACTS
 from snnexp.data.files import Finder, damaged, missing_files, not_this
-from snnexp.data.losses import sensor_of
-from snnexp.data.recordings import MICROSECONDS, Layout, Recording, order_events
+from snnexp.data.readers.aedat import Aedat4Decoder, Column, read_aedat2, version_of
+from snnexp.data.readers.recordings import MICROSECONDS, Layout, Recording, order_events
 from snnexp.data.splits import stratified_split
+from snnexp.data.store.losses import sensor_of
 from snnexp.errors import ConfigError, DataError, unknown_choice
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snnexp.config import EventDatasetConf
-from snnexp.data.aedat import read_aedat31
 from snnexp.data.facts import FACTS
 from snnexp.data.files import Finder, damaged, missing_files, read_bytes
-from snnexp.data.recordings import MARKED_INVALID, MICROSECONDS, Layout, Recording, order_events
-from snnexp.data.trial_lists import TRIAL_LISTS, Trial, read_labels, read_lists
+from snnexp.data.readers.aedat import read_aedat31
+from snnexp.data.readers.recordings import MARKED_INVALID, MICROSECONDS, Layout, Recording, order_events
+from snnexp.data.readers.trial_lists import TRIAL_LISTS, Trial, read_labels, read_lists
 from snnexp.errors import ConfigError, DataError, unknown_choice
 
 SHAPE = FACTS["dvs128"].shape

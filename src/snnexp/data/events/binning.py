@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from snnexp.data.base import EventFrames
-from snnexp.data.buffers import BufferPool
+from snnexp.data.events.buffers import BufferPool
 
 BIN_BY = {"time": 0, "count": 1, "width": 2}
 

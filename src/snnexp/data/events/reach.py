@@ -13,8 +13,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from snnexp.data.binning import Binning, bin_edges
-from snnexp.data.store import EventStore
+from snnexp.data.events.binning import Binning, bin_edges
+from snnexp.data.store.store import EventStore
 from snnexp.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)

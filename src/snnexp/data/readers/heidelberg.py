@@ -19,7 +19,7 @@ from snnexp.config import EventDatasetConf
 from snnexp.data.facts import FACTS
 from snnexp.data.files import damaged, find_file, missing_files, read_head
 from snnexp.data.isolated import Isolated
-from snnexp.data.recordings import Layout, Recording, order_events
+from snnexp.data.readers.recordings import Layout, Recording, order_events
 from snnexp.errors import DataError
 
 PARTS = {"shd": {"train": "train", "test": "test"}, "ssc": {"train": "train", "valid": "val", "test": "test"}}

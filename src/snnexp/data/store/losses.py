@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from snnexp.data.recordings import (
+from snnexp.data.readers.recordings import (
     BAD_POLARITY,
     BAD_TIME,
     LAST_TIME,

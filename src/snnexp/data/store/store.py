@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from snnexp.data.recordings import EventReader
-from snnexp.data.stamps import SOURCES, changed_source
+from snnexp.data.readers.recordings import EventReader
+from snnexp.data.store.stamps import SOURCES, changed_source
 
 log = logging.getLogger(__name__)
 

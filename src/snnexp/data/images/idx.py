@@ -17,8 +17,8 @@ from typing import IO, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from snnexp.data.fetching.sources import SOURCES
 from snnexp.data.files import find_file, kind_of, not_this, read_bytes
-from snnexp.data.sources import SOURCES
 from snnexp.errors import DataError
 
 MAX_BYTES = 1 << 30  # a damaged header must not make us reserve the whole memory

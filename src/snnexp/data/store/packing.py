@@ -19,10 +19,10 @@ import numpy as np
 from filelock import Timeout
 
 from snnexp import __version__
-from snnexp.data.losses import Tally, judge, total_dropped
-from snnexp.data.recordings import EventReader, Recording
-from snnexp.data.stamps import SOURCES, note_stamps, source_lines, stamp_sources, user_cache
-from snnexp.data.store import (
+from snnexp.data.readers.recordings import EventReader, Recording
+from snnexp.data.store.losses import Tally, judge, total_dropped
+from snnexp.data.store.stamps import SOURCES, note_stamps, source_lines, stamp_sources, user_cache
+from snnexp.data.store.store import (
     ARRAYS,
     PARTS,
     SAMPLE_TYPE,

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snnexp.config import EventDatasetConf, RandmanDatasetConf
-from snnexp.data.recordings import MICROSECONDS, Layout, Recording, order_events
+from snnexp.data.readers.recordings import MICROSECONDS, Layout, Recording, order_events
 from snnexp.errors import ConfigError
 
 SMALLEST_AMPLITUDE = 1e-3  # of the highest frequency, as in the authors' code

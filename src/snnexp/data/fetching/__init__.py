@@ -1,0 +1,1 @@
+"""Getting files that are not there: addresses and checksums, download, unpacking. `downloads.py` is the way in."""

@@ -1,0 +1,1 @@
+"""Readers: the files of one data set in, recordings out. `recordings.py` says what a reader must offer."""
