@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from snnexp.config import DecoderConf, EncoderConf, NeuronConf
 from snnexp.errors import unknown_choice
+from snnexp.registry import LOSSES
 
 ENCODERS = ("none", "direct", "rate", "latency", "delta")
 
@@ -47,7 +48,7 @@ def check_decoder(decoder: DecoderConf, neuron: NeuronConf, num_steps: int | Non
     if name not in DECODER_LOSSES:
         return [unknown_choice("decoder", name, DECODER_LOSSES)]
     errors = []
-    if loss not in DECODER_LOSSES[name]:
+    if loss in LOSSES.ours and loss not in DECODER_LOSSES[name]:
         errors.append(
             f"decoder.loss={loss}: decoder={name} does not read out what this loss trains."
             f" Use decoder.loss={' or '.join(DECODER_LOSSES[name])}."

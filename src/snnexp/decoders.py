@@ -8,8 +8,11 @@ times per batch.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +21,7 @@ from torch import Tensor
 from snnexp.coding_rules import check_decoder
 from snnexp.config import DecoderConf, NeuronConf
 from snnexp.errors import ConfigError
+from snnexp.registry import LOSSES, blamed, load
 
 
 def build_decoder(conf: DecoderConf, num_classes: int, num_steps: int) -> Decoder:
@@ -26,7 +30,19 @@ def build_decoder(conf: DecoderConf, num_classes: int, num_steps: int) -> Decode
     errors = check_decoder(conf, NeuronConf(name="any"), num_steps)
     if errors:
         raise ConfigError("\n".join(errors))
-    return Decoder(conf, num_classes)
+    decoder = Decoder(conf, num_classes)
+    if conf.loss not in LOSSES.ours:
+        _try_loss(decoder, num_steps)
+    return decoder
+
+
+def _try_loss(decoder: Decoder, num_steps: int) -> None:
+    """Run a user's loss once, on the CPU. Raises: ConfigError if it fails or gives no gradient."""
+    spk, mem = (torch.zeros(num_steps, 2, decoder.num_classes).requires_grad_() for _ in range(2))
+    with torch.random.fork_rng(devices=[]):
+        loss = decoder.loss(spk, mem, torch.tensor([0, decoder.num_classes - 1]))
+    if not loss.requires_grad:
+        raise ConfigError(f"{LOSSES.key}={decoder.conf.loss}: no gradient comes back from it: it is cut off (detach).")
 
 
 @dataclass(frozen=True)
@@ -87,30 +103,17 @@ class Decoder:
         In the temporal losses silent neurons count as firing at T - 1, and dt_first/dS is -1 at that step, as there.
         """
         self._check(spk, mem)
-        kind = self.conf.loss
-        if kind == "cross_entropy":
-            rates = self.conf.name in ("rate", "vote")
-            logits = _exact(spk).sum(0) if rates else self.scores(spk, mem)
-            return F.cross_entropy(self.conf.scale * logits, labels)
-        if kind == "mse":
-            scores = self.scores(spk, mem)
-            return F.mse_loss(scores, self._target_rates(labels, scores))
-        if kind == "mse_step":
-            out = self._over_time(spk, mem)
-            return F.mse_loss(out, self._target_rates(labels, out).expand_as(out))
-        if kind == "ce_step":
-            return self._cross_entropy_of_steps(self._over_time(spk, mem), labels)
-        if kind == "tet":
-            out, share = self._over_time(spk, mem), self.conf.tet_lambda
-            to_level = (out - self.conf.tet_level).square().mean()
-            return (1 - share) * self._cross_entropy_of_steps(out, labels) + share * to_level
-        time = _FirstSpike.apply(spk)  # type: ignore[no-untyped-call]
-        if kind == "ce_temporal":
-            return F.cross_entropy(-self.conf.scale * time, labels)
-        return F.mse_loss(time / spk.shape[0], self._target_times(labels, spk.shape[0], time) / spk.shape[0])
+        loss: Tensor = self._loss(spk, mem, labels)
+        return loss
 
-    def _cross_entropy_of_steps(self, out: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy((self.conf.scale * out).flatten(0, 1), labels.repeat(out.shape[0]))
+    @cached_property
+    def _loss(self) -> Callable[..., Tensor]:
+        """The loss's function; it gets the decoder, too, if it asks for it by name."""
+        word = self.conf.loss
+        function = load(LOSSES, word)
+        if word not in LOSSES.ours:
+            return OwnLoss(word, function, self)
+        return partial(function, decoder=self)
 
     def _reduced(self, mem: Tensor | None) -> Tensor:
         mem = _exact(_given(mem))
@@ -125,19 +128,22 @@ class Decoder:
         weights = self.conf.gamma * (steps - time) / steps if linear else self.conf.gamma**-time
         return (weights.view(-1, 1, 1) * spk).sum(0)
 
-    def _over_time(self, spk: Tensor, mem: Tensor | None) -> Tensor:
+    def over_time(self, spk: Tensor, mem: Tensor | None) -> Tensor:
+        """What the decoder reads at each step, [T, B, C]: spikes, or membranes."""
         return _exact(_given(mem) if self.conf.name == "membrane" else spk)
 
-    def _is_label(self, labels: Tensor) -> Tensor:
-        return labels.unsqueeze(1) == torch.arange(self.num_classes, device=labels.device)
-
-    def _target_rates(self, labels: Tensor, like: Tensor) -> Tensor:
+    def target_rates(self, labels: Tensor, like: Tensor) -> Tensor:
+        """correct_rate for the right class and incorrect_rate for the others, [B, C]."""
         right = self._is_label(labels).to(like.dtype)
         return self.conf.incorrect_rate + (self.conf.correct_rate - self.conf.incorrect_rate) * right
 
-    def _target_times(self, labels: Tensor, steps: int, like: Tensor) -> Tensor:
+    def target_times(self, labels: Tensor, steps: int, like: Tensor) -> Tensor:
+        """The steps at which the classes should fire first, [B, C]."""
         off = steps - 1 if self.conf.off_target is None else self.conf.off_target
         return off + (self.conf.on_target - off) * self._is_label(labels).to(like.dtype)
+
+    def _is_label(self, labels: Tensor) -> Tensor:
+        return labels.unsqueeze(1) == torch.arange(self.num_classes, device=labels.device)
 
     def _check(self, spk: Tensor, mem: Tensor | None) -> None:
         out = mem if self.conf.name == "membrane" and mem is not None else spk
@@ -146,6 +152,76 @@ class Decoder:
                 f"decoder={self.conf.name}: the network's output is {list(out.shape)}, not [T, B, {self.num_classes}]."
                 f" model.spec must end in one neuron per class (FC{self.num_classes}-SN), or use decoder=vote."
             )
+
+
+def cross_entropy(spk: Tensor, mem: Tensor | None, labels: Tensor, decoder: Decoder) -> Tensor:
+    """Of scale times the score; rate and vote: times the spike count."""
+    rates = decoder.conf.name in ("rate", "vote")
+    logits = _exact(spk).sum(0) if rates else decoder.scores(spk, mem)
+    return F.cross_entropy(decoder.conf.scale * logits, labels)
+
+
+def mse(spk: Tensor, mem: Tensor | None, labels: Tensor, decoder: Decoder) -> Tensor:
+    """(score - target)^2."""
+    scores = decoder.scores(spk, mem)
+    return F.mse_loss(scores, decoder.target_rates(labels, scores))
+
+
+def mse_step(spk: Tensor, mem: Tensor | None, labels: Tensor, decoder: Decoder) -> Tensor:
+    """(output - target)^2 at each step."""
+    out = decoder.over_time(spk, mem)
+    return F.mse_loss(out, decoder.target_rates(labels, out).expand_as(out))
+
+
+def ce_step(spk: Tensor, mem: Tensor | None, labels: Tensor, decoder: Decoder) -> Tensor:
+    """The cross-entropy of each step."""
+    out = decoder.over_time(spk, mem)
+    return F.cross_entropy((decoder.conf.scale * out).flatten(0, 1), labels.repeat(out.shape[0]))
+
+
+def tet(spk: Tensor, mem: Tensor | None, labels: Tensor, decoder: Decoder) -> Tensor:
+    """`ce_step`, and the distance to a level."""
+    out, share = decoder.over_time(spk, mem), decoder.conf.tet_lambda
+    to_level = (out - decoder.conf.tet_level).square().mean()
+    return (1 - share) * ce_step(spk, mem, labels, decoder) + share * to_level
+
+
+def ce_temporal(spk: Tensor, mem: Tensor | None, labels: Tensor, decoder: Decoder) -> Tensor:
+    """The cross-entropy of the first spike's time."""
+    return F.cross_entropy(-decoder.conf.scale * _soft_first_spike(spk), labels)
+
+
+def mse_temporal(spk: Tensor, mem: Tensor | None, labels: Tensor, decoder: Decoder) -> Tensor:
+    """(first spike's time - target step)^2, in samples' lengths."""
+    time, steps = _soft_first_spike(spk), spk.shape[0]
+    return F.mse_loss(time / steps, decoder.target_times(labels, steps, time) / steps)
+
+
+def _soft_first_spike(spk: Tensor) -> Tensor:
+    return cast(Tensor, _FirstSpike.apply(spk))  # type: ignore[no-untyped-call]
+
+
+class OwnLoss:
+    """A user's loss: fn(spk, mem, labels), and by name `decoder` if it takes that. Raises: ConfigError."""
+
+    def __init__(self, word: str, function: Any, decoder: Decoder) -> None:
+        if not callable(function):
+            raise ConfigError(f"{LOSSES.key}={word}: this is no function but {type(function).__name__}.")
+        try:
+            takes = inspect.signature(function)
+            more = {"decoder": decoder} if "decoder" in takes.parameters else {}
+            takes.bind(None, None, None, **more)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{LOSSES.key}={word}: it must take (spk, mem, labels): {error}.") from error
+        self.word, self.function, self.more = word, function, more
+
+    def __call__(self, spk: Tensor, mem: Tensor | None, labels: Tensor) -> Tensor:
+        with blamed(LOSSES.key, self.word, self.function.__module__):
+            loss = self.function(spk, mem, labels, **self.more)
+        if not isinstance(loss, Tensor) or loss.dim() != 0:
+            what = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ConfigError(f"{LOSSES.key}={self.word}: it must return one number, a tensor of shape [], not {what}.")
+        return loss
 
 
 def first_spike_time(spk: Tensor) -> Tensor:

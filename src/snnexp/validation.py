@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
+from snnexp import registry
 from snnexp.any_run import TASKS
 from snnexp.claims.checks import check_claim
 from snnexp.coding_rules import DECODER_LOSSES, ENCODERS, check_decoder, check_encoder
@@ -21,7 +22,8 @@ from snnexp.config import Config, EventDatasetConf, ImageDatasetConf, NeuronConf
 from snnexp.data.facts import FACTS, frame_shape, num_classes, unread_keys
 from snnexp.errors import ConfigError, did_you_mean, unknown_choice
 from snnexp.models.spec import effective_spec, plan, why_not_in_segments, why_not_on_engine
-from snnexp.neurons.names import FUSED_SURROGATES, SURROGATES
+from snnexp.neurons.names import FUSED_SURROGATES, SNNTORCH_PREFIX
+from snnexp.own_code import own_words
 
 TRACKERS = ("mlflow", "off")
 
@@ -116,10 +118,12 @@ def _names(conf: Config) -> Iterator[str]:
         ("optimizer.name", conf.optimizer.name, ("adam", "adamw", "sgd")),
         ("scheduler.name", conf.scheduler.name, ("none", "cosine", "step")),
         ("tracking.name", conf.tracking.name, TRACKERS),
-        ("neuron.surrogate.name", conf.neuron.surrogate.name, SURROGATES),
     ):
         if value not in valid:
             yield unknown_choice(key, value, valid)
+    for kind, word in own_words(conf):
+        if (message := registry.problem(kind, word)) is not None:
+            yield message
 
 
 def _foreign_neuron(n: NeuronConf) -> Iterator[str]:
@@ -165,7 +169,7 @@ def _neuron(conf: Config) -> Iterator[str]:
         yield "neuron.beta=1: with tau_form=true the input is multiplied by 1 - beta = 0, so nothing ever fires."
     if n.force_last_spike and not n.fire_once:
         yield "neuron.force_last_spike=true: needs neuron.fire_once=true."
-    if n.engine in ("numba", "triton") and n.surrogate.name not in FUSED_SURROGATES:
+    if n.engine in ("numba", "triton") and n.surrogate.name.startswith(SNNTORCH_PREFIX):
         yield (
             f"neuron.engine={n.engine}: has no kernel for surrogate {n.surrogate.name}. "
             f"Use neuron.engine=reference (or auto), or one of {', '.join(FUSED_SURROGATES)}."

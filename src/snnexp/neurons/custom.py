@@ -13,12 +13,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
-import importlib.util
 import inspect
 import linecache
 import math
-import sys
 import traceback
 from collections import namedtuple
 from collections.abc import Callable, Mapping
@@ -30,6 +27,7 @@ import torch
 
 from snnexp.errors import ConfigError, did_you_mean
 from snnexp.neurons.compiler.symbols import Symbol
+from snnexp.registry import EQUATIONS, load
 
 OURS = ("threshold", "beta", "alpha")  # values with keys of their own in the configuration
 KERNELS_OWN = ("grad_", "first_", "kept", "last_", "later", "value", "derived")  # how names in kernels begin
@@ -107,7 +105,7 @@ def load_equation(reference: str, params: Mapping[str, Any]) -> Equation:
 
     Raises: ConfigError if there is no such function, its signature does not fit, or a value has no start.
     """
-    function = load_object("neuron.equation", reference)
+    function = load(EQUATIONS, reference)
     key = f"neuron.equation={reference}"
     if not inspect.isfunction(function):
         raise ConfigError(f"{key}: this is no function but {type(function).__name__}.")
@@ -165,47 +163,3 @@ def fingerprint(reference: str, thing: Any) -> str:
     return (
         reference if file is None else f"{reference} sha256:{hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]}"
     )
-
-
-def load_object(key: str, reference: str) -> Any:
-    """Load what `package.module:name`, `package.module.name` or `path/to/file.py:name` names, from this folder on.
-
-    Raises: ConfigError that says what is missing: the file, the module or the name.
-    """
-    place, _, name = reference.rpartition(":" if ":" in reference else ".")
-    if not place or not name.isidentifier():
-        raise ConfigError(f"{key}={reference}: write package.module:name or path/to/file.py:name.")
-    try:
-        module = _file_module(Path(place)) if place.endswith(".py") else _named_module(place)
-    except ConfigError as error:
-        raise ConfigError(f"{key}={reference}: {error}") from error
-    except Exception as error:
-        raise ConfigError(f"{key}={reference}: loading {place} failed: {type(error).__name__}: {error}") from error
-    if not hasattr(module, name):
-        public = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        raise ConfigError(f"{key}={reference}: {place} has no `{name}`.{did_you_mean(name, public)}")
-    return getattr(module, name)
-
-
-def _named_module(name: str) -> Any:
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(here)
-
-
-def _file_module(path: Path) -> Any:
-    if not path.is_file():
-        raise ConfigError(f"there is no file {path} in {Path.cwd()}.")
-    return _loaded(path.resolve(), path.stat().st_mtime_ns)
-
-
-@functools.cache
-def _loaded(path: Path, _: int) -> Any:
-    spec = importlib.util.spec_from_file_location(f"snnexp_user_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

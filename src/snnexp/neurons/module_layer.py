@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from snnexp.config import NeuronConf
 from snnexp.errors import ConfigError
-from snnexp.neurons.custom import fingerprint, load_object
+from snnexp.neurons.custom import fingerprint
 from snnexp.neurons.engines import LayerRun, spikes_over_time
 from snnexp.neurons.layer import NeuronOutput, SpikingLayer, Within
+from snnexp.registry import NEURON_MODULES, load
 
 
 def build_layer(conf: NeuronConf, shape: tuple[int, ...], name: str, spiking: bool = True) -> SpikingLayer:
@@ -151,7 +152,7 @@ class ModuleLayer(SpikingLayer):
 
 def _built(source: str, conf: NeuronConf) -> nn.Module:
     """Make the module."""
-    kind = load_object("neuron.module", str(conf.module))
+    kind = load(NEURON_MODULES, str(conf.module))
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise ConfigError(f"{source}: this is no torch.nn.Module.")
     before = len(SpikingNeuron.instances)

@@ -1,27 +1,19 @@
-"""The words a configuration may use for surrogates and engines. Imports nothing: configuration checks read it."""
+"""The words a configuration may use for surrogates and engines. Imports no torch: configuration checks read it."""
 
 from __future__ import annotations
 
-FUSED_SURROGATES = ("atan", "fast_sigmoid", "sigmoid", "triangular", "rectangular", "exponential")
-"""Surrogates of our own: every engine runs them."""
+from snnexp.registry import SURROGATES as _SURROGATES
 
 SNNTORCH_PREFIX = "snntorch:"
 
-SNNTORCH_SURROGATES = (
-    "SFS",
-    "SSO",
-    "atan",
-    "fast_sigmoid",
-    "heaviside",
-    "sigmoid",
-    "spike_rate_escape",
-    "straight_through_estimator",
-    "triangular",
-)
-"""Functions of `snntorch.surrogate` that need no argument and work (in 1.0.0 LSO raises); reference engine only."""
+SURROGATES = tuple(_SURROGATES.ours)
+"""Our values of `neuron.surrogate.name`; a package or a file may bring others."""
 
-SURROGATES = (*FUSED_SURROGATES, *(SNNTORCH_PREFIX + name for name in SNNTORCH_SURROGATES))
-"""Every legal value of `neuron.surrogate.name`."""
+FUSED_SURROGATES = tuple(name for name in SURROGATES if not name.startswith(SNNTORCH_PREFIX))
+"""Surrogates of our own: every engine runs them."""
+
+SNNTORCH_SURROGATES = tuple(name.removeprefix(SNNTORCH_PREFIX) for name in SURROGATES if ":" in name)
+"""Functions of `snntorch.surrogate`; reference engine only."""
 
 ENGINES = ("reference", "numba", "triton")
 """Every engine; `neuron.engine` also takes `auto`."""

@@ -5,18 +5,29 @@ Every derivative is a function of x = U - theta (or U/theta - 1, see `Dynamics.r
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from snnexp.config import SurrogateConf
-from snnexp.errors import ConfigError, unknown_choice
-from snnexp.neurons.compiler.symbols import Symbol, make
-from snnexp.neurons.names import FUSED_SURROGATES, SNNTORCH_PREFIX, SNNTORCH_SURROGATES, SURROGATES
+from snnexp.errors import ConfigError
+from snnexp.neurons.compiler.symbols import Symbol, leaf, make
+from snnexp.neurons.names import FUSED_SURROGATES, SNNTORCH_PREFIX
+from snnexp.registry import SURROGATES, blamed, load
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A surrogate of ours: its two constants (a, b), worked out once, and its derivative at x from them."""
+
+    constants: Callable[[Surrogate], tuple[float, float]]
+    derivative: Callable[[Any, Any, Any], Any]
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,8 @@ class Surrogate:
         rectangular   scale if |x| < width, else 0            peak scale       STBP, LTMD (1, 0.5)
         exponential   (scale/width) exp(-|x|/width)           peak scale/width SLAYER, Rouser Eq. 2 (1.5, 3.75)
 
-    `function` is set for surrogates taken from snnTorch only: x -> spikes, with its own backward.
+    `function` is set for surrogates taken from snnTorch only: x -> spikes, with its own backward. `own` is a user's:
+    x -> derivative.
     """
 
     name: str
@@ -39,11 +51,19 @@ class Surrogate:
     scale: float = 1.0
     width: float = 0.5
     function: Callable[[Tensor], Tensor] | None = None
+    own: OwnDerivative | None = None
 
     @property
     def fused(self) -> bool:
         """Whether the fused engines know this surrogate."""
-        return self.name in FUSED_SURROGATES
+        return self.why_not_fused is None
+
+    @property
+    def why_not_fused(self) -> str | None:
+        """Say why the fused engines have no kernel for it, or return None."""
+        if self.own is not None:
+            return self.own.why_not_compiled
+        return None if self.name in FUSED_SURROGATES else f"it is not one of {', '.join(FUSED_SURROGATES)}"
 
     @property
     def code(self) -> int:
@@ -52,30 +72,12 @@ class Surrogate:
 
     @property
     def constants(self) -> tuple[float, float]:
-        """The two numbers (a, b) of `formula`."""
-        return {
-            "atan": (self.alpha / 2, math.pi * self.alpha / 2),
-            "fast_sigmoid": (1.0, self.slope),
-            "sigmoid": (self.slope, self.slope),
-            "triangular": (self.scale, 1 / self.width),
-            "rectangular": (self.scale, 1 / self.width),
-            "exponential": (self.scale / self.width, 1 / self.width),
-        }[self.name]
+        """The two numbers (a, b) of `formula`; a user's derivative has none."""
+        return (1.0, 1.0) if self.own is not None else _formula(self.name).constants(self)
 
     def formula(self, x: Any, a: Any, b: Any) -> Any:
         """The derivative at x, on tensors or on the compiler's symbols; a and b: `constants`."""
-        if self.name == "atan":
-            return a / (1 + (b * x) ** 2)
-        z = b * abs(x)
-        match self.name:
-            case "fast_sigmoid":
-                return a / (1 + z) ** 2
-            case "triangular":  # this way round nan stays nan
-                return torch.where(1 - z <= 0, 0.0, a * (1 - z))
-            case "rectangular":
-                return torch.where(z < 1, a, 0.0 * x)
-        e = exp_of_negative(-z)
-        return a * e / (1 + e) ** 2 if self.name == "sigmoid" else a * e
+        return self.own(x) if self.own is not None else _formula(self.name).derivative(x, a, b)
 
     def derivative(self, x: Tensor) -> Tensor:
         """Return the stand-in for dS/dx at x, same shape."""
@@ -133,25 +135,104 @@ def exp_of_negative(y: Any) -> Any:
     return make("exp_of_negative", y) if isinstance(y, Symbol) else torch.exp(y)
 
 
+def _sigmoid(x: Any, a: Any, b: Any) -> Any:
+    e = exp_of_negative(-(b * abs(x)))
+    return a * e / (1 + e) ** 2
+
+
+def _triangular(x: Any, a: Any, b: Any) -> Any:
+    z = b * abs(x)
+    return torch.where(1 - z <= 0, 0.0, a * (1 - z))  # this way round nan stays nan
+
+
+atan = Formula(lambda s: (s.alpha / 2, math.pi * s.alpha / 2), lambda x, a, b: a / (1 + (b * x) ** 2))
+fast_sigmoid = Formula(lambda s: (1.0, s.slope), lambda x, a, b: a / (1 + b * abs(x)) ** 2)
+sigmoid = Formula(lambda s: (s.slope, s.slope), _sigmoid)
+triangular = Formula(lambda s: (s.scale, 1 / s.width), _triangular)
+rectangular = Formula(lambda s: (s.scale, 1 / s.width), lambda x, a, b: torch.where(b * abs(x) < 1, a, 0.0 * x))
+exponential = Formula(lambda s: (s.scale / s.width, 1 / s.width), lambda x, a, b: a * exp_of_negative(-(b * abs(x))))
+
+
+@functools.cache
+def _formula(name: str) -> Formula:
+    return cast(Formula, load(SURROGATES, name))
+
+
+NUMBERS = ("alpha", "slope", "scale", "width")
+
+
+class OwnDerivative:
+    """A user's derivative: a function of x, and by keyword of those of `NUMBERS` that it names.
+
+    Two are equal if they are the same function with the same numbers.
+    """
+
+    def __init__(self, word: str, function: Callable[..., Any], numbers: dict[str, float]) -> None:
+        self.word, self.function, self.numbers = word, function, numbers
+
+    def __call__(self, x: Any) -> Any:
+        with blamed(SURROGATES.key, self.word, self.function.__module__):
+            return self.function(x, **self.numbers)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, OwnDerivative) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    @property
+    def _identity(self) -> tuple[Any, ...]:
+        return self.word, self.function, tuple(self.numbers.items())
+
+    @functools.cached_property
+    def why_not_compiled(self) -> str | None:
+        """Say what of it cannot be compiled, and where, or return None."""
+        try:
+            made = self(leaf("input", "x"))
+        except ConfigError as error:
+            return str(error).partition(": ")[2]
+        return None if isinstance(made, Symbol | float | int) else f"it returns {type(made).__name__}"
+
+    def check(self) -> None:
+        """Try it. Raises: ConfigError if it fails, or does not return a finite number for each x."""
+        x = torch.linspace(-2, 2, 5)
+        made = self(x)
+        if not isinstance(made, Tensor) or made.shape != x.shape or not bool(made.isfinite().all()):
+            shown = list(made.shape) if isinstance(made, Tensor) else type(made).__name__
+            raise ConfigError(
+                f"{SURROGATES.key}={self.word}: for x of shape [5] it must return a tensor of that shape, the finite "
+                f"derivative at each x; it returned {shown if shown != [5] else made.tolist()}."
+            )
+
+
 def build_surrogate(conf: SurrogateConf) -> Surrogate:
     """Build the surrogate that `neuron.surrogate` describes.
 
-    Raises: ConfigError if the name is none of `names.SURROGATES`, or width or alpha is not positive.
+    Raises: ConfigError if there is none of that name, a user's fails, or width or alpha is not positive.
     """
     name = str(conf.name)
-    if name not in SURROGATES:
-        raise ConfigError(unknown_choice("neuron.surrogate.name", name, SURROGATES))
     if name.startswith(SNNTORCH_PREFIX):
-        return Surrogate(name, function=_snntorch_function(name.removeprefix(SNNTORCH_PREFIX)))
-    numbers = {key: float(getattr(conf, key)) for key in ("alpha", "slope", "scale", "width")}
+        return Surrogate(name, function=load(SURROGATES, name)())
+    numbers: dict[str, Any] = {key: float(getattr(conf, key)) for key in NUMBERS}
     for key, value in numbers.items():
         if not value > 0:
             raise ConfigError(f"neuron.surrogate.{key}={value}: must be above 0, or the surrogate has no gradient.")
-    return Surrogate(name, function=None, **numbers)
+    if name in FUSED_SURROGATES:
+        return replace(Surrogate(name), **numbers)
+    own = OwnDerivative(name, *_taken(name, load(SURROGATES, name), numbers))
+    own.check()
+    return replace(Surrogate(name, own=own), **numbers)
 
 
-def _snntorch_function(name: str) -> Callable[[Tensor], Tensor]:
-    from snntorch import surrogate as snntorch_surrogate
-
-    assert name in SNNTORCH_SURROGATES
-    return cast(Callable[[Tensor], Tensor], getattr(snntorch_surrogate, name)())
+def _taken(word: str, function: Any, numbers: dict[str, float]) -> tuple[Callable[..., Any], dict[str, float]]:
+    """A user's function, and the numbers that it takes by name."""
+    if not inspect.isfunction(function):
+        raise ConfigError(f"{SURROGATES.key}={word}: this is no function but {type(function).__name__}.")
+    first, *rest = inspect.signature(function).parameters.values() or (None,)
+    unknown = [p.name for p in rest if p is not None and p.name not in numbers and p.default is p.empty]
+    if first is None or unknown:
+        raise ConfigError(
+            f"{SURROGATES.key}={word}: it must take x, and by keyword any of {', '.join(numbers)}"
+            f"{f'; nothing is known of its {unknown[0]}' if unknown else ''}."
+        )
+    return function, {p.name: numbers[p.name] for p in rest if p is not None and p.name in numbers}

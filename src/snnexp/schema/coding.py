@@ -50,9 +50,7 @@ class DecoderConf:
     """How the output over time becomes class scores, and the loss that trains them."""
 
     name: str = MISSING
-    loss: str = choice(
-        "cross_entropy", "cross_entropy", "mse", "mse_step", "ce_step", "tet", "ce_temporal", "mse_temporal"
-    )
+    loss: str = "cross_entropy"  # one of registry.LOSSES, or a function of your own: package.module:name, file.py:name
     correct_rate: float = number(1.0, low=0, high=1)  # mse on rates: target firing rate of the right class
     incorrect_rate: float = number(0.0, low=0, high=1)
     scale: float = number(1.0, above=0)  # scores are multiplied by this before the cross-entropy

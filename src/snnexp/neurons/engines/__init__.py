@@ -213,7 +213,7 @@ def beyond(engine: str, dynamics: Dynamics, dtype: torch.dtype) -> str | None:
     if engine == "reference":
         return None
     if dynamics.spiking and not dynamics.surrogate.fused:
-        return f"surrogate {dynamics.surrogate.name} is not one of {', '.join(FUSED_SURROGATES)}"
+        return f"no kernel for surrogate {dynamics.surrogate.name}: {dynamics.surrogate.why_not_fused}"
     if dtype not in _DTYPES:
         return f"it has no kernel for {dtype}"
     return None if dynamics.equation is None else why_not_compiled(dynamics)
