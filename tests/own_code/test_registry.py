@@ -144,12 +144,12 @@ def test_a_surrogate_of_ones_own_runs_compiled_with_the_references_gradient_if_i
         layer(given).spk.square().sum().backward()
         found[name, engine] = given.grad
     assert layer.engine == "reference"  # the last one
-    assert "line 26: `return torch.exp(-((x / width).pow(2)))`" in layer.engine_reason and ".pow" in layer.engine_reason
+    assert "line 23: `return torch.exp(-((x / width).pow(2)))`" in layer.engine_reason and ".pow" in layer.engine_reason
     first, *others = found.values()
     assert first.abs().max() > 0
     for other in others:
         torch.testing.assert_close(other, first, rtol=1e-12, atol=1e-14)
-    with pytest.raises(ConfigError, match=r"neuron.engine=numba: no kernel for surrogate mine.py:eager: .*line 26"):
+    with pytest.raises(ConfigError, match=r"neuron.engine=numba: no kernel for surrogate mine.py:eager: .*line 23"):
         conf = NeuronConf("t", engine="numba", surrogate=SurrogateConf("mine.py:eager"))
         SpikingLayer(conf, (5,), "sn1")(x)
 
