@@ -21,6 +21,7 @@ from snnexp.errors import ConfigError
 from snnexp.models.delayed_recurrence import REASON, layers_with_delays
 from snnexp.models.network import Network, Observer, Output, build_network
 from snnexp.models.tokens import takes_events
+from snnexp.own_code import code_tags
 from snnexp.training.seeding import derive_seed, seed_everything
 from snnexp.variables import threads
 
@@ -71,9 +72,7 @@ class Experiment:
         """What the run uses: device, engine and why, and what the last bits of its numbers depend on."""
         engine, reason = self.engine()
         tags = {"device": str(self.device), "engine": engine, "engine_reason": reason, **processor()}
-        code = next(iter(self.network.neurons.values())).code
-        if code is not None:
-            tags["code.neuron"] = code
+        tags |= code_tags(self.conf)
         if self.device.type == "cuda":
             tags["device_name"] = torch.cuda.get_device_name(self.device)
         return tags

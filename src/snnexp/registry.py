@@ -28,6 +28,8 @@ from snnexp.errors import ConfigError, SnnexpError, did_you_mean, unknown_choice
 
 log = logging.getLogger(__name__)
 
+_KNOWN = ("snnexp", "snntorch", "torch")
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -122,6 +124,12 @@ def is_reference(word: str) -> bool:
     return re.fullmatch(r"[^:]+[:.]\w+", word) is not None and not word.startswith("snntorch:")
 
 
+def is_known_module(reference: str) -> bool:
+    """Whether a reference lies in a package that a run needs anyway, and not in a file of that name."""
+    place = reference.partition(":")[0]
+    return is_reference(reference) and not place.endswith(".py") and place.partition(".")[0] in _KNOWN
+
+
 def reference_of(kind: Kind, word: str) -> str:
     """`module:name` or `file.py:name` of what a word means, without importing it.
 
@@ -213,7 +221,7 @@ def folders() -> list[Path]:
 
 
 def _named_module(name: str) -> ModuleType:
-    with _on_path(folders()):
+    with _on_path([] if name.partition(".")[0] in _KNOWN else folders()):
         return importlib.import_module(name)
 
 

@@ -125,7 +125,7 @@ def test_it_trains_by_its_key_in_segments_too_and_shows_its_kernel(adaptive):
     experiment = assembled(key, "neuron.params.a={init: 0.2, learn: true}", *SMALL)
     network = experiment.network
     assert experiment.engine() == ("numba", "fastest on cpu")
-    assert experiment.tags()["code.neuron"].startswith(f"{adaptive} sha256:")
+    assert experiment.tags()["code.neuron.equation"].startswith(f"{adaptive} sha256:")
     assert network.neurons["sn1"].learned()["a"].item() == pytest.approx(0.2)
     before = copy.deepcopy(network.neurons["sn1"].raw_rho.data)
     meter = ActivityMeter(network)

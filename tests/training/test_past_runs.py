@@ -18,6 +18,8 @@ from snnexp.any_run import for_any_run
 from snnexp.cli import conf_dir
 from snnexp.config import Config, register_schemas
 from snnexp.errors import ConfigError, DataError
+from snnexp.own_code import code_of
+from snnexp.registry import KINDS, Kind
 from snnexp.tasks.evaluate import as_trained, evaluate
 from snnexp.tasks.export import export
 from snnexp.tasks.find import Found, found_checkpoint
@@ -36,6 +38,8 @@ JOB = (
     "trainer.plots=false",
     "dataset.num_steps=4",
 )
+
+NOT_USED_AGAIN = {"trainer.callbacks"}  # by commands about runs that exist
 
 
 def composed(*overrides: str) -> Any:
@@ -213,3 +217,46 @@ def test_fetched_weights_are_compared_with_the_runs_tags(
             continue
         with pytest.raises(DataError, match=message), found_checkpoint(conf, tmp_path):
             pass
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.key)
+def test_code_that_a_checkpoint_names_is_not_imported_without_the_users_word(
+    kind: Kind, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    canary = tmp_path / "imported"
+    for name in ("canary.py", "torch.py", "nest/__init__.py", "nest/bird.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"open({str(canary)!r}, 'a').close()\nfn = None\n")
+    for word in ("canary.py:fn", "torch.py:fn", "nest.bird:fn"):
+
+        def name_it(config: dict[str, Any], word: str = word) -> None:
+            *groups, last = kind.key.split(".")
+            for group in groups:
+                config = config[group]
+            config[last] = [word] if isinstance(config.get(last), list) else word
+
+        path = rewritten(runs, name_it)
+        if kind.key in NOT_USED_AGAIN:
+            restored(path, runs)
+        else:
+            with pytest.raises(ConfigError, match=rf"foreign.safetensors: .*{kind.key}={word}.*trust_code=true"):
+                restored(path, runs)
+            assert not canary.exists(), word
+            for said in ("trust_code=true", f"{kind.key}={word}"):
+                assert OmegaConf.select(restored(path, runs, said), kind.key) == word
+
+
+def test_a_trusted_file_that_has_changed_is_told_apart(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("def fn(spk, mem, labels):\n    return spk.mean()\n")
+    path = rewritten(runs, lambda config: config["decoder"].update(loss="mine.py:fn"))
+    config = json.loads(safe_open(path, framework="pt").metadata()["config"])
+    monkeypatch.setitem(config, "code", code_of(config))
+    path = rewritten(runs, lambda stored: stored.update(config))
+    assert "code" not in restored(path, runs, "trust_code=true") and "is not the code" not in caplog.text
+    (tmp_path / "mine.py").write_text("def fn(spk, mem, labels):\n    return spk.sum()\n")
+    restored(path, runs, "trust_code=true")
+    assert "decoder.loss is not the code that made this run" in caplog.text

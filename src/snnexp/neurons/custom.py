@@ -12,7 +12,6 @@ All states start at zero. `spike` is the configured surrogate's. The engines run
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 import linecache
 import math
@@ -20,7 +19,6 @@ import traceback
 from collections import namedtuple
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -155,11 +153,3 @@ def _param(key: str, parameter: inspect.Parameter, given: Any) -> Param:
             f"{here}.init={param.init}: must be a number, or two to draw between, from {low:g} to {high:g}."
         )
     return param
-
-
-def fingerprint(reference: str, thing: Any) -> str:
-    """The reference and a hash of the file that it lies in."""
-    file = inspect.getsourcefile(thing)
-    return (
-        reference if file is None else f"{reference} sha256:{hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]}"
-    )

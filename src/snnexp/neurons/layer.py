@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from snnexp.config import NeuronConf
 from snnexp.errors import ConfigError, unknown_choice
-from snnexp.neurons.custom import OURS, Equation, Param, fingerprint, load_equation
+from snnexp.neurons.custom import OURS, Equation, Param, load_equation
 from snnexp.neurons.engines import LayerRun, can_pool, choose_engine, run_layer, run_neurons
 from snnexp.neurons.equation import Dynamics, Pool, State, advance, initial_state, state_names, value_dict
 from snnexp.neurons.names import RESETS
@@ -169,12 +169,6 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
     def alpha(self) -> Tensor | None:
         """Share of the current kept per step; None if the neuron has no current."""
         return _decay(self.raw_alpha, self.alpha_param) if self.has_current else None
-
-    @property
-    def code(self) -> str | None:
-        """Which foreign code the neuron is, and the hash of its file; None: ours."""
-        equation = self.dynamics.equation
-        return None if equation is None else fingerprint(equation.reference, equation.function)
 
     @property
     def states(self) -> int:

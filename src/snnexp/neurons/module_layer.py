@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from snnexp.config import NeuronConf
 from snnexp.errors import ConfigError
-from snnexp.neurons.custom import fingerprint
 from snnexp.neurons.engines import LayerRun, spikes_over_time
 from snnexp.neurons.layer import NeuronOutput, SpikingLayer, Within
 from snnexp.registry import NEURON_MODULES, load
@@ -50,11 +49,6 @@ class ModuleLayer(SpikingLayer):
             count = len(self._step(torch.zeros(1, *shape), [])) - 1
         self.state_type: Any = namedtuple("State", ["mem", "spk", *(f"state{i}" for i in range(count))])  # type: ignore[misc]
         self._forget()
-
-    @property
-    def code(self) -> str:
-        """Which code the neuron is, and the hash of its file."""
-        return fingerprint(self.source.removeprefix("neuron.module="), type(self.module))
 
     @property
     def states(self) -> int:

@@ -16,6 +16,7 @@ from snnexp.collector import importing
 from snnexp.config import Config, structured
 from snnexp.errors import ConfigError, DataError
 from snnexp.helptext import GROUPS
+from snnexp.own_code import CODE, refuse_untrusted, warn_of_changes
 from snnexp.tracking.identity import identity_config
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 # What the command itself is about, and where it is done: never taken from a checkpoint.
 HERE = ("dataset.root", "dataset.download", "dataset.store", "dataset.keep_archives", "state_dir", "device", "tracking")
-OWN_KEYS = ("task", "run_id", "checkpoint", "state_dir")
+OWN_KEYS = ("task", "run_id", "checkpoint", "state_dir", "trust_code")
 
 
 def evaluate(conf: Config, cfg: DictConfig) -> float:
@@ -75,11 +76,15 @@ def as_trained(found: Found, cfg: DictConfig, overrides: tuple[str, ...]) -> Dic
     Anybody can have written the checkpoint: nothing of it that says where something lies is used, and a value that
     would be resolved (`${oc.env:...}`) is refused.
 
-    Raises: DataError if the file's configuration cannot be used; ConfigError for a key that the run does not have.
+    Code that it names is imported only with trust_code=true, or if its key is typed now.
+
+    Raises: DataError if the file's configuration cannot be used; ConfigError for a key that the run does not have, and
+        for code that nobody trusts.
     """
     trained = identity_config(found.config)
     for key in _interpolated(trained, ""):
         raise DataError(f"{found.path}: {key} in its configuration would have to be resolved. It is not snnexp's file.")
+    trained.pop(CODE, None)
     if isinstance(trained.get("trainer"), dict):
         trained["trainer"].pop("init_from", None)
     try:
@@ -107,6 +112,11 @@ def as_trained(found: Found, cfg: DictConfig, overrides: tuple[str, ...]) -> Dic
             OmegaConf.update(stored, key, OmegaConf.select(cfg, key))
         except OmegaConfBaseException as error:
             raise ConfigError(f"{override}: {str(error).splitlines()[0]}") from error
+    typed = {override.partition("=")[0].lstrip("+~") for override in overrides}
+    trusted = bool(OmegaConf.select(cfg, "trust_code"))
+    config = OmegaConf.to_container(stored)
+    refuse_untrusted(config, str(found.path), trusted, typed)
+    warn_of_changes(config, found.config.get(CODE) or {}, str(found.path))
     return stored
 
 

@@ -22,6 +22,7 @@ def inspect(conf: Config, cfg: DictConfig) -> None:
 
         from snnexp.experiment import assemble
         from snnexp.models.spec import effective_spec
+        from snnexp.own_code import with_code
         from snnexp.tasks.prepare import describe_data
         from snnexp.tracking.identity import run_identity
         from snnexp.training.foresight import as_size, available_bytes, memory, small_batch
@@ -37,7 +38,7 @@ def inspect(conf: Config, cfg: DictConfig) -> None:
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
     console.print(OmegaConf.to_yaml(OmegaConf.create(config)), markup=False, end="")
-    console.print(f"\nidentity: {run_identity(config)}   device: {experiment.device}", markup=False)  # type: ignore[arg-type]
+    console.print(f"\nidentity: {run_identity(with_code(config))}   device: {experiment.device}", markup=False)  # type: ignore[arg-type]
 
     table = Table("layer", "token", "input", "output", "parameters", "neurons", title=effective_spec(conf.model))
     for column in table.columns[-2:]:

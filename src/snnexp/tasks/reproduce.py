@@ -20,6 +20,7 @@ from snnexp.claims.judge import Run, judge
 from snnexp.claims.table import markdown
 from snnexp.config import Config
 from snnexp.errors import ConfigError, TrainingError
+from snnexp.own_code import with_code
 from snnexp.tasks.environment import absolute_paths, environment
 from snnexp.tracking.identity import is_bookkeeping
 from snnexp.validation import validate
@@ -100,7 +101,7 @@ def _jobs(experiment: str, overrides: list[str], claim: ClaimConf) -> list[Job]:
             config = OmegaConf.to_container(cfg, resolve=True)
             assert isinstance(config, dict)
             command = "snnexp " + " ".join(words)
-            jobs.append(Job(arm, int(seed), config, Path(conf.state_dir), command))  # type: ignore[arg-type]
+            jobs.append(Job(arm, int(seed), with_code(config), Path(conf.state_dir), command))  # type: ignore[arg-type]
     return jobs
 
 

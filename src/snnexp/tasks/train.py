@@ -13,6 +13,7 @@ from snnexp import interrupts
 from snnexp.collector import importing
 from snnexp.config import Config
 from snnexp.errors import SnnexpError
+from snnexp.own_code import with_code
 from snnexp.tasks.environment import Environment, environment
 from snnexp.tracking.links import ui_command
 from snnexp.tracking.runs import RunFolder, Status, claim
@@ -31,6 +32,7 @@ def train(conf: Config, cfg: DictConfig) -> float | None:
     """
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     config.pop("claim", None)  # what a paper says is no parameter of the run
+    config = with_code(config)
     env = environment(cfg)
     data = _Data(conf)
     folder = claim(config, conf.state_dir, conf.trainer.resume, env.in_sweep, data.fingerprint)  # type: ignore[arg-type]

@@ -16,18 +16,19 @@ def code_tags() -> dict[str, str]:
     tags = {"snnexp.version": snnexp.__version__}
     source = Path(snnexp.__file__).resolve().parent
     # tracked? an environment inside somebody else's repository must not lend us that one's commit
-    if _git(source, "ls-files", "--error-unmatch", "__init__.py") is None:
+    if git(source, "ls-files", "--error-unmatch", "__init__.py") is None:
         return tags
-    commit = _git(source, "rev-parse", "HEAD")
+    commit = git(source, "rev-parse", "HEAD")
     if commit:
         tags["git.commit"] = commit
-        tags["git.branch"] = _git(source, "rev-parse", "--abbrev-ref", "HEAD") or ""
-        changed = _git(source, "status", "--porcelain", "--untracked-files=no")
+        tags["git.branch"] = git(source, "rev-parse", "--abbrev-ref", "HEAD") or ""
+        changed = git(source, "status", "--porcelain", "--untracked-files=no")
         tags["git.dirty"] = "unknown" if changed is None else ("true" if changed else "false")
     return tags
 
 
-def _git(folder: Path, *arguments: str) -> str | None:
+def git(folder: Path, *arguments: str) -> str | None:
+    """What git prints there, or None if there is no git, or no repository."""
     try:
         done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
