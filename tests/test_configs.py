@@ -105,3 +105,11 @@ def test_tet_decides_by_the_mean_over_time() -> None:
         composed("decoder=membrane", "decoder.loss=tet", *advice)
     tet, spikes = composed("decoder=tet").decoder, composed("decoder=rate", "decoder.loss=tet").decoder
     assert (tet.name, tet.loss, tet.reduce, tet.tet_lambda, spikes.loss) == ("membrane", "tet", "mean", 1e-3, "tet")
+
+
+def test_two_passes_need_dropout():
+    with pytest.raises(ConfigError, match=r"decoder.agreement=0.5: model.spec has no dropout.* DPM0.2"):
+        composed("model.spec=FC8-SN-FC-SN", "decoder.agreement=0.5")
+    assert composed("model.spec=FC8-SN-DPM0.2-FC-SN", "decoder.agreement=0.5").decoder.agreement == 0.5
+    with pytest.raises(ConfigError, match="first_spike"):
+        composed("model.spec=FC8-SN-DP-FC-SN", "neuron=ttfs", "decoder=first_spike", "decoder.agreement=0.5")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import snntorch.functional as SF
 import torch
+import torch.nn.functional as F
 
 from snnexp.coding_rules import DECODER_LOSSES, check_decoder
 from snnexp.config import DecoderConf, NeuronConf
@@ -266,3 +267,14 @@ def test_decoder_without_its_membrane_is_a_programming_error() -> None:
     assert decoder("membrane").needs_membrane and not decoder("rate").needs_membrane
     with pytest.raises(TypeError, match="membranes"):
         decoder("membrane").scores(SPK, None)
+
+
+def test_two_passes_should_agree() -> None:
+    # spike counts (2, 0) and (0, 0) of T = 2: p = softmax(2, 0), q = (1/2, 1/2)
+    first, second = torch.ones(2, 1, 2), torch.zeros(2, 1, 2)
+    first[:, :, 1] = 0
+    decoder = build_decoder(DecoderConf(name="rate"), 2, 2)
+    p = torch.tensor([0.880797, 0.119203])
+    by_hand = sum(F.kl_div(b.log(), a, reduction="none").mean() for a, b in ((p, p * 0 + 0.5), (p * 0 + 0.5, p))) / 2
+    torch.testing.assert_close(decoder.distance((first, None), (second, None)), by_hand, atol=1e-6, rtol=0)
+    assert decoder.distance((first, None), (first, None)) == 0

@@ -115,6 +115,20 @@ class Decoder:
             return OwnLoss(word, function, self)
         return partial(function, decoder=self)
 
+    def distance(self, first: tuple[Tensor, Tensor | None], second: tuple[Tensor, Tensor | None]) -> Tensor:
+        """How far two outputs (spk, mem) for the same batch are apart: (KL(p, q) + KL(q, p))/2, a mean over B and C.
+
+        p and q are the softmax of `logits`. Source: LTMD, `kl_div_p12` of the authors' code, which takes the mean over
+        the classes, too.
+        """
+        p, q = (F.log_softmax(self.logits(spk, mem), -1) for spk, mem in (first, second))
+        return 0.5 * ((p.exp() - q.exp()) * (p - q)).mean()
+
+    def logits(self, spk: Tensor, mem: Tensor | None) -> Tensor:
+        """What the cross-entropy takes, [B, C]: scale * score; rate and vote: scale * spike count."""
+        rates = self.conf.name in ("rate", "vote")
+        return self.conf.scale * (_exact(spk).sum(0) if rates else self.scores(spk, mem))
+
     def _reduced(self, mem: Tensor | None) -> Tensor:
         mem = _exact(_given(mem))
         if self.conf.reduce == "last":
@@ -156,9 +170,7 @@ class Decoder:
 
 def cross_entropy(spk: Tensor, mem: Tensor | None, labels: Tensor, decoder: Decoder) -> Tensor:
     """Of scale times the score; rate and vote: times the spike count."""
-    rates = decoder.conf.name in ("rate", "vote")
-    logits = _exact(spk).sum(0) if rates else decoder.scores(spk, mem)
-    return F.cross_entropy(decoder.conf.scale * logits, labels)
+    return F.cross_entropy(decoder.logits(spk, mem), labels)
 
 
 def mse(spk: Tensor, mem: Tensor | None, labels: Tensor, decoder: Decoder) -> Tensor:

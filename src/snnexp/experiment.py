@@ -57,6 +57,21 @@ class Experiment:
         """Loss of one batch, a scalar."""
         return self.decoder.loss(output.spk, output.mem, labels)
 
+    def trained_on(self, batch: Batch, observer: Observer | None = None) -> tuple[Output, Tensor]:
+        """Run a training batch: the network's output, and the loss to go down.
+
+        decoder.agreement > 0: the batch goes through twice, with other masks of dropout; the loss is half the sum of the
+        two losses plus agreement times the distance of the two outputs (moderate dropout of LTMD, NeurIPS 2022).
+        """
+        output = self.forward(batch, observer)
+        loss = self.loss(output, batch.labels)
+        weight = self.conf.decoder.agreement
+        if weight:
+            again = self.forward(batch)
+            distance = self.decoder.distance((output.spk, output.mem), (again.spk, again.mem))
+            loss = 0.5 * (loss + self.loss(again, batch.labels)) + weight * distance
+        return output, loss
+
     def engine(self) -> tuple[str, str]:
         """The engine that the spiking layers run on here, and why; with those that do not."""
         stepwise = layers_with_delays(self.network.layers)

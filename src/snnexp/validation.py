@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -21,7 +21,7 @@ from snnexp.coding_rules import DECODER_LOSSES, ENCODERS, check_decoder, check_e
 from snnexp.config import Config, EventDatasetConf, ImageDatasetConf, NeuronConf
 from snnexp.data.facts import FACTS, frame_shape, num_classes, unread_keys
 from snnexp.errors import ConfigError, did_you_mean, unknown_choice
-from snnexp.models.spec import effective_spec, plan, why_not_in_segments, why_not_on_engine
+from snnexp.models.spec import DROPOUT_KINDS, LayerPlan, effective_spec, plan, why_not_in_segments, why_not_on_engine
 from snnexp.neurons.names import FUSED_SURROGATES, SNNTORCH_PREFIX
 from snnexp.own_code import own_words
 
@@ -222,7 +222,7 @@ def _network(conf: Config) -> list[str]:
         layers = plan(effective_spec(conf.model), frame_shape(conf.dataset), num_classes(conf.dataset), votes)
     except ConfigError as error:
         return [str(error)]
-    problems = [*_delays(conf), why_not_on_engine(layers, conf.neuron.engine)]
+    problems = [*_delays(conf), why_not_on_engine(layers, conf.neuron.engine), *_agreement(conf, layers)]
     steps = conf.trainer.checkpoint_steps
     if steps is not None and steps < conf.dataset.num_steps:
         problems.append(why_not_in_segments(layers, conf.model.bn_per_step, conf.encoder.name == "direct"))
@@ -235,6 +235,19 @@ def _network(conf: Config) -> list[str]:
             "trainer.gradient_cutoff with trainer.checkpoint_steps: what is cut off needs no recomputing. Use one."
         )
     return [problem for problem in problems if problem is not None]
+
+
+def _agreement(conf: Config, layers: Sequence[LayerPlan]) -> Iterator[str]:
+    word = f"decoder.agreement={conf.decoder.agreement:g}"
+    if not conf.decoder.agreement:
+        return
+    if conf.decoder.name == "first_spike":
+        yield f"{word} with decoder=first_spike: spike times have no gradient there. Use decoder.agreement=0."
+    elif conf.encoder.name != "rate" and not any(layer.kind in DROPOUT_KINDS for layer in layers):
+        yield (
+            f"{word}: model.spec has no dropout, so that both passes over a batch would be the same."
+            " Put DPM0.2, say, before an FC, or use decoder.agreement=0."
+        )
 
 
 def _delays(conf: Config) -> Iterator[str]:

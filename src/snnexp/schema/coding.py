@@ -56,6 +56,8 @@ class DecoderConf:
     scale: float = number(1.0, above=0)  # scores are multiplied by this before the cross-entropy
     tet_lambda: float = number(1e-3, low=0, high=1)  # tet: share of the distance to tet_level in the loss
     tet_level: float = number(1.0)  # tet: what outputs are drawn to, whatever their class
+    # each batch goes through the network twice, with other masks of dropout: weight of the distance of the two outputs
+    agreement: float = number(0.0, low=0)
     weights: str = choice("linear", "linear", "exponential")  # temporal_weight: gamma (T-t)/T, or gamma^-t
     gamma: float = number(1.0, above=0)
     votes: int = number(1, low=1)  # vote: output neurons per class

@@ -114,8 +114,7 @@ def train_pass(
     clock = _Clock(experiment.source.batches("train", epoch, conf.seed), conf.trainer.smoke_steps)
     on_cpu = experiment.device.type == "cpu"
     for batch in clock:
-        output = experiment.forward(batch, meter)
-        loss = experiment.loss(output, batch.labels)
+        output, loss = experiment.trained_on(batch, meter)
         if on_cpu and not math.isfinite(loss.item()):  # on the CPU this look costs nothing, and names the batch
             raise _non_finite(experiment, batch, epoch, tally.batches + 1)
         optimizer.zero_grad(set_to_none=True)
