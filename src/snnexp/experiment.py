@@ -60,8 +60,8 @@ class Experiment:
     def trained_on(self, batch: Batch, observer: Observer | None = None) -> tuple[Output, Tensor]:
         """Run a training batch: the network's output, and the loss to go down.
 
-        decoder.agreement > 0: the batch goes through twice, with other masks of dropout; the loss is half the sum of the
-        two losses plus agreement times the distance of the two outputs (moderate dropout of LTMD, NeurIPS 2022).
+        decoder.agreement > 0: the batch goes through twice, with other masks of dropout; the loss is half the sum of
+        the two losses plus agreement times the distance of the two outputs (moderate dropout of LTMD, NeurIPS 2022).
         """
         output = self.forward(batch, observer)
         loss = self.loss(output, batch.labels)
