@@ -10,11 +10,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from snnexp.atomic import write_atomically
 from snnexp.claims.conf import ClaimConf
 from snnexp.claims.judge import Run, quantity
 from snnexp.tracking.identity import run_identity
 from snnexp.tracking.metrics_log import MetricsLog
-from snnexp.tracking.runs import ATTEMPT, read_record, write_atomically
+from snnexp.tracking.runs import ATTEMPT, read_record
 
 log = logging.getLogger(__name__)
 

@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 from urllib.request import url2pathname
 
+from snnexp.atomic import sync_folder
 from snnexp.collector import importing
 from snnexp.errors import TrackingError
 from snnexp.tracking.address import engine_uri, sqlite_path
@@ -182,7 +183,7 @@ def _make(database: Path, replace: bool = False) -> None:
             os.replace(temporary, database)
         else:
             _rename_if_free(temporary, database)
-        _sync_folder(database.parent)
+        sync_folder(database.parent)
     finally:
         for name in (temporary.name, *(temporary.name + end for end in SIDE_FILES)):
             database.with_name(name).unlink(missing_ok=True)
@@ -238,15 +239,6 @@ def _free_name(path: Path) -> Path:
     while free.exists():
         free, number = path.with_name(f"{path.name}-{number}"), number + 1
     return free
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not every file system can
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _sweep(database: Path) -> None:

@@ -14,8 +14,9 @@ import shutil
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from snnexp.atomic import write_atomically
 from snnexp.tracking.metrics_log import Entry, History, MetricsLog
-from snnexp.tracking.runs import RunFolder, write_atomically
+from snnexp.tracking.runs import RunFolder
 
 if TYPE_CHECKING:
     from snnexp.data.base import DataInfo

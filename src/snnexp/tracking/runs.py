@@ -31,6 +31,7 @@ from typing import Any, Literal
 from filelock import Timeout
 
 from snnexp import __version__, interrupts
+from snnexp.atomic import write_atomically
 from snnexp.errors import ConfigError, DataError
 from snnexp.locks import Lock, file_lock
 from snnexp.naming import path_word
@@ -72,21 +73,6 @@ class RunRecord:
     def is_of(self, data: str | None) -> bool:
         """Whether it was made on the data with this fingerprint, as far as one can tell (None, or none recorded)."""
         return data is None or self.data_fingerprint in ("", data)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` so that a reader, or a kill at any moment, sees the old file or the new one and nothing between."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:  # a full disk, Ctrl-C
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
 
 
 def sweep_temporaries(folder: Path) -> None:

@@ -20,11 +20,11 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 
+from snnexp.atomic import write_atomically
 from snnexp.errors import TrackingError
 from snnexp.tracking import links
 from snnexp.tracking.identity import is_bookkeeping
 from snnexp.tracking.provenance import code_tags
-from snnexp.tracking.runs import write_atomically
 
 log = logging.getLogger(__name__)
 

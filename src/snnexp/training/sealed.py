@@ -14,9 +14,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
+from snnexp.atomic import replacing
 from snnexp.errors import TrainingError
 
 SEAL = b"\nsnnexp-sha256 "  # before the 64 digits at the end of a state
@@ -36,34 +36,19 @@ class Damaged(Exception):
     """The bytes are not those that were written; the text says how one can tell."""
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in the place of `path`.
-
-    Raises: TrainingError if the disk is full or cannot be written.
-    """
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """`atomic.replacing`. Raises: TrainingError if the disk is full or cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with replacing(path) as file:
+            yield file
     except (OSError, RuntimeError, SafetensorError) as error:
         # torch and safetensors wrap "no space left on device" in errors of their own
-        _remove(temporary)
         raise TrainingError(
             f"{path} could not be written: {error}. The files of the last finished epoch are intact. "
             "Free some disk space (or set state_dir=DIR), then give the same command again to continue."
         ) from error
-    except BaseException:  # Ctrl-C
-        _remove(temporary)
-        raise
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):  # the disk has other troubles, and the next run sweeps it away
-        path.unlink(missing_ok=True)
 
 
 class _Hashing:
@@ -82,13 +67,10 @@ class _Hashing:
 
 def write_sealed(path: Path, content: Any) -> None:
     """torch.save, with the checksum behind."""
-
-    def write(file: BinaryIO) -> None:
+    with _replacing(path) as file:
         hashing = _Hashing(file)
         torch.save(content, hashing)  # type: ignore[arg-type]
         file.write(SEAL + hashing.digest.hexdigest().encode() + b"\n")
-
-    write_atomically(path, write)
 
 
 def read_sealed(path: Path) -> tuple[Any, bool]:
@@ -142,9 +124,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     places = {name: header[name] for name in sorted(header) if name != "__metadata__"}
     text = json.dumps({"__metadata__": dict(sorted(metadata.items())), **places}).encode()
     text += b" " * (-len(text) % 8)  # the format wants the tensors at a multiple of 8
-
-    def write(file: BinaryIO) -> None:
+    with _replacing(path) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         file.write(memoryview(whole)[8 + length :])
-
-    write_atomically(path, write)

@@ -19,6 +19,7 @@ import numpy as np
 from filelock import Timeout
 
 from snnexp import __version__
+from snnexp.atomic import sync_folder
 from snnexp.data.readers.recordings import EventReader, Recording
 from snnexp.data.store.losses import Tally, judge, total_dropped
 from snnexp.data.store.stamps import SOURCES, note_stamps, source_lines, stamp_sources, user_cache
@@ -122,8 +123,8 @@ def _sweep(folder: Path) -> None:
     """Remove what killed builders left. The caller holds the lock: nobody else is at it."""
     for leftover in folder.parent.glob(f"{glob.escape(folder.name)}.tmp-*"):
         remove_folder(leftover)
-    for leftover in folder.glob("*.[0-9]*"):  # of a manifest: <name>.<process>
-        if leftover.name.rpartition(".")[2].isdecimal():
+    for leftover in folder.glob("*.[0-9]*"):  # of a manifest: <name>.<process>.tmp, in older versions without .tmp
+        if leftover.name.removesuffix(".tmp").rpartition(".")[2].isdecimal():
             with suppress(OSError):
                 leftover.unlink()
 
@@ -140,7 +141,7 @@ def _build(reader: EventReader, folder: Path, sources: str) -> None:
         write_manifest(temporary, manifest)
         remove_folder(folder)  # jobs that have the old one mapped keep their pages until they end
         os.replace(temporary, folder)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
     except BaseException as error:
         remove_folder(temporary)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -267,14 +268,6 @@ def _with_progress(reader: EventReader) -> Iterator[Recording]:
     yield from track(
         reader.recordings(), f"packing {reader.key}", total=reader.total, console=Console(stderr=True), transient=True
     )
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def pack_in_memory(reader: EventReader) -> EventStore:

@@ -19,7 +19,6 @@ import hashlib
 import json
 import logging
 import mmap
-import os
 import shutil
 import zlib
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from snnexp.atomic import write_atomically
 from snnexp.data.readers.recordings import EventReader
 from snnexp.data.store.stamps import SOURCES, changed_source
 
@@ -201,18 +201,9 @@ def _refresh_stamps(folder: Path, manifest: dict[str, Any], fresh: dict[str, lis
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest with its own checksum, under a temporary name first."""
+    """Write the manifest with its own checksum, whole or not at all."""
     whole = {**manifest, "checksum": _manifest_checksum(manifest)}
-    temporary = folder / f"{MANIFEST}.{os.getpid()}"
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(whole, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, folder / MANIFEST)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_atomically(folder / MANIFEST, json.dumps(whole, indent=1))
 
 
 def _crc_of(path: Path) -> str:
