@@ -20,10 +20,12 @@ from snnexp.config import Config, register_schemas
 from snnexp.errors import ConfigError, DataError
 from snnexp.own_code import code_of
 from snnexp.registry import KINDS, Kind
+from snnexp.tasks.environment import Environment
 from snnexp.tasks.evaluate import as_trained, evaluate
 from snnexp.tasks.export import export
 from snnexp.tasks.find import Found, found_checkpoint
 from snnexp.tasks.train import train
+from snnexp.tracking.metrics_log import read_history
 from snnexp.training.checkpoint import load_weights
 from snnexp.validation import validate
 
@@ -260,3 +262,14 @@ def test_a_trusted_file_that_has_changed_is_told_apart(
     (tmp_path / "mine.py").write_text("def fn(spk, mem, labels):\n    return spk.sum()\n")
     restored(path, runs, "trust_code=true")
     assert "decoder.loss is not the code that made this run" in caplog.text
+
+
+def test_a_sweep_gets_the_value_of_a_run_that_it_skips(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def in_a_sweep(cfg: Any) -> Environment:
+        return Environment(Path.cwd(), (), in_sweep=True, sweep=None)
+
+    monkeypatch.setattr("snnexp.tasks.train.environment", in_a_sweep)
+    cfg = composed(*JOB, f"state_dir={runs}")
+    before = read_history(only(runs) / "metrics.jsonl")["best/val_accuracy"][-1][1]
+    assert train(validate(cfg), cfg) == before
+    assert len(list(runs.glob("*/*/run.json"))) == 1  # nothing was trained

@@ -16,6 +16,7 @@ from snnexp.errors import SnnexpError
 from snnexp.own_code import with_code
 from snnexp.tasks.environment import Environment, environment
 from snnexp.tracking.links import ui_command
+from snnexp.tracking.metrics_log import read_history
 from snnexp.tracking.runs import RunFolder, Status, claim
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def train(conf: Config, cfg: DictConfig) -> float | None:
         interrupts.release()
         if folder.action == "skip":
             _skip(conf, env, folder)
-            return None
+            return _value(folder)
         return _train(conf, config, env, folder, data)
     except KeyboardInterrupt:
         interrupts.ending()
@@ -67,6 +68,12 @@ def _skip(conf: Config, env: Environment, folder: RunFolder) -> None:
     restore_skipped(conf.tracking, folder, env.start_dir, env.sweep.parent_run_id if env.sweep else None)
     if env.sweep is not None:
         env.sweep.record_skip(folder.record.mlflow_run_id)
+
+
+def _value(folder: RunFolder) -> float | None:
+    """What a finished run returned when it was trained: a sweeper that optimises must not lose what it has already."""
+    points = read_history(folder.metrics_path).get("best/val_accuracy")
+    return points[-1][1] if points else None
 
 
 class _Data:
