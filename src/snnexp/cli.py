@@ -14,8 +14,9 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, NoReturn
 
-from snnexp import __version__, interrupts
+from snnexp import interrupts
 from snnexp.folders import conf_dir
+from snnexp.version import __version__
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -177,13 +178,14 @@ def _job(cfg: DictConfig) -> float | None:
 
     from snnexp.errors import SnnexpError
     from snnexp.secrets import guard_logging
+    from snnexp.settled import settle_store
     from snnexp.tasks import run_task
     from snnexp.validation import validate
 
     interrupts.install()  # in the worker of a sweep's launcher, where main() did not run
     guard_logging()
     try:
-        _settle_store(cfg)
+        settle_store(cfg)
         conf = validate(cfg)
         return run_task(conf, cfg)
     except KeyboardInterrupt:
@@ -197,20 +199,3 @@ def _job(cfg: DictConfig) -> float | None:
             raise
         _failures.append(error)  # raised by `_hydra_main`: Hydra would print a line of its own before the message
         return None
-
-
-def _settle_store(cfg: DictConfig) -> None:
-    """Put the masked address and the experiment's name into the configuration: from here on nothing else is kept."""
-    from omegaconf import OmegaConf, read_write
-
-    from snnexp.secrets import mask
-    from snnexp.tracking.address import resolve_experiment
-
-    node = OmegaConf.select(cfg, "tracking")
-    if not OmegaConf.is_dict(node):
-        return  # `validate` says so
-    with contextlib.suppress(Exception), read_write(node):  # an interpolation that fails: `validate` says which
-        if isinstance(node.get("uri"), str):
-            node["uri"] = mask(node["uri"])
-        if "experiment" in node:
-            node["experiment"] = resolve_experiment(node["experiment"])

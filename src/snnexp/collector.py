@@ -15,6 +15,19 @@ from contextlib import contextmanager
 
 from snnexp import interrupts
 
+_lent = False  # the process is somebody else's: what lives in it is theirs to collect
+
+
+@contextmanager
+def lent() -> Iterator[None]:
+    """Within the block `freeze` has no effect."""
+    global _lent
+    before, _lent = _lent, True
+    try:
+        yield
+    finally:
+        _lent = before
+
 
 @contextmanager
 def importing(*, freeze: bool = False) -> Iterator[None]:
@@ -34,6 +47,6 @@ def importing(*, freeze: bool = False) -> Iterator[None]:
             yield
         finally:
             if running:  # else the user or an outer block has it off
-                if freeze and len(sys.modules) > before and "triton" not in sys.modules:
+                if freeze and not _lent and len(sys.modules) > before and "triton" not in sys.modules:
                     gc.freeze()
                 gc.enable()

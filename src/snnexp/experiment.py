@@ -14,7 +14,7 @@ from torch import Tensor
 
 from snnexp.config import Config, DatasetConf, EventDatasetConf, ImageDatasetConf
 from snnexp.data import open_data
-from snnexp.data.base import Batch, DataSource
+from snnexp.data.base import Batch, DataInfo, DataSource
 from snnexp.decoders import Decoder, build_decoder
 from snnexp.encoders import Input, encode
 from snnexp.errors import ConfigError
@@ -135,7 +135,7 @@ def open_source(conf: Config) -> DataSource:
     """The data of the run, on its device, in the form that the model takes."""
     device = choose_device(conf.device)
     prepare_torch(conf, device)
-    return open_data(_fitting_batches(conf), device)
+    return open_data(fitting_batches(conf), device)
 
 
 def assemble(conf: Config, source: DataSource | None = None) -> Experiment:
@@ -151,21 +151,27 @@ def assemble(conf: Config, source: DataSource | None = None) -> Experiment:
         source = open_source(conf)
     device = choose_device(conf.device)
     seed_everything(derive_seed(conf.seed, "weights"))
+    network = build(conf, source.info, device)
+    decoder = build_decoder(conf.decoder, source.info.num_classes, source.info.num_steps)
+    return Experiment(conf, device, source, network, decoder)
+
+
+def build(conf: Config, info: DataInfo, device: torch.device) -> Network:
+    """The network of a configuration for these data, with fresh weights from torch's random numbers."""
     network = build_network(
         conf.model,
         conf.neuron,
         conf.decoder,
-        source.info,
+        info,
         channels_last=conf.trainer.channels_last,
         single_spike_input=conf.encoder.name == "latency",
         checkpoint_steps=conf.trainer.checkpoint_steps,
     ).to(device)
     network.gradient_cutoff = conf.trainer.gradient_cutoff
-    decoder = build_decoder(conf.decoder, source.info.num_classes, source.info.num_steps)
-    return Experiment(conf, device, source, network, decoder)
+    return network
 
 
-def _fitting_batches(conf: Config) -> DatasetConf:
+def fitting_batches(conf: Config) -> DatasetConf:
     """Event lists are of use to a fully connected first layer only; a convolution takes dense frames."""
     data = conf.dataset
     if isinstance(data, EventDatasetConf) and data.sparse == "auto" and not takes_events(conf.model.spec):

@@ -31,13 +31,38 @@ _raised_at: float | None = None
 def install() -> None:
     """Take over the signals, in the main thread. One that the caller ignores stays ignored (nohup, a job in the
     background); one that somebody else handles stays theirs (submitit)."""
+    for number in _taken():
+        atexit.register(signal.signal, number, signal.SIG_IGN)  # among the last at exit: all is written by then
+
+
+@contextlib.contextmanager
+def borrowed() -> Iterator[None]:
+    """The signals are ours for a block in somebody else's process (a notebook), and then theirs as before."""
+    global _held, _pending, _ending, _ignored, _raised_at
+    before = (_held, _pending, _ending, _ignored, _raised_at)
+    handlers = {number: signal.getsignal(number) for number in _numbers()}
+    reset()
+    taken = _taken()
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, handlers[number])
+        _held, _pending, _ending, _ignored, _raised_at = before
+
+
+def _numbers() -> list[signal.Signals]:
+    return [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+def _taken() -> list[signal.Signals]:
+    """Take over those signals that nobody handles or ignores; returns them."""
     if threading.current_thread() is not threading.main_thread():
-        return
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-            signal.signal(number, _handle)
-            atexit.register(signal.signal, number, signal.SIG_IGN)  # among the last at exit: all is written by then
+        return []
+    free = [n for n in _numbers() if signal.getsignal(n) in (signal.SIG_DFL, signal.default_int_handler)]
+    for number in free:
+        signal.signal(number, _handle)
+    return free
 
 
 def _handle(number: int, _frame: FrameType | None) -> None:
@@ -108,7 +133,7 @@ def ending() -> None:
 
 
 def reset() -> None:
-    """For tests: as at the start of the process."""
+    """As at the start of the process."""
     global _held, _pending, _ending, _ignored, _raised_at
     _held = _pending = _ending = False
     _ignored, _raised_at = 0, None

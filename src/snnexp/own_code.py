@@ -122,7 +122,7 @@ def refuse_untrusted(config: Any, where: str, trusted: bool, typed: Container[st
     if named and not trusted:
         raise ConfigError(
             f"{where}: its configuration names code that is not snnexp's: {', '.join(named)}. Nothing of it was "
-            "imported. If you know and trust this code, say so: trust_code=true."
+            "imported. If you know and trust this code, say so: trust_code=true (in Python: trust_code=True)."
         )
 
 

@@ -6,9 +6,9 @@ Time comes first: an event batch is [T, B, C, H, W], or the same thing as event 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -60,6 +60,10 @@ class Batch:
     labels: Tensor  # int64 [B]
 
 
+# What a network is built from and fed with; see `DataInfo.as_input`.
+INPUT = ("name", "kind", "shape", "num_steps", "class_names", "channel_mean", "channel_std")
+
+
 @dataclass(frozen=True)
 class DataInfo:
     """What is known about the loaded data; all of it goes into the run's record."""
@@ -89,6 +93,26 @@ class DataInfo:
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
+
+    def as_input(self) -> dict[str, Any]:
+        """What a network has to know of its data to be built and fed, in plain values: it travels with the weights."""
+        return {key: getattr(self, key) for key in INPUT}
+
+    @classmethod
+    def from_input(cls, described: Mapping[str, Any]) -> DataInfo:
+        """Data that are not here, from what `as_input` said.
+
+        Raises: KeyError, TypeError, ValueError if it is damaged.
+        """
+        values = {key: described[key] for key in INPUT}
+        values["shape"] = tuple(int(n) for n in values["shape"])
+        if len(values["shape"]) != 3 or values["kind"] not in ("image", "events"):
+            raise ValueError(f"shape {described['shape']}, kind {described['kind']}")
+        values["num_steps"] = int(values["num_steps"])
+        values["class_names"] = tuple(map(str, values["class_names"]))
+        for key in ("channel_mean", "channel_std"):
+            values[key] = None if values[key] is None else tuple(map(float, values[key]))
+        return cls(**values, counts={}, class_counts={}, complete=False, split_hash="")
 
 
 class DataSource(Protocol):

@@ -39,7 +39,8 @@ def evaluate(conf: Config, cfg: DictConfig) -> float:
 
     found, experiment = restore(conf, cfg)
     restored = experiment.conf
-    facts, epoch = found.facts, int(found.facts.get("epoch", 0))
+    facts = {key: value for key, value in found.facts.items() if key != "input"}
+    epoch = int(facts.get("epoch", 0))
     display = Display(restored.trainer.max_epochs)
     display.say(f"{found.path}: {restored.dataset.name}, {restored.neuron.name}, weights of epoch {epoch}")
     outcome = test(experiment, display, epoch)
@@ -70,16 +71,10 @@ def restore(conf: Config, cfg: DictConfig) -> tuple[Found, Experiment]:
     return found, experiment
 
 
-def as_trained(found: Found, cfg: DictConfig, overrides: tuple[str, ...]) -> DictConfig:
-    """The run's configuration with the folders, device and store of this command, and the keys typed now.
+def stored_config(found: Found) -> DictConfig:
+    """The configuration in a file of weights, typed, with this version's defaults for what is never taken from there.
 
-    Anybody can have written the checkpoint: nothing of it that says where something lies is used, and a value that
-    would be resolved (`${oc.env:...}`) is refused.
-
-    Code that it names is imported only with trust_code=true, or if its key is typed now.
-
-    Raises: DataError if the file's configuration cannot be used; ConfigError for a key that the run does not have, and
-        for code that nobody trusts.
+    Raises: DataError if it cannot be used.
     """
     trained = identity_config(found.config)
     for key in _interpolated(trained, ""):
@@ -93,6 +88,21 @@ def as_trained(found: Found, cfg: DictConfig, overrides: tuple[str, ...]) -> Dic
         raise DataError(
             f"{found.path}: its configuration is none that this version of snnexp reads ({str(error).splitlines()[0]})."
         ) from error
+    return stored
+
+
+def as_trained(found: Found, cfg: DictConfig, overrides: tuple[str, ...]) -> DictConfig:
+    """The run's configuration with the folders, device and store of this command, and the keys typed now.
+
+    Anybody can have written the checkpoint: nothing of it that says where something lies is used, and a value that
+    would be resolved (`${oc.env:...}`) is refused.
+
+    Code that it names is imported only with trust_code=true, or if its key is typed now.
+
+    Raises: DataError if the file's configuration cannot be used; ConfigError for a key that the run does not have, and
+        for code that nobody trusts.
+    """
+    stored = stored_config(found)
     for key in HERE:
         if _has(stored, key) and _has(cfg, key):
             OmegaConf.update(stored, key, OmegaConf.select(cfg, key))

@@ -72,6 +72,8 @@ def _not_found(conf: Config, folders: dict[Path, RunRecord], state_dir: Path) ->
         else:
             way = "It has not come that far: give its command again to continue it."
         return f"run_id={conf.run_id}: there is no {conf.checkpoint}.safetensors in {folder}{store}. {way}"
+    if len(str(conf.run_id)) < 8:
+        return f"run_id={conf.run_id}: too short for the beginning of a run's id. Give 8 digits of it or more."
     return (
         f"run_id={conf.run_id}: no {conf.checkpoint}.safetensors for it under {state_dir}{store}. "
         "Give the run id as a run's last lines print it, and state_dir or tracking.uri if it is elsewhere."

@@ -102,8 +102,7 @@ def _there_are(results: Sequence[Result], wanted: Mapping[str, str]) -> str:
 
 def from_store(store: Store) -> tuple[list[Result], list[Mapping[str, str]]]:
     """Finished runs of an experiment, newest first, and the parameters of the others."""
-    from snnexp.tracking.queries import best_value, search_all
-    from snnexp.tracking.sweep import ROLE_TAG
+    from snnexp.tracking.queries import ROLE_TAG, best_value, search_all
 
     found = [run for run in search_all(store) if ROLE_TAG not in run.data.tags]
     finished = [run for run in found if run.info.status == "FINISHED"]

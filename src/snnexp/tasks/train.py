@@ -31,6 +31,11 @@ def train(conf: Config, cfg: DictConfig) -> float | None:
 
     The record is FINISHED, FAILED or KILLED whatever happens short of `kill -9`, and resumable unless FINISHED.
     """
+    return train_run(conf, cfg, environment(cfg))[1]
+
+
+def train_run(conf: Config, cfg: DictConfig, env: Environment, quiet: bool = False) -> tuple[RunFolder, float | None]:
+    """The same, with the run's folder; `quiet` shows nothing on the way."""
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     config.pop("claim", None)  # what a paper says is no parameter of the run
     config = with_code(config)
@@ -41,8 +46,8 @@ def train(conf: Config, cfg: DictConfig) -> float | None:
         interrupts.release()
         if folder.action == "skip":
             _skip(conf, env, folder)
-            return _value(folder)
-        return _train(conf, config, env, folder, data)
+            return folder, _value(folder)
+        return folder, _train(conf, config, env, folder, data, quiet)
     except KeyboardInterrupt:
         interrupts.ending()
         opened = not folder.finish("KILLED", told=False)
@@ -101,7 +106,9 @@ class _Data:
         return self._known[key]
 
 
-def _train(conf: Config, config: dict[str, Any], env: Environment, folder: RunFolder, data: _Data) -> float | None:
+def _train(
+    conf: Config, config: dict[str, Any], env: Environment, folder: RunFolder, data: _Data, quiet: bool
+) -> float | None:
     with importing(freeze=True):
         from snnexp.experiment import assemble, processor
         from snnexp.tracking.store import open_tracker
@@ -118,7 +125,7 @@ def _train(conf: Config, config: dict[str, Any], env: Environment, folder: RunFo
         folder.discard()
         raise
     _note_circumstances(folder, experiment.source.info.data_fingerprint, processor())
-    display = Display(conf.trainer.max_epochs)
+    display = Display(conf.trainer.max_epochs, quiet=quiet)
     display.announce(experiment, folder)
     tracker = open_tracker(
         conf.tracking,

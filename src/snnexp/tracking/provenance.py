@@ -7,14 +7,14 @@ import functools
 import subprocess
 from pathlib import Path
 
-import snnexp
+from snnexp.version import __version__
 
 
 @functools.cache
 def code_tags() -> dict[str, str]:
     """Version, and git commit, branch and dirty flag if the package runs from a git checkout of its own."""
-    tags = {"snnexp.version": snnexp.__version__}
-    source = Path(snnexp.__file__).resolve().parent
+    tags = {"snnexp.version": __version__}
+    source = Path(__file__).resolve().parents[1]
     # tracked? an environment inside somebody else's repository must not lend us that one's commit
     if git(source, "ls-files", "--error-unmatch", "__init__.py") is None:
         return tags

@@ -7,6 +7,9 @@ from typing import Any
 
 from snnexp.tracking.mlflow_store import Store
 
+ROLE_TAG = "snnexp.role"  # "sweep" on parents, absent on runs
+PARENT_TAG = "mlflow.parentRunId"
+
 
 def search_all(store: Store, filter_string: str = "") -> list[Any]:
     """All active runs of the experiment that match, newest first, whatever their number."""

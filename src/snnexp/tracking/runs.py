@@ -30,12 +30,13 @@ from typing import Any, Literal
 
 from filelock import Timeout
 
-from snnexp import __version__, interrupts
+from snnexp import interrupts
 from snnexp.atomic import write_atomically
 from snnexp.errors import ConfigError, DataError
 from snnexp.locks import Lock, file_lock
 from snnexp.naming import path_word
 from snnexp.tracking.identity import run_identity
+from snnexp.version import __version__
 
 log = logging.getLogger(__name__)
 

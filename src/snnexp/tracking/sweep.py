@@ -25,12 +25,12 @@ from snnexp.errors import TrackingError
 from snnexp.tracking import links
 from snnexp.tracking.identity import is_bookkeeping
 from snnexp.tracking.provenance import code_tags
+from snnexp.tracking.queries import ROLE_TAG
 
 log = logging.getLogger(__name__)
 
 SWEEP_FILE = "mlflow_parent.json"
 SKIPPED_FOLDER = "skipped"  # one empty file per MLflow run that the sweep found finished
-ROLE_TAG = "snnexp.role"  # "sweep" on parents, absent on runs
 MAX_COMPARED = 40  # an address with more run ids is cut off by some terminals and servers
 SUMMARY = ("test/accuracy", "test/loss", "val/accuracy")
 

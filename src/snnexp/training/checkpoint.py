@@ -18,10 +18,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from snnexp import __version__
 from snnexp.errors import DataError
 from snnexp.tracking.identity import BOOKKEEPING
 from snnexp.training.sealed import Damaged, digest_of, read_sealed, write_sealed, write_tensors
+from snnexp.version import __version__
 
 log = logging.getLogger(__name__)
 

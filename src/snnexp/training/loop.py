@@ -45,6 +45,7 @@ def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Di
     made_on = {
         "identity": folder.record.identity,
         "data_fingerprint": experiment.source.info.data_fingerprint,
+        "input": experiment.source.info.as_input(),  # what the network needs to be built again without the data
     }
 
     # --- where training starts: the first of these that applies, so the order matters ---

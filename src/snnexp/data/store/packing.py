@@ -18,7 +18,6 @@ from typing import Any, BinaryIO
 import numpy as np
 from filelock import Timeout
 
-from snnexp import __version__
 from snnexp.atomic import sync_folder
 from snnexp.data.readers.recordings import EventReader, Recording
 from snnexp.data.store.losses import Tally, judge, total_dropped
@@ -40,6 +39,7 @@ from snnexp.data.store.store import (
 )
 from snnexp.errors import DataError
 from snnexp.locks import file_lock
+from snnexp.version import __version__
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""snnexp from Python: what `import snnexp` offers (docs/library.md). Nothing is imported here."""
