@@ -7,22 +7,31 @@ PORT ?= 5000
 JOBS ?= 2
 TEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all test-foreign test-foreign-quick lint format typecheck run sweep ui bench compare lock build clean papers results
+.PHONY: help setup test test-all test-core test-foreign test-foreign-quick lint format typecheck run sweep ui bench compare lock docs docs-serve build clean papers results
 
 help:  ## print the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
+# What a run needs, and no more: the developer's tools are half of the packages.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e ".[dev,sweep]"
+	$(BIN)/pip install -q -c constraints.txt -e .
 	@touch $@
 
-setup: $(VENV)/.installed  ## create .venv and install everything that is pinned
+# tonic comes alone where its dependency expelliarmus, which it never imports, has no wheel (docs/installing.md).
+$(VENV)/.developing: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev,sweep]"
+	$(BIN)/python -c "import importlib.metadata as m; m.version('tonic')" 2>/dev/null \
+	  || $(BIN)/pip install -q --no-deps -c constraints.txt tonic
+	@touch $(VENV)/.installed $@
 
-run: setup  ## train the default network and leave its record in mlflow.db
+setup: $(VENV)/.developing  ## create .venv and install everything that is pinned
+
+run: $(VENV)/.installed  ## train the default network and leave its record in mlflow.db
 	$(BIN)/snnexp
 
-sweep: setup  ## four neurons with all else shared, three seeds, one parent run
+sweep: $(VENV)/.installed  ## four neurons with all else shared, three seeds, one parent run
 	$(BIN)/snnexp -m neuron=fixed,rouser,plif,ttfs recipe=common seed=0,1,2
 
 # In the order of cost on a GPU. A file whose data is not there says so, and the next one starts; a cut-off `make papers`
@@ -31,17 +40,17 @@ PAPERS = four_neurons rouser_fig6a rouser_fig3 rouser_fig4 rouser_fig5 rouser_ep
   stbp_voting stbp_encoding ettfs_mnist ettfs_fashion_mnist ettfs_steps rouser_table1 rouser_shd rouser_fig2_dvs128 \
   rouser_dvs128 plif_tau16 ettfs_ablation ettfs_dvs128 neunorm_nmnist plif_fashion_mnist plif_mnist plif_dvs128 \
   plif_nmnist ettfs_cifar10 neunorm_cifar10dvs plif_cifar10dvs plif_cifar10 neunorm_cifar10
-papers: setup  ## every published table whose data is here: results/, figures, docs/results.md
+papers: $(VENV)/.installed  ## every published table whose data is here: results/, figures, docs/results.md
 	@for name in $(PAPERS); do case $$name in *$(ONLY)*) \
 	  $(BIN)/snnexp task=reproduce +experiment=$$name dataset.download=false \
 	    $(if $(DEVICE),device=$(DEVICE)) $(if $(SEEDS),seed=$(SEEDS)) $(ARGS) \
 	    || { code=$$?; [ $$code = 2 ] || exit $$code; };; esac; done
 	$(MAKE) results
 
-results: setup  ## docs/results.md from results/*.json
+results: $(VENV)/.installed  ## docs/results.md from results/*.json
 	$(BIN)/python -m snnexp.claims.page results docs/results.md
 
-ui: setup  ## serve the record at http://127.0.0.1:$(PORT)
+ui: $(VENV)/.installed  ## serve the record at http://127.0.0.1:$(PORT)
 	@echo "http://127.0.0.1:$(PORT)/#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=CHART"
 	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
 	  $(BIN)/mlflow server --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --workers 1 --port $(PORT)
@@ -54,6 +63,12 @@ test: setup  ## lint, type check and the fast tests (CPU, no network)
 
 test-all: setup  ## all tests, the slow ones too
 	$(TEST) -m "slow or not slow"
+
+# What depends on Python itself and on the packages' versions: installing, composing, dataclasses, kernels, stores.
+CORE = tests/test_install.py tests/test_command.py tests/test_configs.py tests/test_docs.py tests/training/test_golden.py \
+  tests/neurons/test_neuron_equation.py tests/neurons/test_engines.py tests/data/test_event_readers.py tests/tracking/test_local_record.py
+test-core: setup  ## the part of the tests that runs on other Pythons:  make test-core PYTHON=python3.13 VENV=.venv-3.13
+	$(TEST) $(CORE)
 
 # Other processors round differently; golden curves, equations, networks and losses must not care.
 QUICK = tests/training/test_golden.py tests/neurons/test_neuron_equation.py tests/neurons/test_neuron_peers.py \
@@ -91,8 +106,18 @@ compare: setup  ## does B (the working tree if left out) compute what A does?  m
 lock: setup  ## write constraints.txt from what is installed in .venv
 	$(BIN)/pip freeze --exclude-editable | grep -vE '^(snnexp|triton|nvidia)' | sed -E 's/^(torch==[^+]*)\+.*/\1/' > constraints.txt
 
+$(VENV)/.docs: pyproject.toml constraints.txt | setup
+	$(BIN)/pip install -q -c constraints.txt -e ".[docs]"
+	@touch $@
+
+docs: $(VENV)/.docs  ## the documentation as a site in site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
+
+docs-serve: $(VENV)/.docs  ## the site while you write
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
 build: setup  ## wheel and source archive in dist/
 	$(BIN)/python -m build
 
 clean:  ## remove build products and caches, never data or records
-	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
+	rm -rf dist build site .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
