@@ -1,4 +1,4 @@
-"""The package's readme: README.md with its links made absolute, so that they work on a package page as in the repository.
+"""The package's readme: README.md, its links made absolute: they work on a package page, too.
 
 The address is the one in pyproject.toml, `project.urls.Source`; it stands nowhere else.
 """

@@ -88,7 +88,9 @@ def composed(words: list[str]) -> Iterator[DictConfig]:
 
 def test_there_are_commands() -> None:
     assert len(COMMANDS) >= 12
-    assert {"dataset=dvs128 neuron=rouser", "-m neuron=fixed,rouser,plif,ttfs recipe=common seed=0,1,2"} <= set(COMMANDS)
+    assert {"dataset=dvs128 neuron=rouser", "-m neuron=fixed,rouser,plif,ttfs recipe=common seed=0,1,2"} <= set(
+        COMMANDS
+    )
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -110,7 +112,12 @@ def test_every_command_runs(command: str, tmp_path: Path, real_data: Path) -> No
         (tmp_path / name).write_text(text)
     words = shlex.split(command)
     if not words or words[0] not in ("--help", "--version", "-sc"):
-        words += [*SMALL, f"hydra.searchpath=[file://{tmp_path}]", f"dataset.root={real_data}", "dataset.download=false"]
+        words += [
+            *SMALL,
+            f"hydra.searchpath=[file://{tmp_path}]",
+            f"dataset.root={real_data}",
+            "dataset.download=false",
+        ]
     done = subprocess.run(
         [sys.executable, "-m", "snnexp", *words],
         cwd=tmp_path,

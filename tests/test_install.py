@@ -33,12 +33,12 @@ def clean() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "MLFLOW", "SNNEXP"))}
 
 
-def run_default_job(command: Path, folder: Path) -> None:
+def run_default_job(command: Path, folder: Path, *words: str, least: float = 0.95) -> None:
     folder.mkdir()
-    done = subprocess.run([command], cwd=folder, capture_output=True, text=True, env=clean())
+    done = subprocess.run([command, *words], cwd=folder, capture_output=True, text=True, env=clean())
     assert done.returncode == 0, done.stderr
     accuracy = float(done.stdout.split("test: accuracy ")[1].split(",")[0])
-    assert accuracy >= 0.95
+    assert accuracy >= least
     assert (folder / "mlflow.db").is_file()
 
 
@@ -51,10 +51,13 @@ def test_every_configuration_file_is_in_the_wheel(wheel: Path) -> None:
 
 def test_installed_wheel_runs_the_default_job(wheel: Path, tmp_path: Path) -> None:
     """The wheel alone is installed; its dependencies are lent by this environment."""
-    bin_dir = fresh_environment(tmp_path / "env")
+    env = tmp_path / "env"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", env], check=True)
+    bin_dir = env / "bin"
     (site,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
     (site / "lent.pth").write_text(sysconfig.get_paths()["purelib"] + "\n", encoding="utf-8")
-    subprocess.run([bin_dir / "pip", "install", "-q", "--no-deps", "--no-index", wheel], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", bin_dir / "python"]
+    subprocess.run([*pip, "install", "-q", "--no-deps", "--no-index", wheel], check=True)
     where = subprocess.run(
         [bin_dir / "python", "-c", "import snnexp; print(snnexp.__file__)"],
         capture_output=True,
@@ -63,7 +66,7 @@ def test_installed_wheel_runs_the_default_job(wheel: Path, tmp_path: Path) -> No
         env=clean(),
     )
     assert where.stdout.startswith(str(site)), where
-    run_default_job(bin_dir / "snnexp", tmp_path / "work")
+    run_default_job(bin_dir / "snnexp", tmp_path / "work", "trainer.max_epochs=2", least=0.8)  # chance is 0.1
 
 
 @pytest.mark.slow

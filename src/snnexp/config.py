@@ -7,6 +7,7 @@ YAML in `conf/` says what runs, the dataclasses in `schema/` what is legal (all 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from snnexp.claims.conf import ClaimConf
@@ -109,16 +110,23 @@ SCHEMAS: dict[str, dict[str, type]] = {
 
 def register_schemas() -> None:
     """Put the schemas into Hydra's ConfigStore, in a hidden group, and teach Hydra our reading of words and files."""
+    from snnexp.loader import install
+
+    _store_schemas()
+    install(Config, SCHEMAS)
+
+
+@cache  # they are the same each time, and making them takes longer than reading conf/
+def _store_schemas() -> None:
     from hydra.core.config_store import ConfigStore
 
-    from snnexp.loader import install, open_schema
+    from snnexp.loader import open_schema
 
     store = ConfigStore.instance()
     store.store(group="schema", name="main", node=Config, package="_global_")
     for group, options in SCHEMAS.items():
         for name, node in options.items():
             store.store(group=f"schema/{group}", name=name, node=open_schema(node))
-    install(Config, SCHEMAS)
 
 
 def structured(config: dict[str, Any]) -> Any:

@@ -104,7 +104,6 @@ def test_the_command_notices_other_contents_under_the_same_names(snnexp: Any, tm
     sweep = ("-m", "seed=0", *job)
     for root, found in (
         ("a", ""),
-        ("a", "already finished"),
         ("b", "was finished on other data"),
         ("b", "already finished"),
     ):

@@ -144,6 +144,7 @@ def test_a_sweep_is_one_parent_that_a_second_sweep_continues(program: Program) -
 
 
 def test_a_run_that_was_finished_in_another_store_does_not_keep_the_sweep_open(program: Program) -> None:
+    shutil.copy(program.folder / "mlflow.db", program.folder / "other.db")  # MLflow's tables, or it makes them: seconds
     code, _, err = program("tracking.uri=sqlite:///other.db")
     assert code == 0, err
     code, out, err = program("-m", "seed=0,1")
