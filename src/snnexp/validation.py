@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, read_write
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
 from snnexp import registry
@@ -24,6 +24,7 @@ from snnexp.errors import ConfigError, did_you_mean, unknown_choice
 from snnexp.models.spec import DROPOUT_KINDS, LayerPlan, effective_spec, plan, why_not_in_segments, why_not_on_engine
 from snnexp.neurons.names import FUSED_SURROGATES, SNNTORCH_PREFIX
 from snnexp.own_code import own_words
+from snnexp.schema.fields import ends
 
 TRACKERS = ("mlflow", "off")
 
@@ -31,6 +32,8 @@ TRACKERS = ("mlflow", "off")
 def validate(cfg: DictConfig) -> Config:
     """Return the configuration as typed objects, or raise one ConfigError that lists everything that is wrong."""
     errors = list(_unknown_keys(cfg, ""))
+    if not errors:
+        errors += _spreads(cfg, "")
     if errors:
         raise ConfigError(_listed(errors))
     try:
@@ -78,6 +81,38 @@ def _unknown_keys(node: DictConfig, prefix: str) -> Iterator[str]:
             yield from _unknown_keys(node[key], f"{name}.")
 
 
+def _spreads(node: DictConfig, prefix: str) -> Iterator[str]:
+    """Keys that take a number or two to draw between: become floats in place, as OmegaConf makes them."""
+    schema = OmegaConf.get_type(node)
+    fields = dataclasses.fields(schema) if dataclasses.is_dataclass(schema) else ()
+    spread = {f.name: f.default is None for f in fields if "spread" in f.metadata}  # may it be null?
+    for key in map(str, node):
+        inner = node._get_node(key)
+        if key in spread:
+            given = node[key]
+            if given is None and spread[key]:
+                continue
+            try:
+                numbers = [_number(v) for v in (given if isinstance(given, ListConfig) else [given])]
+                if len(numbers) != (2 if isinstance(given, ListConfig) else 1):
+                    raise ValueError("not two")
+            except (TypeError, ValueError):
+                yield f"{prefix}{key}={given}: must be a number, or two to draw between, as in {prefix}{key}=[0.8,0.9]."
+                continue
+            if numbers != sorted(numbers):
+                yield f"{prefix}{key}={given}: the smaller one comes first; write {prefix}{key}={sorted(numbers)}."
+            with read_write(node):
+                node[key] = numbers if isinstance(given, ListConfig) else numbers[0]
+        elif isinstance(inner, DictConfig) and not inner._is_none() and not inner._is_missing():
+            yield from _spreads(inner, f"{prefix}{key}.")
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise TypeError
+    return float(value)
+
+
 def _values(conf: Any, prefix: str) -> Iterator[str]:
     """Choices and ranges from the fields' metadata."""
     for f in dataclasses.fields(conf):
@@ -89,8 +124,8 @@ def _values(conf: Any, prefix: str) -> Iterator[str]:
         elif "choices" in f.metadata and value not in f.metadata["choices"]:
             yield unknown_choice(name, value, f.metadata["choices"])
         elif "low" in f.metadata and value is not None:
-            message = _out_of_range(value, f.metadata)
-            if message:
+            messages = (_out_of_range(v, f.metadata) for v in ends(value))
+            if message := next(filter(None, messages), ""):
                 yield f"{name}={value}: must be {message}."
 
 
@@ -148,24 +183,25 @@ def _foreign_neuron(n: NeuronConf) -> Iterator[str]:
 def _neuron(conf: Config) -> Iterator[str]:
     n = conf.neuron
     yield from _foreign_neuron(n)
-    if n.threshold < 0:
+    theta = ends(n.threshold)
+    if min(theta) < 0:
         yield f"neuron.threshold={n.threshold}: must be >= 0; below it a neuron at rest fires at every step."
-    if n.threshold_param == "tanh" and not -1 < n.threshold < 1:
+    if n.threshold_param == "tanh" and not all(-1 < v < 1 for v in theta):
         yield f"neuron.threshold={n.threshold}: with threshold_param=tanh it must lie between -1 and 1."
-    if n.threshold_param == "softplus" and n.threshold <= 0:
+    if n.threshold_param == "softplus" and min(theta) <= 0:
         yield f"neuron.threshold={n.threshold}: with threshold_param=softplus it must be > 0."
-    if n.relative_surrogate and n.threshold <= 0:
+    if n.relative_surrogate and min(theta) <= 0:
         yield f"neuron.threshold={n.threshold}: relative_surrogate divides by the threshold, so it must be > 0."
     if n.decay_param == "sigmoid":
         for name, learned, value in (("beta", n.learn_beta, n.beta), ("alpha", n.learn_alpha, n.alpha)):
-            if learned and value is not None and not 0 < value < 1:
+            if learned and not all(0 < v < 1 for v in ends(value)):
                 yield (
                     f"neuron.{name}={value}: a learned {name} starts strictly between 0 and 1 (it is a sigmoid; a time "
                     f"constant of tau steps is {name} = 1 - 1/tau, tau > 1)."
                 )
     if n.learn_alpha and n.alpha is None:
         yield "neuron.learn_alpha=true: there is no current state to learn. Set neuron.alpha, e.g. neuron.alpha=0.75."
-    if n.tau_form and n.beta == 1 and not n.learn_beta:
+    if n.tau_form and 1 in ends(n.beta) and not n.learn_beta:
         yield "neuron.beta=1: with tau_form=true the input is multiplied by 1 - beta = 0, so nothing ever fires."
     if n.force_last_spike and not n.fire_once:
         yield "neuron.force_last_spike=true: needs neuron.fire_once=true."

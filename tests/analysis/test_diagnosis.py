@@ -155,11 +155,10 @@ def test_a_dead_layer_is_named_with_its_numbers() -> None:
     assert found["sn2 dead"].endswith("Start with sn1, before it.")
 
 
-def test_no_gain_is_proposed_where_normalisation_undoes_it() -> None:
+def test_a_gain_is_proposed_before_a_norm_too_and_helps() -> None:
     assert "model.gain" in run(5.0)["sn1 dead"]
-    text = run(5.0, spec="FC60-BN-SN-FC-SN")["sn1 dead"]
-    assert "model.gain" not in text
-    assert "neuron.threshold=" in text
+    assert "or model.gain=2.4 (larger initial weights)" in run(5.0, spec="FC60-BN-SN-FC-SN")["sn1 dead"]
+    assert "sn1 dead" not in run(5.0, spec="FC60-BN-SN-FC-SN", gain=2.4)
 
 
 def test_membrane_and_threshold_are_of_the_same_neuron() -> None:

@@ -353,3 +353,12 @@ def test_a_hook_sees_pooling_run_and_keeps_its_membranes() -> None:
     out.spk.sum().backward()
     assert seen["pooled"].shape[2:] == (network.layers[2].out_shape[1:])
     assert torch.equal(seen["mem"], before)
+
+
+def test_the_gain_reaches_past_a_norm() -> None:
+    """A norm takes every factor of the weights before it out again: its own scale has the gain."""
+    info = make_info()
+    plain, strong = (make_network("c4k3-BN-SN-MP2-FC9-LN-SN-FC-SN", info, gain=gain) for gain in (1, 3))
+    for (name, one), (_, other) in zip(plain.named_parameters(), strong.named_parameters(), strict=True):
+        scaled = name in ("bn1.weight", "ln1.weight", "fc2.weight")
+        assert torch.equal(other, 3 * one if scaled else one), name

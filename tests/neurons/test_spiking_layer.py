@@ -220,3 +220,31 @@ def test_autocast_gives_bfloat16_spikes_and_float32_membranes():
     with torch.autocast("cpu", torch.bfloat16):
         out = layer(linear(rand(5, 3, 4)))
     assert (out.spk.dtype, out.mem.dtype, out.state.mem.dtype) == (torch.bfloat16, torch.float32, torch.float32)
+
+
+def test_ranges_are_drawn_per_neuron_and_seeded():
+    options = {"beta": [0.82, 0.96], "threshold": [0.5, 2.0], "alpha": [0.2, 0.3], "alpha_per": "channel"}
+
+    def drawn(seed, name="sn1", **more):
+        torch.manual_seed(seed)
+        layer = SpikingLayer(NeuronConf(name="test", **{**options, **more}), (40, 3, 2), name)
+        return layer, torch.rand(3)
+
+    layer, after = drawn(0)
+    for value, (low, high) in ((layer.beta, (0.82, 0.96)), (layer.threshold, (0.5, 2.0)), (layer.alpha, (0.2, 0.3))):
+        assert low <= value.min() and value.max() <= high and value.std() > (high - low) / 5
+        assert value.unique().numel() == value.numel()
+    assert layer.beta.shape == (40, 3, 2) and layer.alpha.shape == (40, 1, 1)
+    again, _ = drawn(0, engine="reference")
+    assert all(torch.equal(a, b) for a, b in zip(again.buffers(), layer.buffers(), strict=True))
+    assert not torch.equal(drawn(1)[0].beta, layer.beta) and not torch.equal(drawn(0, "sn2")[0].beta, layer.beta)
+    torch.manual_seed(0)
+    assert torch.equal(after, torch.rand(3))  # the weights' random numbers are what they are without a range
+
+
+def test_a_learned_value_starts_within_its_range():
+    layer = build(
+        (50,), beta=[0.2, 0.4], learn_beta=True, threshold=[0.5, 0.7], learn_threshold=True, threshold_per="layer"
+    )
+    assert 0.2 <= layer.beta.min() < 0.25 and 0.35 < layer.beta.max() <= 0.4 and layer.raw_beta.requires_grad
+    assert layer.threshold.shape == () and 0.5 <= layer.threshold <= 0.7

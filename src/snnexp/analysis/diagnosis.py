@@ -15,8 +15,8 @@ from torch import Tensor
 from snnexp.analysis.activity import ActivityMeter, LayerActivity
 from snnexp.config import Config, DeltaEncoderConf, EventDatasetConf, LatencyEncoderConf, RateEncoderConf
 from snnexp.models.network import Network
-from snnexp.models.spec import WEIGHT_KINDS
 from snnexp.neurons.layer import SpikingLayer, invert
+from snnexp.schema.fields import ends
 
 MOSTLY = 0.5  # share of a layer, or of the samples, from which it is worth a word
 SILENT_INPUT = 0.05  # share of samples without input from which the data is to be looked at
@@ -52,7 +52,7 @@ def diagnose(network: Network, meter: ActivityMeter, conf: Config) -> list[tuple
         activity = meter.last.get(name)
         if activity is None:
             continue
-        found = _Examination(name, layer, activity, before, conf, _gain(network, name)).findings()
+        found = _Examination(name, layer, activity, before, conf, _gain(network)).findings()
         findings += [_after(begin, finding) for finding in found]
         if found and begin is None:
             begin = name
@@ -238,8 +238,9 @@ class _Examination:
 
     @property
     def _start(self) -> float:
-        """The threshold at the start of training; a fixed one has stayed there."""
-        return float(self.conf.neuron.threshold)
+        """The threshold at the start of training, on average; a fixed one has stayed there."""
+        given = ends(self.conf.neuron.threshold)
+        return sum(given) / len(given)
 
     @property
     def _reachable(self) -> float:
@@ -266,17 +267,9 @@ def _usual_lr(conf: Config) -> float:
     return 0.1 if conf.optimizer.name == "sgd" else 1e-3
 
 
-def _gain(network: Network, name: str) -> float | None:
-    """The gain of the initial weights, or None if a normalisation before the layer takes every gain out again."""
-    if network.normalises_weights:
-        return None
-    index = next(i for i, layer in enumerate(network.layers) if layer.name == name)
-    for layer in reversed(network.layers[:index]):
-        if layer.kind in ("batch_norm", "layer_norm"):
-            return None
-        if layer.kind in WEIGHT_KINDS:
-            break
-    return network.gain
+def _gain(network: Network) -> float | None:
+    """The gain of the initial weights, or None if their own normalisation takes every gain out again."""
+    return None if network.normalises_weights else network.gain
 
 
 def _percent(share: float) -> str:

@@ -1,4 +1,4 @@
-"""Layers without spikes of their own: NeuNorm, voting, dropout over time, batch norm over time."""
+"""Layers without spikes of their own: NeuNorm, voting, dropout over time, norms over time, pooling."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snnexp.config import NeuNormConf
+from snnexp.config import ModelConf, NeuNormConf
 from snnexp.models.batch_norm import BatchNorm2d
+from snnexp.models.spec import LayerPlan
+
+NORMS = ("batch_norm", "layer_norm")
 
 
 class NeuNorm(nn.Module):
@@ -112,3 +115,23 @@ def build_batch_norm(shape: tuple[int, ...]) -> nn.BatchNorm1d | nn.BatchNorm2d:
 def build_layer_norm(shape: tuple[int, ...]) -> nn.GroupNorm:
     """Layer norm: over all features of one sample at one step, with a learned scale and shift per channel."""
     return nn.GroupNorm(1, shape[0])
+
+
+def build_stateless(layer: LayerPlan, model: ModelConf) -> nn.Module:
+    """Build any layer but those of weights, neurons and delays."""
+    if layer.kind == "max_pool":
+        return nn.MaxPool2d(int(layer.args["k"]), int(layer.args["s"]))
+    if layer.kind == "avg_pool":
+        return nn.AvgPool2d(int(layer.args["k"]), int(layer.args["s"]))
+    if layer.kind in NORMS:
+        norm = (build_batch_norm if layer.kind == "batch_norm" else build_layer_norm)(layer.in_shape)
+        with torch.no_grad():
+            norm.weight.mul_(float(model.gain))
+        return norm
+    if layer.kind == "neunorm":
+        return NeuNorm(layer.in_shape, model.neunorm)
+    if layer.kind == "vote":
+        return Vote(int(layer.args["n"]))
+    if layer.kind == "dropout_rate":
+        return ModerateDropout(float(layer.args["rate"]))
+    return TimeDropout(float(layer.args["rate"]), per_step=layer.kind == "dropout_step")

@@ -5,9 +5,9 @@ The forward pass owns the time loop and all state; nothing survives it and nothi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import takewhile, zip_longest
 from math import prod
 from typing import NamedTuple, cast
 
@@ -22,7 +22,7 @@ from snnexp.models.batch_norm import BatchNorm2d, regular
 from snnexp.models.delayed_recurrence import run_with_delays
 from snnexp.models.delays import Delay, run_delay
 from snnexp.models.flow import Flow, count_steps
-from snnexp.models.layers import ModerateDropout, NeuNorm, TimeDropout, Vote, build_batch_norm, build_layer_norm
+from snnexp.models.layers import NORMS, TimeDropout, build_stateless
 from snnexp.models.memory_estimate import step_memory_bytes
 from snnexp.models.observer import Firing, Observer
 from snnexp.models.segments import Memory, recomputed, split_time
@@ -359,7 +359,7 @@ def build_network(
     for layer, after in zip_longest(layers, layers[1:]):
         if layer.kind in WEIGHT_KINDS:
             spikes = 1.0 if analog and not single_spike_input else float(info.num_steps)
-            weights = build_weights(layer, model, spikes)
+            weights = build_weights(layer, model, spikes, normalised=_normalised(layers, layer))
             if analog and network.wants_events and isinstance(weights, Linear) and info.kind == "events":
                 from snnexp.models.event_linear import event_driven_weight
 
@@ -380,12 +380,18 @@ def build_network(
             network.neurons[layer.name] = build_layer(neuron, layer.out_shape, layer.name, spiking=spiking)
             network.add_module(layer.name, network.neurons[layer.name])
         elif layer.kind != "flatten":
-            module = _build_stateless(layer, model)
+            module = build_stateless(layer, model)
             if isinstance(module, BatchNorm2d):  # a spiking layer makes its input's gradient for this layer alone
                 module.overwrite_gradient = after is not None and after.kind == "spiking"
             network.add_module(layer.name, module)
             binary = binary and layer.kind == "max_pool"
     return network
+
+
+def _normalised(layers: Sequence[LayerPlan], weights: LayerPlan) -> bool:
+    """Whether a norm before the next neurons takes every factor of these weights out again: its scale has the gain."""
+    rest = takewhile(lambda layer: layer.kind != "spiking", layers[weights.position + 1 :])
+    return any(layer.kind in NORMS for layer in rest)
 
 
 def _follow_spikes(weights: Linear, name: str, model: ModelConf) -> None:
@@ -397,21 +403,3 @@ def _follow_spikes(weights: Linear, name: str, model: ModelConf) -> None:
     event_driven_weight(weights)
     weights.name = name
     weights.sparse_below = SPARSE_HIDDEN_BELOW if model.sparse == "auto" else 2.0
-
-
-def _build_stateless(layer: LayerPlan, model: ModelConf) -> nn.Module:
-    if layer.kind == "max_pool":
-        return nn.MaxPool2d(int(layer.args["k"]), int(layer.args["s"]))
-    if layer.kind == "avg_pool":
-        return nn.AvgPool2d(int(layer.args["k"]), int(layer.args["s"]))
-    if layer.kind == "batch_norm":
-        return build_batch_norm(layer.in_shape)
-    if layer.kind == "layer_norm":
-        return build_layer_norm(layer.in_shape)
-    if layer.kind == "neunorm":
-        return NeuNorm(layer.in_shape, model.neunorm)
-    if layer.kind == "vote":
-        return Vote(int(layer.args["n"]))
-    if layer.kind == "dropout_rate":
-        return ModerateDropout(float(layer.args["rate"]))
-    return TimeDropout(float(layer.args["rate"]), per_step=layer.kind == "dropout_step")

@@ -117,11 +117,12 @@ class RecurrentLinear(Linear):
         self.delay = None
 
 
-def build_weights(layer: LayerPlan, model: ModelConf, spikes: float) -> Conv2d | Linear:
+def build_weights(layer: LayerPlan, model: ModelConf, spikes: float, normalised: bool = False) -> Conv2d | Linear:
     """Build and initialise the layer `layer`.
 
     spikes: for ETTFS, T if each input fires once in the T steps, so that Var(I[t]) = 1 needs Var(W) = T/N; 1 for an
     input of unit second moment at every step, as a standardised image is (our choice; the paper's is not known).
+    normalised: a norm behind the weights would take `model.gain` out again, and has it in its own scale.
     """
     module: Conv2d | Linear
     if layer.kind == "conv":
@@ -138,15 +139,15 @@ def build_weights(layer: LayerPlan, model: ModelConf, spikes: float) -> Conv2d |
         channel = (layer.out_shape[0], *([1] * (len(layer.out_shape) - 1)))
         module.affine = Affine(channel if model.affine == "channel" else ())
     with torch.no_grad():
-        _initialise(module.weight, model, spikes, layer.fan_in)
+        _initialise(module.weight, model, spikes, layer.fan_in, 1.0 if normalised else float(model.gain))
         if model.init == "ettfs" and module.bias is not None:
             module.bias.zero_()
         if isinstance(module, RecurrentLinear):  # its inputs are spikes, whatever the layer's are
-            _initialise(module.recurrent.weight, model, spikes, layer.out_shape[0])
+            _initialise(module.recurrent.weight, model, spikes, layer.out_shape[0], float(model.gain))
     return module
 
 
-def _initialise(weight: Tensor, model: ModelConf, spikes: float, fan_in: int) -> None:
+def _initialise(weight: Tensor, model: ModelConf, spikes: float, fan_in: int, gain: float) -> None:
     """PyTorch's default U(+-1/sqrt(N)) is already there; otherwise He's, or ETTFS' U(+-sqrt(3 T/N)). Then the gain."""
     if model.init == "kaiming_uniform":
         nn.init.kaiming_uniform_(weight, a=0)
@@ -155,4 +156,4 @@ def _initialise(weight: Tensor, model: ModelConf, spikes: float, fan_in: int) ->
     elif model.init == "ettfs":
         bound = sqrt(3 * spikes / fan_in)
         nn.init.uniform_(weight, -bound, bound)
-    weight.mul_(float(model.gain))
+    weight.mul_(gain)

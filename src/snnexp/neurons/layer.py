@@ -131,8 +131,10 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
             "channel": (self.shape[0], *(1 for _ in self.shape[1:])),
             "neuron": self.shape,
         }
+        if per == "auto":
+            per = "neuron" if isinstance(value, Sequence) else "layer"
         if per not in sizes:
-            raise ConfigError(unknown_choice(f"neuron.{name}_per", per, sizes))
+            raise ConfigError(unknown_choice(f"neuron.{name}_per", per, ("auto", *sizes)))
         if isinstance(value, Sequence):
             low, high = map(float, value)
             drawn = low + (high - low) * torch.rand(sizes[per], generator=self._generator(name), dtype=torch.float64)

@@ -21,3 +21,13 @@ def number(
 ) -> Any:
     """A number with its range: low <= x <= high, above < x < below. A key typed `| None` may also be null."""
     return field(default=default, metadata={"low": low, "high": high, "above": above, "below": below})
+
+
+def spread(default: float | None, *, low: float | None = None, high: float | None = None) -> Any:
+    """A number, or two to draw between, [0.82, 0.96]: evenly, for each place of its own, the same for each seed."""
+    return field(default=default, metadata={"low": low, "high": high, "above": None, "below": None, "spread": True})
+
+
+def ends(value: Any) -> tuple[float, ...]:
+    """The numbers that a `spread` key was given: none, one, or the two that it is drawn between."""
+    return () if value is None else tuple(map(float, value)) if isinstance(value, list | tuple) else (float(value),)

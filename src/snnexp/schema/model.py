@@ -43,7 +43,7 @@ class ModelConf:
     pooling: str = choice("as_written", "as_written", "average")  # average: every MP becomes AP (ETTFS, single spikes)
     bias: bool = True  # of convolutions and linear layers; those followed by BN never have one
     init: str = choice("default", "default", "kaiming_uniform", "kaiming_normal", "ettfs")
-    gain: float = number(1.0, above=0)  # all initial weights are multiplied by this
+    gain: float = number(1.0, above=0)  # initial weights are multiplied by this; before BN or LN, the norm's scale
     weight_norm: bool = False  # ETTFS: weights standardised to sigma = sqrt(T/N) at each forward pass
     affine: str = choice("none", "none", "layer", "channel")  # ETTFS: I' = g I + b with learned g, b
     bn_per_step: bool = False  # BN statistics per time step (PLIF's released code) instead of over T and batch

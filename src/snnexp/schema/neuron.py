@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from snnexp.schema.fields import choice, number
+from snnexp.schema.fields import choice, number, spread
 
 
 @dataclass
@@ -30,15 +30,17 @@ class NeuronConf:
 
     name: str = MISSING
     engine: str = choice("auto", "auto", "reference", "numba", "triton")
-    threshold: float = number(1.0)
-    beta: float = number(0.9, low=0, high=1)  # share of the membrane kept per step
-    alpha: float | None = number(None, low=0, high=1)  # share of the current kept per step; null: no current state
+    threshold: Any = spread(1.0)  # a number, or two to draw between, as beta and alpha
+    beta: Any = spread(0.9, low=0, high=1)  # share of the membrane kept per step
+    alpha: Any = spread(None, low=0, high=1)  # share of the current kept per step; null: no current state
     learn_threshold: bool = False
     learn_beta: bool = False
     learn_alpha: bool = False
-    threshold_per: str = choice("layer", "layer", "channel", "neuron")
-    beta_per: str = choice("layer", "layer", "channel", "neuron")
-    alpha_per: str = choice("layer", "layer", "channel", "neuron")
+    threshold_per: str = choice(
+        "auto", "auto", "layer", "channel", "neuron"
+    )  # auto: layer, or neuron where it is drawn
+    beta_per: str = choice("auto", "auto", "layer", "channel", "neuron")
+    alpha_per: str = choice("auto", "auto", "layer", "channel", "neuron")
     threshold_param: str = choice("direct", "direct", "softplus", "tanh")  # what is learned: theta, or a k behind it
     decay_param: str = choice("sigmoid", "sigmoid", "clamp")  # a learned beta or alpha: sigmoid(w), or itself clamped
     tau_form: bool = False  # g = 1 - beta: the input is divided by tau (PLIF, SpikingJelly)
