@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from snnexp.config import DecoderConf, EncoderConf, NeuronConf
 from snnexp.errors import unknown_choice
-from snnexp.registry import LOSSES
-
-ENCODERS = ("none", "direct", "rate", "latency", "delta")
+from snnexp.registry import ENCODERS, LOSSES
 
 # The losses that train what the decoder reads out; the first one is what we suggest.
 DECODER_LOSSES: dict[str, tuple[str, ...]] = {
@@ -21,9 +19,9 @@ DECODER_LOSSES: dict[str, tuple[str, ...]] = {
 def check_encoder(encoder: EncoderConf, kind: str, normalize: bool = False) -> list[str]:
     """Return one message for each reason why `encoder` does not fit data of this kind (image or events)."""
     name = encoder.name
-    if name not in ENCODERS:
-        return [unknown_choice("encoder", name, ENCODERS)]
     errors = []
+    if encoder.kwargs and name in ENCODERS.ours:
+        errors.append(f"encoder.kwargs: encoder={name} has keys of its own; only an encoder of yours takes these.")
     if kind == "events" and name != "none":
         errors.append(f"encoder={name}: event recordings are spikes already and take encoder=none.")
     if kind == "image" and name == "none":

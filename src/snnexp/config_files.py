@@ -6,7 +6,9 @@ the text back where the schema wants a word (`run_name: 1e5`); only there is it 
 
 from __future__ import annotations
 
+import builtins
 import codecs
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -16,12 +18,14 @@ from importlib import resources
 import yaml
 from hydra._internal.core_plugins import file_config_source, importlib_resources_config_source
 from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
-from hydra.plugins.config_source import ConfigLoadError, ConfigResult
+from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 from omegaconf import OmegaConf
 from omegaconf._utils import get_yaml_loader
 from yaml.resolver import BaseResolver
 
+from snnexp import registry
 from snnexp.errors import ConfigError
 
 TEXT = BaseResolver.DEFAULT_SCALAR_TAG
@@ -73,6 +77,42 @@ class ImportlibResourcesConfigSource(importlib_resources_config_source.Importlib
             raise ConfigLoadError(f"Config not found : {name}")
         source = f"{self.scheme()}://{self.path}"
         return read(found.read_bytes(), f"{source}/{name}", config_path, self.provider, source)
+
+
+class NamedConfigSource(ConfigSource):
+    """Options without a file: what a group's names and references of the registry stand for."""
+
+    def __init__(self) -> None:
+        super().__init__("registry", "registry://")
+
+    @staticmethod
+    def scheme() -> str:
+        return "registry"
+
+    def available(self) -> bool:
+        return True
+
+    def is_group(self, config_path: str) -> bool:
+        return config_path in registry.OPTIONS
+
+    def is_config(self, config_path: str) -> bool:
+        group, _, word = config_path.partition("/")
+        if group not in registry.OPTIONS or not word:
+            return False
+        kind, _ = registry.OPTIONS[group]
+        return word in kind.ours or (":" in word and registry.is_reference(word)) or word in kind.names()
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> builtins.list[str]:
+        if config_path not in registry.OPTIONS or results_filter == ObjectType.GROUP:
+            return []
+        return list(registry.OPTIONS[config_path][0].names())
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        group, _, word = config_path.partition("/")
+        kind, base = registry.OPTIONS[group]
+        leaf = kind.key.rpartition(".")[2]
+        text = f"defaults: [{base}@_here_]\n{leaf}: {json.dumps(word)}\n"
+        return read(text.encode(), f"{group}={word}", config_path, self.provider, "registry://")
 
 
 def install() -> None:

@@ -6,6 +6,7 @@ the smallest and largest value of every batch, so its equation stands here inste
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
@@ -17,6 +18,7 @@ from snnexp.coding_rules import check_encoder
 from snnexp.config import DeltaEncoderConf, EncoderConf, LatencyEncoderConf, RateEncoderConf
 from snnexp.data.base import DataInfo, EventFrames
 from snnexp.errors import ConfigError
+from snnexp.registry import ENCODERS, blamed, load
 
 LEVEL_TOLERANCE = 1e-5  # of a threshold: 0.3 * 10 / (10 * 0.1) must count as 3 although it is 2.9999998 in float32
 
@@ -37,32 +39,79 @@ Input = Tensor | ConstantInput | EventFrames
 
 
 def encode(frames: Tensor | EventFrames, conf: EncoderConf, info: DataInfo, normalize: bool = False) -> Input:
-    """Turn a batch into what the network sees.
+    """Turn a batch into what the network sees; see `Encoder`, which a run builds once."""
+    return Encoder(conf, info, normalize)(frames)
+
+
+class Encoder:
+    """The encoder of a configuration.
 
     Args:
-        frames: uint8 [B, C, H, W] for images; float [T, B, C, H, W] or `EventFrames` for events, which pass unchanged.
         conf: the encoder and its parameters.
         info: of the data set; `num_steps` is T, `channel_mean` and `channel_std` are used if `normalize`.
         normalize: subtract the mean and divide by the standard deviation per channel; direct encoding only.
-    Returns: `ConstantInput` (direct), or spikes, float32 [T, B, C, H, W] (the others).
-    Raises: ConfigError if the encoder does not fit the data.
+    Raises: ConfigError if the encoder does not fit the data, or one of the user's own cannot be made.
     The rate encoder draws from torch's global random numbers of the frames' device.
     """
-    errors = check_encoder(conf, info.kind, normalize)
-    if errors:
-        raise ConfigError("\n".join(errors))
-    if info.kind == "events":
-        return frames
-    if not isinstance(frames, Tensor) or frames.dtype != torch.uint8 or frames.dim() != 4:
-        raise TypeError(f"images must be a uint8 tensor [B, C, H, W], got {getattr(frames, 'dtype', type(frames))}")
-    x = frames.to(torch.float32) / 255
-    if conf.name == "direct":
-        return ConstantInput(_standardise(x, info) if normalize else x, info.num_steps)
-    if conf.name == "rate":
-        return rate(x, info.num_steps, cast(RateEncoderConf, conf))
-    if conf.name == "latency":
-        return latency(x, info.num_steps, cast(LatencyEncoderConf, conf))
-    return delta(x, info.num_steps, cast(DeltaEncoderConf, conf))
+
+    def __init__(self, conf: EncoderConf, info: DataInfo, normalize: bool = False) -> None:
+        errors = check_encoder(conf, info.kind, normalize)
+        if errors:
+            raise ConfigError("\n".join(errors))
+        self.conf, self.info, self.normalize = conf, info, normalize
+        self.function = load(ENCODERS, conf.name)
+        self.own = conf.name not in ENCODERS.ours
+        if self.own:
+            self._try()
+
+    def __call__(self, frames: Tensor | EventFrames) -> Input:
+        """Turn a batch into what the network sees.
+
+        Args:
+            frames: uint8 [B, C, H, W] for images; float [T, B, C, H, W] or `EventFrames` for events, which pass
+                unchanged.
+        Returns: `ConstantInput` (direct), or spikes, float32 [T, B, C, H, W] (the others).
+        """
+        if self.info.kind == "events":
+            return frames
+        if not isinstance(frames, Tensor) or frames.dtype != torch.uint8 or frames.dim() != 4:
+            raise TypeError(f"images must be a uint8 tensor [B, C, H, W], got {getattr(frames, 'dtype', type(frames))}")
+        x = frames.to(torch.float32) / 255
+        if self.own:
+            return self._of_the_user(x)
+        x = _standardise(x, self.info) if self.normalize else x
+        return cast(Input, self.function(x, self.info.num_steps, self.conf))
+
+    def _of_the_user(self, x: Tensor) -> Tensor:
+        key, steps = f"encoder={self.conf.name}", self.info.num_steps
+        with blamed("encoder", self.conf.name, self.function.__module__):
+            made = self.function(x, steps, **self.conf.kwargs)
+        if not isinstance(made, Tensor) or made.shape != (steps, *x.shape):
+            shown = list(made.shape) if isinstance(made, Tensor) else type(made).__name__
+            raise ConfigError(f"{key}: from {list(x.shape)} it must make {[steps, *x.shape]}, but it made {shown}.")
+        return made.to(x.dtype)
+
+    def _try(self) -> None:
+        if not callable(self.function):
+            raise ConfigError(f"encoder={self.conf.name}: this is no function but {type(self.function).__name__}.")
+        try:
+            inspect.signature(self.function).bind(None, 1, **self.conf.kwargs)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"encoder={self.conf.name}: it must take (x, num_steps) and encoder.kwargs: {error}."
+            ) from error
+        with torch.random.fork_rng(devices=[]):
+            self._of_the_user(torch.rand(2, *self.info.shape))
+
+
+def none(x: Tensor, num_steps: int, conf: EncoderConf) -> Tensor:
+    """Events are spikes already: `Encoder` lets them pass, and images never come here."""
+    raise TypeError("encoder=none takes events")
+
+
+def direct(x: Tensor, num_steps: int, conf: EncoderConf) -> ConstantInput:
+    """The grey levels themselves, the same at every step."""
+    return ConstantInput(x, num_steps)
 
 
 def rate(x: Tensor, num_steps: int, conf: RateEncoderConf) -> Tensor:

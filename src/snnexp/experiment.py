@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from snnexp.config import Config, DatasetConf, EventDatasetConf, ImageDatasetCon
 from snnexp.data import open_data
 from snnexp.data.base import Batch, DataInfo, DataSource
 from snnexp.decoders import Decoder, build_decoder
-from snnexp.encoders import Input, encode
+from snnexp.encoders import Encoder, Input
 from snnexp.errors import ConfigError
 from snnexp.models.delayed_recurrence import REASON, layers_with_delays
 from snnexp.models.network import Network, Observer, Output, build_network
@@ -41,11 +42,16 @@ class Experiment:
 
     def forward(self, batch: Batch, observer: Observer | None = None) -> Output:
         """Encode a batch and run the network on it; spikes and membranes of the output layer, [T, B, K]."""
-        normalize = isinstance(self.conf.dataset, ImageDatasetConf) and self.conf.dataset.normalize
         with self.precision():
-            x = encode(batch.frames, self.conf.encoder, self.source.info, normalize)
+            x = self.encoder(batch.frames)
             output: Output = self.network(x, observer) if self.through is None else self.through(x)
         return output
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """What turns batches into the network's input."""
+        normalize = isinstance(self.conf.dataset, ImageDatasetConf) and self.conf.dataset.normalize
+        return Encoder(self.conf.encoder, self.source.info, normalize)
 
     def precision(self) -> Any:
         """The autocast context of trainer.precision; membranes stay in float32 inside the engines."""
@@ -153,11 +159,17 @@ def assemble(conf: Config, source: DataSource | None = None) -> Experiment:
     seed_everything(derive_seed(conf.seed, "weights"))
     network = build(conf, source.info, device)
     decoder = build_decoder(conf.decoder, source.info.num_classes, source.info.num_steps)
-    return Experiment(conf, device, source, network, decoder)
+    experiment = Experiment(conf, device, source, network, decoder)
+    _ = experiment.encoder  # an encoder that does not work is found here
+    return experiment
 
 
 def build(conf: Config, info: DataInfo, device: torch.device) -> Network:
-    """The network of a configuration for these data, with fresh weights from torch's random numbers."""
+    """The network of a configuration for these data, or the user's own, with fresh weights."""
+    if conf.model.module is not None:
+        from snnexp.models.own_network import OwnNetwork
+
+        return OwnNetwork(conf.model, conf.neuron, info).to(device)
     network = build_network(
         conf.model,
         conf.neuron,
@@ -174,6 +186,7 @@ def build(conf: Config, info: DataInfo, device: torch.device) -> Network:
 def fitting_batches(conf: Config) -> DatasetConf:
     """Event lists are of use to a fully connected first layer only; a convolution takes dense frames."""
     data = conf.dataset
-    if isinstance(data, EventDatasetConf) and data.sparse == "auto" and not takes_events(conf.model.spec):
+    takes_lists = conf.model.module is None and takes_events(conf.model.spec)
+    if isinstance(data, EventDatasetConf) and data.sparse == "auto" and not takes_lists:
         return replace(data, sparse="never")
     return data

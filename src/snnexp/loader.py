@@ -19,7 +19,7 @@ from hydra.core.default_element import ResultDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, MissingConfigException
-from hydra.plugins.config_source import ConfigResult
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from snnexp import config_files, faults, words
@@ -32,6 +32,7 @@ from snnexp.secrets import mask_composed
 
 EXPERIMENT = "experiment/"
 FREE = {"params", "kwargs"}  # keys of `neuron` within which keys of any name are legal
+OWN = {"model": "model.module"}  # groups -> keys that stand on an option `own`
 ARM = "arm"  # in a composition, the path of what an arm stands for
 
 
@@ -50,6 +51,7 @@ class Loader(ConfigLoaderImpl):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.schema = words.schema()
+        _add_names(self.repository.get_sources())
 
     def _load_configuration_impl(
         self, config_name: str | None, overrides: list[str], *args: Any, **kw: Any
@@ -78,7 +80,7 @@ class Loader(ConfigLoaderImpl):
     def _parse_overrides_and_create_caching_repo(
         self, config_name: str | None, overrides: list[str]
     ) -> tuple[list[Override], CachingConfigRepository]:
-        parsed = words.parse(overrides)
+        parsed = words.parse(implied(overrides))
         for override in parsed:
             faults.check_choice(override)
         self.search = config_name, [text for text in overrides if text.startswith("hydra.searchpath=")]
@@ -95,6 +97,7 @@ class Loader(ConfigLoaderImpl):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of a folder that is not there: an error, below
             super()._process_config_searchpath(config_name, parsed_overrides, repo)
+        _add_names(repo.get_sources())
         for source in repo.get_sources():
             if source.provider.startswith("hydra.searchpath") and not source.available():
                 raise ConfigError(f"hydra.searchpath: no such folder or package: {source.full_path()}")
@@ -129,6 +132,21 @@ class Loader(ConfigLoaderImpl):
         if isinstance(loaded, FileResult):
             _put_words(result.config, [((*self.package, *path), text) for path, text in loaded.words.items()])
         return result
+
+
+def _add_names(sources: list[ConfigSource]) -> None:
+    """Look for options among the registry's names, too: behind all files, before the schemas, which stay last."""
+    if not any(isinstance(source, config_files.NamedConfigSource) for source in sources):
+        sources.insert(-1, config_files.NamedConfigSource())
+
+
+def implied(overrides: list[str]) -> list[str]:
+    """A network or reader of one's own brings its option along: `model.module=x` alone means `model=own`, too."""
+    keys = {override.lstrip("+").partition("=")[0] for override in overrides}
+    if "run_id" in keys:  # about a run that has all its options
+        return overrides
+    added = [f"{group}=own" for group, key in OWN.items() if key in keys and group not in keys]
+    return [*added, *overrides]
 
 
 def command_line_last(

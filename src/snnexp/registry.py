@@ -88,7 +88,65 @@ EQUATIONS = Kind(
 )
 NEURON_MODULES = Kind("neuron.module", "snnexp.neurons", "a torch.nn.Module: forward(x, *states) of one step", {})
 
-KINDS: dict[str, Kind] = {kind.key: kind for kind in (LOSSES, SURROGATES, EQUATIONS, NEURON_MODULES)}
+ENCODERS = Kind(
+    "encoder.name",
+    "snnexp.encoders",
+    "encode(x, num_steps) of images x [B, C, H, W] in 0..1 -> input over time [T, B, C, H, W]",
+    _in("snnexp.encoders", "direct", "rate", "latency", "delta") | {"none": "snnexp.encoders:none"},
+)
+# torch.optim's, but for those that need more than gradients: LBFGS (a closure), SparseAdam (sparse gradients)
+OPTIMIZERS = Kind(
+    "optimizer.name",
+    "snnexp.optimizers",
+    "a torch.optim.Optimizer: Optimizer(parameter groups, lr=, **kwargs)",
+    {"adam": "torch.optim:Adam", "adamw": "torch.optim:AdamW", "sgd": "torch.optim:SGD"}
+    | _in(
+        "torch.optim",
+        *("ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop"),
+        "SGD",
+    ),
+)
+# those that numbers are enough to make
+SCHEDULERS = Kind(
+    "scheduler.name",
+    "snnexp.schedulers",
+    "a scheduler of torch.optim.lr_scheduler, or what makes one: make(optimizer, **kwargs)",
+    {"none": "snnexp.training.optimisation:constant"}
+    | {"cosine": "torch.optim.lr_scheduler:CosineAnnealingLR", "step": "torch.optim.lr_scheduler:StepLR"}
+    | _in(
+        "torch.optim.lr_scheduler",
+        *("ConstantLR", "CosineAnnealingLR", "CosineAnnealingWarmRestarts", "CyclicLR", "ExponentialLR", "LinearLR"),
+        *("MultiStepLR", "OneCycleLR", "PolynomialLR", "ReduceLROnPlateau", "StepLR"),
+    ),
+)
+CALLBACKS = Kind(
+    "trainer.callbacks",
+    "snnexp.callbacks",
+    "a class with any of on_start(context), on_epoch(context), on_end(context)",
+    {},
+)
+MODELS = Kind(
+    "model.module",
+    "snnexp.models",
+    "a torch.nn.Module: forward(x [T, B, C, H, W]) -> spikes [T, B, classes], or spikes and membranes",
+    {},
+)
+
+KINDS: dict[str, Kind] = {
+    kind.key: kind
+    for kind in (
+        *(LOSSES, SURROGATES, EQUATIONS, NEURON_MODULES),
+        *(ENCODERS, OPTIMIZERS, SCHEDULERS, CALLBACKS, MODELS),
+    )
+}
+
+# Groups of the configuration in which `group=word` may name such a thing, with the option that it stands on.
+OPTIONS: dict[str, tuple[Kind, str]] = {
+    "encoder": (ENCODERS, "/schema/encoder/base"),
+    "optimizer": (OPTIMIZERS, "/schema/optimizer/base"),
+    "scheduler": (SCHEDULERS, "/schema/scheduler/base"),
+    "model": (MODELS, "own"),
+}
 
 
 # --- names --------------------------------------------------------------------------------------------------------

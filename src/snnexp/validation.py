@@ -17,8 +17,8 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 from snnexp import registry
 from snnexp.any_run import TASKS
 from snnexp.claims.checks import check_claim
-from snnexp.coding_rules import DECODER_LOSSES, ENCODERS, check_decoder, check_encoder
-from snnexp.config import Config, EventDatasetConf, ImageDatasetConf, NeuronConf
+from snnexp.coding_rules import DECODER_LOSSES, check_decoder, check_encoder
+from snnexp.config import Config, EventDatasetConf, ImageDatasetConf, ModelConf, NeuronConf, OptimizerConf
 from snnexp.data.facts import FACTS, frame_shape, num_classes, unread_keys
 from snnexp.errors import ConfigError, did_you_mean, unknown_choice
 from snnexp.models.spec import DROPOUT_KINDS, LayerPlan, effective_spec, plan, why_not_in_segments, why_not_on_engine
@@ -148,10 +148,7 @@ def _names(conf: Config) -> Iterator[str]:
     if conf.dataset.name not in FACTS:
         yield unknown_choice("dataset.name", conf.dataset.name, FACTS)
     for key, value, valid in (
-        ("encoder.name", conf.encoder.name, ENCODERS),
         ("decoder.name", conf.decoder.name, DECODER_LOSSES),
-        ("optimizer.name", conf.optimizer.name, ("adam", "adamw", "sgd")),
-        ("scheduler.name", conf.scheduler.name, ("none", "cosine", "step")),
         ("tracking.name", conf.tracking.name, TRACKERS),
     ):
         if value not in valid:
@@ -238,10 +235,25 @@ def _training(conf: Config) -> Iterator[str]:
     t = conf.trainer
     if conf.dataset.val_fraction == 0 and t.patience is not None and conf.dataset.name != "ssc":
         yield "trainer.patience: early stopping looks at validation only. Set dataset.val_fraction above 0."
+    if conf.scheduler.kwargs and conf.scheduler.name in ("none", "cosine", "step"):
+        yield f"scheduler.kwargs: scheduler={conf.scheduler.name} has keys of its own; torch's class takes these."
+    yield from _optimizer(conf.optimizer)
     if len(conf.optimizer.betas) != 2 or not all(0 <= b < 1 for b in conf.optimizer.betas):
         yield f"optimizer.betas={list(conf.optimizer.betas)}: must be two numbers, each >= 0 and < 1."
     if conf.optimizer.nesterov and conf.optimizer.momentum == 0:
         yield "optimizer.nesterov=true: needs optimizer.momentum above 0."
+
+
+def _optimizer(o: OptimizerConf) -> Iterator[str]:
+    """Keys that would not be heeded, or given twice."""
+    heeded = {"adam": ("betas",), "adamw": ("betas",), "sgd": ("momentum", "nesterov")}.get(o.name)
+    for key in ("lr", "weight_decay", *(heeded or ())):
+        if key in o.kwargs:
+            yield f"optimizer.kwargs.{key}: this has a key of its own, optimizer.{key}."
+    plain = OptimizerConf(name=o.name)
+    for key in () if heeded is not None else ("betas", "momentum", "nesterov"):
+        if getattr(o, key) != getattr(plain, key):
+            yield f"optimizer.{key}: optimizer={o.name} does not read it. Use optimizer.kwargs={{{key}: ...}}."
 
 
 def _past(conf: Config) -> Iterator[str]:
@@ -252,7 +264,11 @@ def _past(conf: Config) -> Iterator[str]:
 
 
 def _network(conf: Config) -> list[str]:
-    """The network must fit the data: parsed and sized without torch."""
+    """The network must fit the data: parsed and sized without torch; one of the user's own tells when it is built."""
+    if conf.model.module is not None:
+        return [*_own_network(conf)]
+    if conf.model.kwargs:
+        return ["model.kwargs: only a network of your own takes these. Set model.module, too."]
     try:
         votes = conf.decoder.votes if conf.decoder.name == "vote" else 1
         layers = plan(effective_spec(conf.model), frame_shape(conf.dataset), num_classes(conf.dataset), votes)
@@ -283,6 +299,27 @@ def _agreement(conf: Config, layers: Sequence[LayerPlan]) -> Iterator[str]:
         yield (
             f"{word}: model.spec has no dropout, so that both passes over a batch would be the same."
             " Put DPM0.2, say, before an FC, or use decoder.agreement=0."
+        )
+
+
+def _own_network(conf: Config) -> Iterator[str]:
+    """Keys that a network of the user's own would not heed."""
+    plain = ModelConf(name=conf.model.name, spec=conf.model.spec)
+    for f in dataclasses.fields(ModelConf):
+        value = getattr(conf.model, f.name)
+        if f.name not in ("module", "kwargs") and value != getattr(plain, f.name):
+            yield f"model.{f.name}: {conf.model.module} is built by its own code, which does not see this key."
+    if conf.model.name != "own":
+        yield f"model.module with model={conf.model.name}: a network of your own has no spec. Use model=own."
+    for key in ("checkpoint_steps", "gradient_cutoff"):
+        if getattr(conf.trainer, key) is not None:
+            yield f"trainer.{key}: model.module={conf.model.module} runs all time steps by itself. Leave it out."
+    if conf.decoder.name == "vote":
+        yield "decoder=vote: let your network vote, and use decoder=rate."
+    if conf.decoder.name == "membrane" and conf.decoder.integrate:
+        yield (
+            "decoder.integrate=true: your network's last layer is its own: neurons(shape, name, spiking=False) "
+            "integrates. Say decoder.integrate=false, and return spikes and membranes."
         )
 
 

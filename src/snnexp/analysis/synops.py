@@ -72,13 +72,17 @@ class _Connection:
         if not isinstance(self.module, nn.Conv2d):
             return weight.sum(0).view_as(self.nonzero)
         conv = self.module
-        size, stride, pad = (tuple(int(n) for n in v) for v in (conv.kernel_size, conv.stride, conv.padding))
+        apart = conv.dilation
+        size = [d * (k - 1) + 1 for d, k in zip(apart, conv.kernel_size, strict=True)]  # of a window
+        same = [(k - 1) // 2 if conv.padding == "same" else 0 for k in size]
+        pad = same if isinstance(conv.padding, str) else conv.padding
+        stride = conv.stride
         height, width = self.nonzero.shape[1:]
         outputs = [(n + 2 * p - k) // s + 1 for n, k, s, p in zip((height, width), size, stride, pad, strict=True)]
         covered = [(o - 1) * s - 2 * p + k for o, k, s, p in zip(outputs, size, stride, pad, strict=True)]
         rest = (height - covered[0], width - covered[1])  # pixels that no window reaches
         ones = torch.ones(1, weight.shape[0], *outputs, dtype=weight.dtype, device=weight.device)
-        return F.conv_transpose2d(ones, weight, stride=stride, padding=pad, output_padding=rest)[0]
+        return F.conv_transpose2d(ones, weight, None, stride, pad, rest, conv.groups, apart)[0]
 
 
 class SynopsMeter:

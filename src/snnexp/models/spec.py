@@ -71,6 +71,8 @@ def effective_spec(model: ModelConf) -> str:
     Max pooling over neurons that fire at different steps gives trains of up to k^2 spikes, which breaks the rule of one
     spike per neuron; average pooling keeps a total of at most one (ETTFS). With model.neunorm.form=off every NN goes.
     """
+    if model.module is not None:
+        return model.module
     spec = model.spec.replace("MP", "AP") if model.pooling == "average" else model.spec
     return re.sub(r"-\s*NN\s*(?=[-)}]|$)", "", spec) if model.neunorm.form == "off" else spec
 

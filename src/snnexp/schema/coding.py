@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -14,6 +15,7 @@ class EncoderConf:
     """How a static image becomes input over time; event data needs none."""
 
     name: str = MISSING
+    kwargs: dict[str, Any] = field(default_factory=dict)  # what an encoder of your own takes by name
 
 
 @dataclass

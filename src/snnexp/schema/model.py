@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -40,6 +41,8 @@ class ModelConf:
 
     name: str = MISSING
     spec: str = MISSING
+    module: str | None = None  # a network of your own, without a spec: package.module:name or file.py:name
+    kwargs: dict[str, Any] = field(default_factory=dict)  # what it is made with
     pooling: str = choice("as_written", "as_written", "average")  # average: every MP becomes AP (ETTFS, single spikes)
     bias: bool = True  # of convolutions and linear layers; those followed by BN never have one
     init: str = choice("default", "default", "kaiming_uniform", "kaiming_normal", "ettfs")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -22,6 +23,7 @@ class OptimizerConf:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # adam, adamw
     momentum: float = number(0.0, low=0, below=1)  # sgd
     nesterov: bool = False  # sgd
+    kwargs: dict[str, Any] = field(default_factory=dict)  # what else the optimizer takes by name
 
 
 @dataclass
@@ -33,6 +35,7 @@ class SchedulerConf:
     lr_min: float = number(0.0, low=0)  # cosine
     step_size: int = number(30, low=1)  # step: epochs between drops
     factor: float = number(0.1, above=0, high=1)  # step: what lr is multiplied by
+    kwargs: dict[str, Any] = field(default_factory=dict)  # what torch's or your own scheduler takes by name
 
 
 @dataclass
@@ -57,6 +60,7 @@ class TrainerConf:
     checkpoint_steps: int | None = number(
         None, low=1
     )  # keep activations of so many steps, recompute the others; null: all
+    callbacks: list[str] = field(default_factory=list)  # classes of your own: package.module:name, file.py:name
     gradient_cutoff: int | None = number(None, low=1)  # truncated BPTT: no gradient goes back beyond so many steps
 
 

@@ -82,6 +82,7 @@ def stored_config(found: Found) -> DictConfig:
     trained.pop(CODE, None)
     if isinstance(trained.get("trainer"), dict):
         trained["trainer"].pop("init_from", None)
+        trained["trainer"].pop("callbacks", None)
     try:
         stored: DictConfig = structured(trained)
     except (OmegaConfBaseException, KeyError, TypeError, ValueError, AttributeError) as error:

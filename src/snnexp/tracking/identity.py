@@ -33,6 +33,15 @@ BOOKKEEPING = (
     "trainer.diagnose",  # words about numbers that are logged anyway
 )
 
+# Keys that came later, at the values at which a run is what it was before there were any.
+LATER: dict[str, Any] = {
+    "encoder.kwargs": {},
+    "optimizer.kwargs": {},
+    "scheduler.kwargs": {},
+    "trainer.callbacks": [],
+    "model.module": None,
+    "model.kwargs": {},
+}
 
 NAME_LENGTH = 80  # longer names are cut in MLflow's lists anyway
 
@@ -43,13 +52,13 @@ def is_bookkeeping(key: str) -> bool:
 
 
 def identity_config(cfg: dict[str, Any]) -> dict[str, Any]:
-    """The resolved config (plain containers) without the bookkeeping keys, as a new nested dict."""
+    """The resolved config (plain containers) without bookkeeping and later keys at rest, as a new nested dict."""
 
     def keep(node: dict[str, Any], prefix: str) -> dict[str, Any]:
         kept = {}
         for key, value in node.items():
             path = f"{prefix}{key}"
-            if is_bookkeeping(path):
+            if is_bookkeeping(path) or (path in LATER and value == LATER[path]):
                 continue
             kept[str(key)] = keep(value, path + ".") if isinstance(value, dict) else value
         return kept

@@ -14,6 +14,8 @@ import torch
 from snnexp.errors import ConfigError
 from snnexp.experiment import Experiment
 from snnexp.models.spec import LayerPlan, constant_layers, why_not_in_segments
+from snnexp.training.callbacks import Callbacks
+from snnexp.training.optimisation import build_optimizer, build_scheduler
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,10 @@ def check_training(experiment: Experiment) -> None:
     for problem in (small_batch(experiment), *memory(experiment, available_bytes(experiment.device))):
         if problem is not None:
             raise ConfigError(problem)
+    conf = experiment.conf
+    optimizer = build_optimizer(conf.optimizer, experiment.network.parameter_groups())
+    build_scheduler(conf.scheduler, optimizer, conf.trainer.max_epochs)
+    Callbacks(conf.trainer.callbacks)
 
 
 # --- batches ------------------------------------------------------------------------------------------------------

@@ -21,10 +21,11 @@ from snnexp.errors import DataError
 from snnexp.experiment import Experiment
 from snnexp.tracking.runs import RunFolder
 from snnexp.tracking.store import Tracker
+from snnexp.training.callbacks import Callbacks, Context
 from snnexp.training.checkpoint import AFRESH, apply_weights, load_state, save_state, save_weights
 from snnexp.training.curves import Curves
 from snnexp.training.display import Display
-from snnexp.training.optimisation import build_optimizer, build_scheduler
+from snnexp.training.optimisation import advance, build_optimizer, build_scheduler
 from snnexp.training.passes import evaluation_pass, planned_batches, train_pass
 from snnexp.training.state import Best, Fit
 from snnexp.training.stored import load_stored, settle_best
@@ -40,6 +41,7 @@ def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Di
     conf, network = experiment.conf, experiment.network
     optimizer = build_optimizer(conf.optimizer, network.parameter_groups())
     scheduler = build_scheduler(conf.scheduler, optimizer, conf.trainer.max_epochs)
+    callbacks = Callbacks(conf.trainer.callbacks)
     meters = {split: ActivityMeter(network) for split in ("train", "val")}
     validates = experiment.source.num_batches("val") > 0
     made_on = {
@@ -58,7 +60,7 @@ def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Di
         apply_weights(network, weights, path, trained_with)
     curves = Curves(experiment)
     if folder.state.is_file():
-        state = _restore(folder, experiment, optimizer, scheduler, meters)
+        state = _restore(folder, experiment, optimizer, scheduler, meters, callbacks)
         for epoch in range(state.epoch + 1):  # what the record may have missed when the run was cut off
             tracker.log_epoch(epoch, {k: v for k, points in state.history.items() for e, v in points if e == epoch})
         display.say(f"Continuing after epoch {state.epoch} of {conf.trainer.max_epochs}.")
@@ -69,30 +71,34 @@ def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Di
                 + AFRESH.format(folder=folder.path)
             )
         _before_training(experiment, state, meters, tracker, display, validates, curves)
-        _save(folder, state, experiment, optimizer, scheduler, meters, config)
+        _save(folder, state, experiment, optimizer, scheduler, meters, callbacks, config)
+
+    context = Context(state.epoch, conf.trainer.max_epochs, network, optimizer, folder.path)
+    callbacks.call("on_start", context)
 
     # --- epochs ---
     while state.epoch < conf.trainer.max_epochs and not state.stopped_early:
         epoch, started = state.epoch + 1, time.perf_counter()
         with display.epoch(epoch, planned_batches(experiment, "train")) as progress:
             trained = train_pass(experiment, optimizer, epoch, meters["train"], progress)
-        if scheduler is not None:
-            scheduler.step()
         metrics = trained.metrics("train") | meters["train"].metrics("train")
         if validates:
             with display.validation(epoch, planned_batches(experiment, "val")) as progress:
                 validated = evaluation_pass(experiment, "val", meters["val"], epoch, progress)
             metrics |= validated.metrics("val") | meters["val"].metrics("val")
         metrics |= _learned(experiment, state, epoch) | curves(epoch)
+        judged = validated if validates else trained
+        advance(scheduler, judged.loss)
 
         # without a validation split the last epoch counts: nothing may be selected on training or test data
         improved = not validates or state.best.beaten_by(validated, conf.trainer.monitor)
         if improved:
-            judged = validated if validates else trained
             state.best = Best(epoch, judged.accuracy, judged.loss)
         state.epoch = epoch
         patience = conf.trainer.patience
-        state.stopped_early = patience is not None and epoch - state.best.epoch >= patience
+        context.epoch, context.metrics = epoch, metrics
+        callbacks.call("on_epoch", context)
+        state.stopped_early = context.stop or (patience is not None and epoch - state.best.epoch >= patience)
 
         seconds = time.perf_counter() - started
         state.seconds += seconds
@@ -105,7 +111,7 @@ def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Di
             accuracy = {f"{'val' if validates else 'train'}_accuracy": state.best.accuracy}
             facts = {"epoch": epoch, "role": "best", **accuracy, **made_on}
             state.best.digest = save_weights(folder.next_best, network.final_state(), config, facts)
-        _save(folder, state, experiment, optimizer, scheduler, meters, config)
+        _save(folder, state, experiment, optimizer, scheduler, meters, callbacks, config)
         if improved:
             folder.next_best.replace(folder.best)
             folder.note_weights("best", epoch, state.best.digest)
@@ -113,6 +119,7 @@ def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Di
         display.finish_epoch(epoch, metrics, improved)
         if conf.trainer.diagnose:
             display.advise(diagnose(network, meters["val" if validates else "train"], conf))
+    callbacks.call("on_end", context)
     facts = {"epoch": state.epoch, "role": "last", **made_on}
     folder.note_weights("last", state.epoch, save_weights(folder.last, network.final_state(), config, facts))
     return state
@@ -161,6 +168,7 @@ def _save(
     optimizer: torch.optim.Optimizer,
     scheduler: Any,
     meters: dict[str, ActivityMeter],
+    callbacks: Callbacks,
     config: dict[str, Any],
 ) -> None:
     save_state(
@@ -170,6 +178,7 @@ def _save(
             "optimizer": optimizer.state_dict(),
             "scheduler": scheduler.state_dict() if scheduler is not None else None,
             "meters": {split: meter.state_dict() for split, meter in meters.items()},
+            "callbacks": callbacks.state_dict(),
             "identity": folder.record.identity,
             "uid": folder.record.uid,
             "split_hash": experiment.source.info.split_hash,
@@ -192,6 +201,7 @@ def _restore(
     optimizer: torch.optim.Optimizer,
     scheduler: Any,
     meters: dict[str, ActivityMeter],
+    callbacks: Callbacks,
 ) -> Fit:
     saved = load_state(folder.state)
     if any(
@@ -216,6 +226,7 @@ def _restore(
             scheduler.load_state_dict(saved["scheduler"])
         for split, meter in meters.items():
             meter.load_state_dict(saved["meters"][split])
+        callbacks.load_state_dict(saved.get("callbacks") or [])
         values = dict(saved["fit"])
         history = {name: [(int(e), float(v)) for e, v in points] for name, points in values.pop("history").items()}
         state = Fit(**{**values, "best": Best(**values["best"]), "history": history})

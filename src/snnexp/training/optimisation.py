@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from snnexp.collector import importing
 from snnexp.config import OptimizerConf, SchedulerConf
-
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "sgd": torch.optim.SGD,
-}
+from snnexp.errors import ConfigError
+from snnexp.registry import OPTIMIZERS, SCHEDULERS, Kind, load
 
 
 def learning_rates(conf: OptimizerConf) -> dict[str, float]:
@@ -34,6 +30,7 @@ def build_optimizer(conf: OptimizerConf, groups: Mapping[str, Sequence[nn.Parame
     """Build the optimizer over the parameter groups of `Network.parameter_groups()`.
 
     Weight decay acts on weights only: pulling a threshold, a time constant or a delay to zero is never what is meant.
+    Raises: ConfigError if the optimizer does not take what it is given.
     """
     rates = learning_rates(conf)
     param_groups: list[dict[str, Any]] = [
@@ -46,17 +43,63 @@ def build_optimizer(conf: OptimizerConf, groups: Mapping[str, Sequence[nn.Parame
         for kind, parameters in groups.items()
         if parameters
     ]
-    options: dict[str, Any] = (
-        {"momentum": conf.momentum, "nesterov": conf.nesterov} if conf.name == "sgd" else {"betas": tuple(conf.betas)}
-    )
+    options: dict[str, Any] = {}
+    if conf.name == "sgd":
+        options = {"momentum": conf.momentum, "nesterov": conf.nesterov}
+    elif conf.name in ("adam", "adamw"):
+        options = {"betas": tuple(conf.betas)}
+    else:
+        options = {"lr": conf.lr}
+    if conf.name in ("adam", "adamw", "sgd"):
+        options["fused"] = True  # one pass over memory, on the CPU too
     with importing():  # torch's optimizers import its compiler, which takes as long as torch itself
-        return OPTIMIZERS[conf.name](param_groups, fused=True, **options)  # one pass over memory, on the CPU too
+        made = _made(OPTIMIZERS, conf.name, "optimizer.kwargs", param_groups, **options, **_tuples(conf.kwargs))
+    if not isinstance(made, torch.optim.Optimizer):
+        raise ConfigError(f"optimizer={conf.name}: this makes no torch.optim.Optimizer but {type(made).__name__}.")
+    if conf.weight_decay and "weight_decay" not in made.defaults:
+        raise ConfigError(f"optimizer.weight_decay={conf.weight_decay}: optimizer={conf.name} has no weight decay.")
+    return made
 
 
 def build_scheduler(conf: SchedulerConf, optimizer: torch.optim.Optimizer, max_epochs: int) -> LRScheduler | None:
     """Build the scheduler, to be stepped once after each epoch; None keeps the learning rates constant."""
+    options = _tuples(conf.kwargs)
     if conf.name == "cosine":
-        return CosineAnnealingLR(optimizer, T_max=conf.t_max or max(max_epochs, 1), eta_min=conf.lr_min)
-    if conf.name == "step":
-        return StepLR(optimizer, step_size=conf.step_size, gamma=conf.factor)
-    return None
+        options = {"T_max": conf.t_max or max(max_epochs, 1), "eta_min": conf.lr_min}
+    elif conf.name == "step":
+        options = {"step_size": conf.step_size, "gamma": conf.factor}
+    made = _made(SCHEDULERS, conf.name, "scheduler.kwargs", optimizer, **options)
+    if made is not None and not isinstance(made, LRScheduler):
+        raise ConfigError(f"scheduler={conf.name}: this makes no LRScheduler but {type(made).__name__}.")
+    return made
+
+
+def constant(optimizer: torch.optim.Optimizer) -> None:
+    """No scheduler."""
+
+
+def advance(scheduler: LRScheduler | None, loss: float) -> None:
+    """Go on by one epoch; `loss` is that of validation, which ReduceLROnPlateau looks at."""
+    if isinstance(scheduler, ReduceLROnPlateau):
+        scheduler.step(loss)
+    elif scheduler is not None:
+        scheduler.step()
+
+
+def _made(kind: Kind, word: str, key: str, *given: Any, **options: Any) -> Any:
+    """What a class or function of torch's or the user's makes. Raises: ConfigError if it does not take the options."""
+    make = load(kind, word)
+    group = kind.key.removesuffix(".name")
+    if not callable(make):
+        raise ConfigError(f"{group}={word}: this is neither a class nor a function but {type(make).__name__}.")
+    try:
+        return make(*given, **options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{group}={word} with {key}: {error}.") from error
+
+
+def _tuples(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """YAML has lists where torch wants pairs; lists of more are what they are."""
+    return {
+        key: tuple(value) if isinstance(value, list) and len(value) == 2 else value for key, value in kwargs.items()
+    }
