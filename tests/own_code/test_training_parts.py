@@ -63,7 +63,7 @@ class Wrong:
 
 
 class Half:
-    def __init__(self, optimizer, factor=0.5):
+    def __init__(self, groups, lr):
         pass
 
 
