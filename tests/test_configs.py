@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from PIL import Image
 
 from snnexp.cli import conf_dir
 from snnexp.config import Config, register_schemas
@@ -33,9 +34,22 @@ def composed(*overrides: str) -> Config:
         return validate(cfg)
 
 
+@pytest.fixture(scope="session")
+def own_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """What the sets of a user's own files need: small ones."""
+    root = tmp_path_factory.mktemp("own")
+    for name in ("a", "b"):
+        (root / "events" / name).mkdir(parents=True)
+        (root / "events" / name / "1.csv").write_text("t_us,x,y,p\n0,1,2,1\n")
+        (root / "pictures" / name).mkdir(parents=True)
+        Image.new("L", (28, 28)).save(root / "pictures" / name / "1.png")
+    folder = [f"dataset.path={root / 'events'}", "dataset.sensor_size=34x34"]
+    return {"folder": folder, "images": [f"dataset.path={root / 'pictures'}"], "tonic": ["dataset.class=POKERDVS"]}
+
+
 def test_the_contract_has_its_options() -> None:
     wanted = {
-        "dataset": "digits randman mnist fashion_mnist cifar10 nmnist dvs128 shd ssc cifar10dvs",
+        "dataset": "digits randman mnist fashion_mnist cifar10 nmnist dvs128 shd ssc cifar10dvs folder images tonic",
         "neuron": "fixed rouser plif ttfs ltmd dietsnn",
         "encoder": "none direct rate latency delta",
         "decoder": "rate membrane first_spike temporal_weight vote",
@@ -51,8 +65,8 @@ def test_the_contract_has_its_options() -> None:
 
 @pytest.mark.parametrize("neuron", NEURONS)
 @pytest.mark.parametrize("dataset", sorted(FACTS))
-def test_every_pair_of_dataset_and_neuron(dataset: str, neuron: str) -> None:
-    conf = composed(f"dataset={dataset}", f"neuron={neuron}")
+def test_every_pair_of_dataset_and_neuron(dataset: str, neuron: str, own_data: dict[str, list[str]]) -> None:
+    conf = composed(f"dataset={dataset}", f"neuron={neuron}", *own_data.get(dataset, []))
     assert (conf.dataset.name, conf.neuron.name) == (dataset, neuron)
 
 

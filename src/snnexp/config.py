@@ -16,9 +16,12 @@ from snnexp.schema.dataset import (
     AugmentConf,
     DatasetConf,
     EventDatasetConf,
+    FolderDatasetConf,
+    FolderImagesConf,
     ImageDatasetConf,
     MotionDatasetConf,
     RandmanDatasetConf,
+    TonicDatasetConf,
 )
 from snnexp.schema.fields import choice, number
 from snnexp.schema.model import DelayConf, ModelConf, NeuNormConf
@@ -36,6 +39,8 @@ __all__ = [
     "DeltaEncoderConf",
     "EncoderConf",
     "EventDatasetConf",
+    "FolderDatasetConf",
+    "FolderImagesConf",
     "ImageDatasetConf",
     "LatencyEncoderConf",
     "ModelConf",
@@ -47,6 +52,7 @@ __all__ = [
     "RateEncoderConf",
     "SchedulerConf",
     "SurrogateConf",
+    "TonicDatasetConf",
     "TrackingConf",
     "TrainerConf",
     "choice",
@@ -91,6 +97,9 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "events": EventDatasetConf,
         "randman": RandmanDatasetConf,
         "motion": MotionDatasetConf,
+        "folder": FolderDatasetConf,
+        "tonic": TonicDatasetConf,
+        "images": FolderImagesConf,
     },
     "neuron": {"base": NeuronConf},
     "encoder": {
@@ -134,7 +143,7 @@ def structured(config: dict[str, Any]) -> Any:
     from omegaconf import OmegaConf
 
     base = OmegaConf.structured(Config)
-    dataset_nodes = {"randman": RandmanDatasetConf, "motion": MotionDatasetConf}
+    dataset_nodes = {name: node for name, node in SCHEMAS["dataset"].items() if name not in ("image", "events")}
     encoder_nodes = {"rate": RateEncoderConf, "latency": LatencyEncoderConf, "delta": DeltaEncoderConf}
     kind = EventDatasetConf if "bin_by" in config["dataset"] else ImageDatasetConf
     base.dataset = OmegaConf.structured(dataset_nodes.get(config["dataset"]["name"], kind))

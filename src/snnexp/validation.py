@@ -19,7 +19,8 @@ from snnexp.any_run import TASKS
 from snnexp.claims.checks import check_claim
 from snnexp.coding_rules import DECODER_LOSSES, check_decoder, check_encoder
 from snnexp.config import Config, EventDatasetConf, ImageDatasetConf, ModelConf, NeuronConf, OptimizerConf
-from snnexp.data.facts import FACTS, frame_shape, num_classes, unread_keys
+from snnexp.data.facts import FACTS, unread_keys
+from snnexp.data.shapes import frame_shape, num_classes
 from snnexp.errors import ConfigError, did_you_mean, unknown_choice
 from snnexp.models.spec import DROPOUT_KINDS, LayerPlan, effective_spec, plan, why_not_in_segments, why_not_on_engine
 from snnexp.neurons.names import FUSED_SURROGATES, SNNTORCH_PREFIX
@@ -220,6 +221,8 @@ def _input(conf: Config) -> Iterator[str]:
     yield from unread_keys(d)
     if isinstance(d, EventDatasetConf) and d.bin_by == "width" and d.bin_ms is None:
         yield "dataset.bin_by=width: needs the width of a bin, e.g. dataset.bin_ms=1."
+    if isinstance(d, EventDatasetConf) and d.stride_ms is not None and d.window_ms is None:
+        yield f"dataset.stride_ms={d.stride_ms:g}: how long is a window? Set dataset.window_ms, too."
 
 
 def _decoder(conf: Config) -> Iterator[str]:

@@ -22,7 +22,7 @@ from snnexp.config import DatasetConf, EventDatasetConf, ImageDatasetConf
 from snnexp.data.facts import FACTS
 from snnexp.data.fetching import downloads, sources
 from snnexp.data.fetching import fetch as fetching
-from snnexp.data.fetching.downloads import ensure, prepare
+from snnexp.data.fetching.downloads import OWN, ensure, prepare
 from snnexp.data.fetching.sources import SOURCES, Archive, Source
 from snnexp.errors import DataError
 
@@ -256,10 +256,10 @@ def test_killed_at_any_moment_the_next_start_finishes(site: Site, tmp_path: Path
 
 @pytest.mark.parametrize("name", FACTS)
 def test_every_data_set_has_a_source_or_is_generated(name: str) -> None:
-    assert (name in SOURCES) == (name not in ("digits", "randman", "motion"))
+    assert (name in SOURCES) == (name not in ("digits", "randman", "motion", *OWN))
     if name not in SOURCES:
         assert ensure(DatasetConf(name=name, root="/nonexistent")) == []
-        assert "nothing to fetch" in prepare(DatasetConf(name=name, root="/nonexistent"))
+        assert OWN.get(name, "nothing to fetch") in prepare(DatasetConf(name=name, root="/nonexistent"))
         return
     for archive in SOURCES[name].archives:
         assert len(archive.md5) == 32 and int(archive.md5, 16)

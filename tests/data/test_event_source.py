@@ -212,7 +212,7 @@ def test_wrong_configurations(nmnist_root: Path) -> None:
 
 
 def test_shape_agrees_with_the_torch_free_facts(nmnist_root: Path) -> None:
-    from snnexp.data.facts import frame_shape
+    from snnexp.data.shapes import frame_shape
 
     for keys in ({}, {"crop": 33}, {"downsample": 4}, {"crop": 31, "downsample": 3, "polarity": "merge"}):
         data = source(nmnist_root, **keys)

@@ -87,6 +87,7 @@ class DataInfo:
     empty_samples: dict[str, int] = field(default_factory=dict)  # per split: samples that give no input at all
     events: int = 0  # event sets: events in the raw files, in all parts
     dropped_events: dict[str, int] = field(default_factory=dict)  # reason -> how many of them could not be used
+    understood: tuple[str, ...] = ()  # a user's own files: what their columns were taken for, and why
     reach: float = 1.0  # event sets: share of the packed events that lies in the time window and the crop (train)
 
     @property

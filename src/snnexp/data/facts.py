@@ -8,7 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-from snnexp.config import DatasetConf, EventDatasetConf, MotionDatasetConf, RandmanDatasetConf
+from snnexp.config import (
+    DatasetConf,
+    EventDatasetConf,
+    FolderDatasetConf,
+    MotionDatasetConf,
+    RandmanDatasetConf,
+)
 from snnexp.errors import unknown_choice
 
 
@@ -46,29 +52,11 @@ FACTS: dict[str, Facts] = {
     ),
     "randman": Facts("events", (1, 1, 0), 0, 0, 0),  # units and classes come from the configuration
     "motion": Facts("events", (2, 0, 0), 11, 0, 0),
+    # of these, the files tell shape and classes: `shapes.py`
+    "folder": Facts("events", (0, 0, 0), 0, 0, 0),
+    "tonic": Facts("events", (0, 0, 0), 0, 0, 0),
+    "images": Facts("image", (0, 0, 0), 0, 0, 0),
 }
-
-
-def num_classes(conf: DatasetConf) -> int:
-    """Number of classes that the data set of this configuration has."""
-    return conf.num_classes if isinstance(conf, RandmanDatasetConf) else FACTS[conf.name].num_classes
-
-
-def frame_shape(conf: DatasetConf) -> tuple[int, int, int]:
-    """[C, H, W] of one time step as the network sees it: after polarity merging, crop and down-sampling."""
-    channels, height, width = FACTS[conf.name].shape
-    if isinstance(conf, RandmanDatasetConf):
-        width = conf.num_units
-    elif isinstance(conf, MotionDatasetConf):
-        height = width = conf.size
-    if isinstance(conf, EventDatasetConf):
-        if conf.polarity != "both":
-            channels = 1
-        if conf.crop is not None:
-            height, width = min(height, conf.crop), min(width, conf.crop)
-        # ceil: the last, incomplete cell keeps its events
-        height, width = -(-height // conf.downsample), -(-width // conf.downsample)
-    return channels, height, width
 
 
 def unread_keys(conf: DatasetConf) -> list[str]:
@@ -105,6 +93,10 @@ def _unread(conf: DatasetConf, facts: Facts) -> Iterator[tuple[str, tuple[object
             yield "variant", (conf.variant, "it has no variants")
         if conf.split is not None and not facts.splits:
             yield "split", (conf.split, "it has an official split")
+        if generated and conf.window_ms is not None:
+            yield "window_ms", (conf.window_ms, "it is generated; how long its samples are, dataset.duration_ms says")
+        if isinstance(conf, FolderDatasetConf) and not conf.keep_archives:
+            yield "keep_archives", ("false", "nothing is fetched for it")
         if generated and not conf.keep_archives:
             yield "keep_archives", ("false", "it is generated")
         if isinstance(conf, RandmanDatasetConf) and conf.store is not None:

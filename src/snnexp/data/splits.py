@@ -22,7 +22,11 @@ NEAR_BEST = 0.02  # choices whose error is within this of the best count as equa
 
 
 def stratified_split(
-    labels: NDArray[np.integer], val_fraction: float, seed: int, subjects: NDArray[np.integer] | None = None
+    labels: NDArray[np.integer],
+    val_fraction: float,
+    seed: int,
+    subjects: NDArray[np.integer] | None = None,
+    key: str = "dataset.val_fraction",
 ) -> tuple[Indices, Indices]:
     """Split samples into training and validation with the same share of every class; whole subjects if there are any.
 
@@ -36,6 +40,7 @@ def stratified_split(
         val_fraction: share for validation, 0 <= f < 1; 0 gives an empty validation part.
         seed: of the draw (dataset.split_seed).
         subjects: who was recorded, per sample, [N]; None: the data set has none.
+        key: which key the share is, for messages.
     Returns: indices of the training and of the validation samples, each in rising order.
     Raises: ConfigError if a class would be empty in one of the parts; the message has the smallest share that works.
     """
@@ -43,15 +48,15 @@ def stratified_split(
     if val_fraction == 0:
         return np.arange(len(labels), dtype=np.int64), np.empty(0, dtype=np.int64)
     if len(labels) == 0:
-        raise ConfigError(f"dataset.val_fraction={val_fraction:g}: there are no training samples to split.")
+        raise ConfigError(f"{key}={val_fraction:g}: there are no training samples to split.")
     if subjects is not None and len(np.unique(subjects)) > 1:
-        in_val = _split_by_subject(labels, val_fraction, seed, np.asarray(subjects))
+        in_val = _split_by_subject(labels, val_fraction, seed, np.asarray(subjects), key)
     else:
-        in_val = _split_by_class(labels, val_fraction, seed)
+        in_val = _split_by_class(labels, val_fraction, seed, key)
     return np.flatnonzero(~in_val), np.flatnonzero(in_val)
 
 
-def _split_by_class(labels: NDArray[np.integer], val_fraction: float, seed: int) -> NDArray[np.bool_]:
+def _split_by_class(labels: NDArray[np.integer], val_fraction: float, seed: int, key: str) -> NDArray[np.bool_]:
     rng = np.random.default_rng(seed)
     in_val = np.zeros(len(labels), dtype=bool)
     classes, counts = np.unique(labels, return_counts=True)
@@ -60,12 +65,12 @@ def _split_by_class(labels: NDArray[np.integer], val_fraction: float, seed: int)
         smallest = int(counts.min())
         low, high = 0.5 / smallest, 1 - 0.5 / smallest
         raise ConfigError(
-            _empty_class(val_fraction, classes[np.argmin(counts)], smallest, "samples", (taken == 0).any())
+            _empty_class(key, val_fraction, classes[np.argmin(counts)], smallest, "samples", (taken == 0).any())
             + (
-                f" Use dataset.val_fraction={_round_up(low):g} or more{f' (below {high:.3g})' if high < 0.95 else ''},"
-                " or 0 for no validation."
+                f" Use {key}={_round_up(low):g} or more{f' (below {high:.3g})' if high < 0.95 else ''},"
+                f" or {_without(key)}."
                 if smallest > 1
-                else " One sample cannot be in both parts: use dataset.val_fraction=0 for no validation."
+                else f" One sample cannot be in both parts: {_without(key, alone=True)}."
             )
         )
     for label, count in zip(classes, taken, strict=True):
@@ -74,7 +79,7 @@ def _split_by_class(labels: NDArray[np.integer], val_fraction: float, seed: int)
 
 
 def _split_by_subject(
-    labels: NDArray[np.integer], val_fraction: float, seed: int, subjects: NDArray[np.integer]
+    labels: NDArray[np.integer], val_fraction: float, seed: int, subjects: NDArray[np.integer], key: str
 ) -> NDArray[np.bool_]:
     rng = np.random.default_rng(seed)
     names, who = np.unique(subjects, return_inverse=True)
@@ -92,14 +97,14 @@ def _split_by_subject(
     if not near.any():
         speakers = (counts > 0).sum(axis=0)
         rarest = int(np.argmin(speakers))
-        message = _empty_class(val_fraction, classes[rarest], int(speakers[rarest]), "subjects", True)
+        message = _empty_class(key, val_fraction, classes[rarest], int(speakers[rarest]), "subjects", True)
         if usable.any():
             message += (
-                f" Subjects stay together: use dataset.val_fraction={_round_up(float(share[usable].min())):g} or more,"
-                " or 0 for no validation."
+                f" Subjects stay together: use {key}={_round_up(float(share[usable].min())):g} or more,"
+                f" or {_without(key)}."
             )
         else:
-            message += " No choice of whole subjects has every class in both parts: use dataset.val_fraction=0."
+            message += f" No choice of whole subjects has every class in both parts: {_without(key, alone=True)}."
         raise ConfigError(message)
     error = np.abs(share - val_fraction) + np.abs(held_out / totals - val_fraction).mean(axis=1)
     error[~near] = np.inf
@@ -122,9 +127,16 @@ def _subject_choices(sizes: NDArray[np.int64], val_fraction: float, rng: np.rand
     return choices
 
 
-def _empty_class(val_fraction: float, label: object, count: int, unit: str, in_val: bool) -> str:
-    part = "validation" if in_val else "training"
-    return f"dataset.val_fraction={val_fraction:g} leaves class {label} ({count} {unit}) without a {part} sample."
+def _without(key: str, alone: bool = False) -> str:
+    """How to do without the split that `key` is the share of."""
+    if key != "dataset.val_fraction":
+        return "put a test/ folder beside train/, or add samples"
+    return f"use {key}=0 for no validation" if alone else "0 for no validation"
+
+
+def _empty_class(key: str, val_fraction: float, label: object, count: int, unit: str, in_val: bool) -> str:
+    part = ("validation" if key == "dataset.val_fraction" else "test") if in_val else "training"
+    return f"{key}={val_fraction:g} leaves class {label} ({count} {unit}) without a {part} sample."
 
 
 def _round_up(share: float) -> float:

@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 
 from snnexp.config import Config, DatasetConf, ImageDatasetConf, TrackingConf
 from snnexp.data.base import DataInfo
-from snnexp.data.facts import FACTS, frame_shape, num_classes
+from snnexp.data.facts import FACTS
+from snnexp.data.shapes import frame_shape, num_classes
 from snnexp.errors import ConfigError, DataError, unknown_choice
 from snnexp.experiment import build, choose_device
 from snnexp.library.borrowed import borrowed_randomness

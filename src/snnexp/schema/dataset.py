@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING as MISSING_DEFAULT
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -63,6 +65,63 @@ class EventDatasetConf(DatasetConf):
     split: str | None = None  # which published split, for sets without an official one (cifar10dvs)
     keep_archives: bool = True  # false: delete downloaded archives once they are extracted
     transforms: list[str] = field(default_factory=list)  # names of tonic transforms, applied once when packing
+    window_ms: float | None = number(None, above=0)  # cut recordings into windows of this length; null: whole ones
+    stride_ms: float | None = number(None, above=0)  # from the start of one window to that of the next; null: window_ms
+
+
+@dataclass
+class FolderDatasetConf(EventDatasetConf):
+    """Recordings of your own: a folder per class, in train/, val/ and test/ or in one folder that is split."""
+
+    path: str | None = None  # the folder
+    columns: Any = None  # what the columns are: xytp, or {t: NAME, x: NAME, ...}; null: by their names
+    time_unit: str | None = None  # us, ms, s or ns; null: as the file says
+    sensor_size: Any = None  # width x height, as 128x128, or the number of channels of one row; null: as the file says
+    time_origin: str = choice("first_event", "first_event", "zero")  # what times count from: the first event, or 0
+    sort_events: bool = False  # true: events may be out of order in the files
+    test_fraction: float = number(0.2, above=0, below=1)  # where there is no test/: share of each class for test
+
+
+class TonicDatasetConf(EventDatasetConf):
+    """A data set of tonic's by the name of its class, read by tonic's own loader.
+
+    Its key `class` is a word that Python reserves, so the field cannot be written like the others.
+    """
+
+    path: str | None = None  # folder that holds the class's own folder; null: dataset.root
+    kwargs: dict[str, Any] = field(default_factory=dict)  # further arguments of the class
+    sensor_size: Any = None  # width x height, for sets whose recordings differ in size; null: as the class says
+    test_fraction: float = number(0.2, above=0, below=1)  # where the set has no test part: share of each class for test
+
+    def __init__(self, **values: Any) -> None:
+        for f in fields(self):  # type: ignore[arg-type]
+            made = f.default if f.default_factory is MISSING_DEFAULT else f.default_factory()
+            setattr(self, f.name, values.pop(f.name, made))
+        if values:
+            raise TypeError(f"unexpected arguments: {', '.join(values)}")
+
+    def __repr__(self) -> str:
+        return f"TonicDatasetConf({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in fields(self))})"  # type: ignore[arg-type]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TonicDatasetConf) and vars(self) == vars(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+TonicDatasetConf.__annotations__["class"] = "str | None"
+setattr(TonicDatasetConf, "class", None)
+dataclass(init=False, repr=False, eq=False)(TonicDatasetConf)
+
+
+@dataclass
+class FolderImagesConf(ImageDatasetConf):
+    """Pictures of your own: a folder per class, in train/, val/ and test/ or in one folder that is split."""
+
+    path: str | None = None  # the folder
+    size: Any = None  # width x height, or one number for squares: scaled to cover it, then cut; null: all have one size
+    colour: str | None = None  # grey or rgb; null: as the pictures are
+    test_fraction: float = number(0.2, above=0, below=1)  # where there is no test/: share of each class for test
 
 
 @dataclass

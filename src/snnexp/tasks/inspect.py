@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from snnexp.collector import importing
@@ -20,6 +22,7 @@ def inspect(conf: Config, cfg: DictConfig) -> None:
         from rich.console import Console
         from rich.table import Table
 
+        from snnexp.data import preview
         from snnexp.experiment import assemble
         from snnexp.models.spec import effective_spec
         from snnexp.own_code import with_code
@@ -58,6 +61,12 @@ def inspect(conf: Config, cfg: DictConfig) -> None:
         console.print(f"{name}: {delay.describe(conf.trainer.max_epochs)}", soft_wrap=True)
     for line in describe_data(info):
         console.print(line, markup=False, soft_wrap=True)
+    for line in preview.describe(experiment.source):
+        console.print(f"      {line}", markup=False, soft_wrap=True)
+    if HydraConfig.initialized():
+        picture = Path(HydraConfig.get().runtime.output_dir) / "samples.png"
+        preview.draw(experiment.source, picture)
+        console.print(f"      some samples: {picture}", markup=False, soft_wrap=True)
     step = network.step_memory_bytes(conf.dataset.batch_size)
     at_once = min(conf.trainer.checkpoint_steps or info.num_steps, info.num_steps)
     segments = f" (activations of {at_once} at once)" if at_once < info.num_steps else ""

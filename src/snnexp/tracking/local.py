@@ -133,6 +133,7 @@ class LocalRecord:
                 "empty_samples": dict(info.empty_samples),
                 "events": info.events,
                 "dropped_events": dict(info.dropped_events),
+                **({"understood": list(info.understood)} if info.understood else {}),
             },
         }
         tags: dict[str, Any] = {"split_hash": info.split_hash, "complete": info.complete}
@@ -144,6 +145,8 @@ class LocalRecord:
             tags["dropped_events"] = sum(info.dropped_events.values())
         if info.variant is not None:
             tags["dataset_variant"] = info.variant
+        if info.understood:
+            tags["dataset_understood"] = "; ".join(info.understood)
         if info.notes:
             tags["dataset_notes"] = "; ".join(info.notes)
         return self.add_tags(tags)

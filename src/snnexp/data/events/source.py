@@ -24,11 +24,12 @@ from snnexp.data.events.prefetch import Prefetch
 from snnexp.data.events.reach import measure_reach
 from snnexp.data.facts import unread_keys
 from snnexp.data.readers.recordings import EventReader
+from snnexp.data.readers.windows import WindowedReader, recording_of
 from snnexp.data.repeats import find_repeats
 from snnexp.data.splits import data_fingerprint, limit, split_hash, stratified_split
 from snnexp.data.store.losses import loss_note
 from snnexp.data.store.packing import open_store, pack_in_memory
-from snnexp.data.store.store import EventStore
+from snnexp.data.store.store import PARTS, EventStore
 from snnexp.errors import ConfigError, DataError, unknown_choice
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ READERS = {
     "cifar10dvs": "snnexp.data.readers.cifar10dvs",
     "randman": "snnexp.data.readers.randman",
     "motion": "snnexp.data.readers.motion",
+    "folder": "snnexp.data.readers.folder",
+    "tonic": "snnexp.data.readers.tonic_set",
 }
 IN_MEMORY = ("randman",)  # generated in a blink and small: no files
 SPARSE_BELOW = 0.12  # dataset.sparse=auto: event lists if fewer of the inputs than this are non-zero
@@ -63,6 +66,9 @@ def open_events(conf: EventDatasetConf, device: torch.device) -> EventSource:
         from snnexp.data.readers.transforms import TransformedReader
 
         reader = TransformedReader(reader, list(conf.transforms))
+    if conf.window_ms is not None:
+        stride = conf.window_ms if conf.stride_ms is None else conf.stride_ms
+        reader = WindowedReader(reader, max(1, round(1000 * conf.window_ms)), max(1, round(1000 * stride)))
     if conf.name in IN_MEMORY:
         store = pack_in_memory(reader)
     else:
@@ -74,6 +80,8 @@ def check_events(conf: EventDatasetConf) -> None:
     """What the schema cannot say about one key at a time. Raises: ConfigError."""
     if conf.bin_by == "width" and conf.bin_ms is None:
         raise ConfigError("dataset.bin_by=width needs the width of a bin: set dataset.bin_ms=1, say.")
+    if conf.stride_ms is not None and conf.window_ms is None:
+        raise ConfigError(f"dataset.stride_ms={conf.stride_ms:g}: how long is a window? Set dataset.window_ms, too.")
     if errors := unread_keys(conf):
         raise ConfigError("\n".join(errors))
 
@@ -209,7 +217,8 @@ class EventSource:
         complete = is_complete(reader, store)
         if not complete:
             whole = official_parts(reader).items()
-            notes.append("incomplete: " + ", ".join(f"{len(store.indices(p)):,} of {n:,} {p}" for p, n in whole))
+            counts = [f"{_count(store, part):,} of {n:,} {part}" for part, n in whole]
+            notes += [f"incomplete: {', '.join(counts)}"] if counts else []
         events = len(store.time) + sum(store.dropped.values())
         filled = {split: indices[np.diff(store.starts)[indices] > 0] for split, indices in self.splits.items()}
         repeats = find_repeats(filled, store.digests, store.names, store.labels)
@@ -243,6 +252,7 @@ class EventSource:
             events=events,
             dropped_events=store.dropped,
             reach=reach.share,
+            understood=getattr(reader, "understood", ()),
             data_fingerprint=data_fingerprint(
                 reader.shape,
                 **{split: (store.digests[i], store.labels[i]) for split, i in self.splits.items()},
@@ -267,18 +277,25 @@ def official_parts(reader: EventReader) -> dict[str, int]:
 
 def is_complete(reader: EventReader, store: EventStore) -> bool:
     """Whether every official part has all of its samples."""
-    return all(len(store.indices(part)) == count for part, count in official_parts(reader).items())
+    return not getattr(reader, "partial", False) and all(
+        _count(store, part) == count for part, count in official_parts(reader).items()
+    )
+
+
+def _count(store: EventStore, part: str) -> int:
+    """Recordings of a part; windows of one recording count once."""
+    return len({recording_of(store.names[i]) for i in store.indices(part)} if store.windowed else store.indices(part))
 
 
 def workable_share(
-    conf: EventDatasetConf, reader: EventReader, store: EventStore, train: NDArray[np.int64], notes: list[str]
+    conf: EventDatasetConf, reader: EventReader, store: EventStore, labels: NDArray[np.int64], notes: list[str]
 ) -> float:
     """dataset.val_fraction, but on a partial set enough for one validation sample of the rarest class.
 
     A tenth of four samples would be none, and a partial set, which is for trials, should start with no further word.
     On a complete set a share that is too small stays an error (`stratified_split` says so).
     """
-    smallest = int(np.unique(store.labels[train], return_counts=True)[1].min())
+    smallest = int(np.unique(labels, return_counts=True)[1].min())
     if conf.val_fraction == 0 or smallest < 2 or conf.val_fraction * smallest >= 0.5 or is_complete(reader, store):
         return conf.val_fraction
     share = 0.5 / smallest
@@ -289,28 +306,46 @@ def workable_share(
     return share
 
 
+def _recordings(store: EventStore) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The first sample of each recording, and for each sample the number of its recording.
+
+    Without windows every sample is a recording. Splits choose among recordings, so the windows of one stay together.
+    """
+    if not store.windowed:
+        samples = np.arange(len(store.labels), dtype=np.int64)
+        return samples, samples
+    numbers: dict[tuple[int, str], int] = {}
+    keys = [(int(part), recording_of(name)) for part, name in zip(store.parts, store.names, strict=True)]
+    of = np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
+    return np.unique(of, return_index=True)[1].astype(np.int64), of
+
+
 def make_splits(conf: EventDatasetConf, reader: EventReader, store: EventStore, notes: list[str]) -> SplitIndices:
     """Train, validation and test as indices into the store, limited as the configuration says.
 
     Validation is the data set's own if it has one, else a stratified share of the training part (whole subjects where
     the data set has subjects).
     """
+    recordings, of = _recordings(store)
+    labels, parts = store.labels[recordings], store.parts[recordings]
     divide = getattr(reader, "divide", None)
+    val = np.flatnonzero(parts == PARTS.index("val"))
     if divide is not None:
-        train, test = divide(store.labels)
+        pool = np.flatnonzero(parts != PARTS.index("val"))
+        train, test = (pool[chosen] for chosen in divide(labels[pool]))
     else:
-        train, test = store.indices("train"), store.indices("test")
-    val = store.indices("val")
+        train, test = (np.flatnonzero(parts == PARTS.index(part)) for part in ("train", "test"))
     for part, indices in (("training", train), ("test", test)):
         if len(indices) == 0:
             raise DataError(f"{conf.name}: there is no {part} recording in {reader.folder or 'the generated set'}.")
     if len(val):
         notes.append("validation: the data set's own part")
     else:
-        subjects = None if store.subjects is None else store.subjects[train]
-        share = workable_share(conf, reader, store, train, notes)
-        kept, held_out = stratified_split(store.labels[train], share, conf.split_seed, subjects)
+        subjects = None if store.subjects is None else store.subjects[recordings[train]]
+        share = workable_share(conf, reader, store, labels[train], notes)
+        kept, held_out = stratified_split(labels[train], share, conf.split_seed, subjects)
         train, val = train[kept], train[held_out]
+    train, val, test = (np.flatnonzero(np.isin(of, chosen)) for chosen in (train, val, test))
     return {
         "train": limit(store.labels, train, conf.limit_train, conf.split_seed),
         "val": limit(store.labels, val, conf.limit_val, conf.split_seed),

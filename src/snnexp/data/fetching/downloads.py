@@ -17,6 +17,11 @@ from snnexp.errors import DataError
 
 logger = logging.getLogger(__name__)
 
+OWN = {
+    "folder": "they are packed where dataset.path leads",
+    "images": "they are read at every start",
+    "tonic": "tonic's loader looks for them, and what is missing is fetched",
+}
 LOCK_TIMEOUT_S = 24 * 3600.0  # a slow download of another job is worth waiting for, a dead lock holder frees it at once
 
 
@@ -63,6 +68,8 @@ def prepare(conf: DatasetConf) -> str:
     """What task=prepare does first: `ensure`, and say in a few lines what happened and where the files are."""
     done = ensure(conf)
     source = SOURCES.get(conf.name)
+    if source is None and conf.name in OWN:
+        return f"dataset={conf.name}: the files are yours; {OWN[conf.name]}."
     if source is None:
         return f"dataset={conf.name}: nothing to fetch, it is generated or comes with scikit-learn."
     where = source.directory(conf.root)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from snnexp.config import DatasetConf
+from snnexp.config import DatasetConf, FolderImagesConf
 from snnexp.data.base import Batch, DataInfo
 from snnexp.data.facts import FACTS, unread_keys
 from snnexp.data.fetching.sources import SOURCES
@@ -40,17 +40,22 @@ def open_images(conf: DatasetConf, device: torch.device) -> ImageSource:
     """
     if errors := unread_keys(conf):
         raise ConfigError("\n".join(errors))
-    train, test, class_names = _load(conf.name, Path(conf.root))
+    train, val, test, class_names, notes = _load(conf)
     facts = FACTS[conf.name]
+    own = isinstance(conf, FolderImagesConf)
     for part, raw in (("training", train), ("test", test)):
         if len(raw.labels) == 0:
             raise DataError(f"dataset={conf.name}: the {part} part is empty.")
-    train_index, val_index = stratified_split(train.labels, conf.val_fraction, conf.split_seed)
+    if val is None:
+        train_index, val_index = stratified_split(train.labels, conf.val_fraction, conf.split_seed)
+    else:
+        train_index, val_index = (np.arange(len(raw.labels), dtype=np.int64) for raw in (train, val))
+        notes = ("validation: the data set's own part", *notes)
     mean, std = _channel_statistics(train.images[train_index])
     test_index = np.arange(len(test.labels), dtype=np.int64)
     parts = {
         "train": (train, limit(train.labels, train_index, conf.limit_train, conf.split_seed)),
-        "val": (train, limit(train.labels, val_index, conf.limit_val, conf.split_seed)),
+        "val": (val or train, limit((val or train).labels, val_index, conf.limit_val, conf.split_seed)),
         "test": (test, limit(test.labels, test_index, conf.limit_test, conf.split_seed)),
     }
     chosen = {split: (raw.images[index], raw.labels[index]) for split, (raw, index) in parts.items()}
@@ -64,13 +69,17 @@ def open_images(conf: DatasetConf, device: torch.device) -> ImageSource:
         class_names=class_names,
         counts={split: len(index) for split, (_, index) in parts.items()},
         class_counts={split: _count_classes(raw, index, len(class_names)) for split, (raw, index) in parts.items()},
-        complete=(len(train.labels), len(test.labels)) == (facts.train, facts.test),
+        complete=own or (len(train.labels), len(test.labels)) == (facts.train, facts.test),
         split_hash=split_hash(**{split: [raw.identities[i] for i in index] for split, (raw, index) in parts.items()}),
-        source=source.page if source else "scikit-learn",
+        source=source.page
+        if source
+        else Path(conf.path or "").absolute().as_uri()
+        if isinstance(conf, FolderImagesConf)
+        else "scikit-learn",
         channel_mean=mean,
         channel_std=std,
         max_batch_bytes=max(conf.batch_size, conf.eval_batch_size or 0) * (int(np.prod(shape)) + 8),
-        notes=_notes(conf.name, len(train.labels), len(test.labels)),
+        notes=notes if own else _notes(conf.name, len(train.labels), len(test.labels)),
         data_fingerprint=data_fingerprint(shape, **chosen),
         empty_samples={split: _count_black(images) for split, (images, _) in chosen.items()},
     )
@@ -118,7 +127,22 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]) >> 1
 
 
-def _load(name: str, root: Path) -> tuple[RawImages, RawImages, tuple[str, ...]]:
+Loaded = tuple[RawImages, RawImages | None, RawImages, tuple[str, ...], tuple[str, ...]]
+
+
+def _load(conf: DatasetConf) -> Loaded:
+    """Training, validation (if the set has its own) and test part, class names, and notes for the record."""
+    if isinstance(conf, FolderImagesConf):
+        from snnexp.data.images import folder
+
+        found, class_names, notes = folder.load(conf)
+        raw = {part: RawImages(*values) for part, values in found.items()}
+        return raw["train"], raw.get("val"), raw["test"], class_names, notes
+    train, test, class_names = _load_ours(conf.name, Path(conf.root))
+    return train, None, test, class_names, ()
+
+
+def _load_ours(name: str, root: Path) -> tuple[RawImages, RawImages, tuple[str, ...]]:
     if name == "digits":
         images, labels, train, test = digits.load_digits()
         parts = [RawImages(images[index], labels[index], [str(i) for i in index]) for index in (train, test)]

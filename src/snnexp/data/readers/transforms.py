@@ -70,6 +70,8 @@ class TransformedReader:
         self.folder, self.files, self.total = reader.folder, reader.files, reader.total
         self.layout, self.notes = reader.layout, reader.notes
         self.divide, self.explain = getattr(reader, "divide", None), getattr(reader, "explain", None)
+        self.partial = getattr(reader, "partial", False)
+        self.understood = getattr(reader, "understood", ())
         what = repr([tonic.__version__, *texts])
         self.key = f"{reader.key}-{hashlib.sha256(what.encode()).hexdigest()[:10]}"
 

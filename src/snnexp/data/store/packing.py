@@ -214,6 +214,7 @@ def _write(reader: EventReader, folder: Path, sources: str) -> dict[str, Any]:
         "shape": list(reader.shape),
         "origin": reader.origin,
         "samples": len(samples),
+        "windowed": getattr(reader, "windowed", False),
         "events": events,
         "dropped": total_dropped(tallies),
         "notes": notes,
@@ -295,6 +296,7 @@ def pack_in_memory(reader: EventReader) -> EventStore:
         "key": reader.key,
         "events": len(time),
         "samples": len(recordings),
+        "windowed": getattr(reader, "windowed", False),
         "dropped": total_dropped(tallies),
         "notes": judge(reader, tallies),
     }

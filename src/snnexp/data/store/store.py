@@ -77,6 +77,11 @@ class EventStore:
         """What was found while packing, for the record."""
         return list(self.manifest.get("notes", ()))
 
+    @property
+    def windowed(self) -> bool:
+        """Whether its samples are windows of recordings."""
+        return bool(self.manifest.get("windowed", False))
+
     def touched(self, events: int) -> None:
         """Say that so many events were read; now and then gives the mapped pages back.
 
