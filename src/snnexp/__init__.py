@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from snnexp.library.datasets import Data as Data
     from snnexp.library.datasets import open_data as open_data
     from snnexp.library.loading import load as load
+    from snnexp.library.loading import read_nir as read_nir
     from snnexp.library.net import Net as Net
+    from snnexp.library.nir_net import NirNet as NirNet
     from snnexp.library.records import runs as runs
     from snnexp.library.training import Run as Run
     from snnexp.library.training import train as train
@@ -31,6 +33,7 @@ _HOMES = {
     "Data": "snnexp.library.datasets",
     "DataError": "snnexp.errors",
     "Net": "snnexp.library.net",
+    "NirNet": "snnexp.library.nir_net",
     "NeuronConf": "snnexp.config",
     "Run": "snnexp.library.training",
     "SnnexpError": "snnexp.errors",
@@ -38,6 +41,7 @@ _HOMES = {
     "TrackingError": "snnexp.errors",
     "load": "snnexp.library.loading",
     "open_data": "snnexp.library.datasets",
+    "read_nir": "snnexp.library.loading",
     "runs": "snnexp.library.records",
     "train": "snnexp.library.training",
 }
@@ -45,10 +49,12 @@ _HOMES = {
 __all__ = [  # noqa: RUF022 (verbs first)
     "load",
     "open_data",
+    "read_nir",
     "runs",
     "train",
     "Data",
     "Net",
+    "NirNet",
     "Run",
     "NeuronConf",
     "SpikingLayer",

@@ -71,7 +71,8 @@ class Config:
     task: str = choice("train", "train", "evaluate", "inspect", "prepare", "report", "export", "reproduce", "probe")
     run_id: str | None = None  # task=evaluate, export, probe: the MLflow run to load
     checkpoint: str = choice("best", "best", "last")  # task=evaluate, export, probe
-    trust_code: bool = False  # task=evaluate, probe: import the code that the run's own configuration names
+    format: str = choice("weights", "weights", "nir")  # task=export: a file of weights, or a NIR graph
+    trust_code: bool = False  # task=evaluate, probe, export: import the code that the run's own configuration names
     show: str = choice("all", "all", "kernel")  # task=inspect: everything, or the source of the neurons' kernels
     state_dir: str = "./runs"  # training states, one stable folder per run
     results_dir: str = "./results"  # task=reproduce: where the tables go

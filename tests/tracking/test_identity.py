@@ -57,6 +57,7 @@ def test_every_key_of_the_schema_counts_unless_it_is_bookkeeping() -> None:
         "task",
         "run_id",
         "checkpoint",
+        "format",
         "trust_code",
         "trainer.resume",
         "trainer.plots",

@@ -12,9 +12,11 @@ from snnexp.data.base import DataInfo
 from snnexp.data.facts import FACTS
 from snnexp.data.shapes import frame_shape, num_classes
 from snnexp.errors import ConfigError, DataError, unknown_choice
+from snnexp.exchange.nir_reading import read
 from snnexp.experiment import build, choose_device
 from snnexp.library.borrowed import borrowed_randomness
 from snnexp.library.net import Net
+from snnexp.library.nir_net import NirNet
 from snnexp.own_code import CODE, refuse_untrusted, warn_of_changes
 from snnexp.tasks.evaluate import stored_config
 from snnexp.tasks.find import Found, found_checkpoint
@@ -58,8 +60,10 @@ def load(
     if checkpoint not in ROLES:
         raise ConfigError(unknown_choice("checkpoint", checkpoint, ROLES))
     path = _file(source, checkpoint)
+    if path is not None and path.suffix == ".nir":
+        raise DataError(f"{path}: a NIR graph has neither encoder nor decoder. Read it with snnexp.read_nir.")
     if path is not None:
-        return _net(Found(path, *load_stored(path)), device, trust_code)
+        return net_of(Found(path, *load_stored(path)), device, trust_code)
     conf = Config(
         run_id=str(source),
         checkpoint=checkpoint,
@@ -67,7 +71,7 @@ def load(
         tracking=TrackingConf(name="mlflow", uri=tracking_uri),
     )
     with found_checkpoint(conf, Path.cwd()) as found:
-        return _net(found, device, trust_code)
+        return net_of(found, device, trust_code)
 
 
 def _file(source: Any, checkpoint: str) -> Path | None:
@@ -84,7 +88,16 @@ def _file(source: Any, checkpoint: str) -> Path | None:
     return path if path.is_file() or looks_like_a_file else None
 
 
-def _net(found: Found, device: str, trust_code: bool) -> Net:
+def read_nir(path: str | Path, device: str = "cpu") -> NirNet:
+    """Load a NIR file: one of `task=export format=nir`, or another program's (docs/nir.md says what is supported).
+
+    Raises: DataError that names the file and the node; ConfigError if the package nir is not installed.
+    """
+    path = Path(path).expanduser()
+    return NirNet(*read(path), path).to(choose_device(device))
+
+
+def net_of(found: Found, device: str, trust_code: bool) -> Net:
     """Build the network of a configuration that anybody can have written."""
     stored = stored_config(found)
     OmegaConf.update(stored, "tracking", {"name": "off"})

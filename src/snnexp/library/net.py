@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from snnexp.analysis.activity import ActivityMeter, LayerActivity
 from snnexp.config import Config, ImageDatasetConf
-from snnexp.data.base import Batch, DataInfo, EventFrames
+from snnexp.data.base import DataInfo, EventFrames
 from snnexp.decoders import build_decoder
-from snnexp.encoders import ConstantInput, Input, encode
+from snnexp.encoders import ConstantInput, Encoder, Input
 from snnexp.errors import ConfigError
-from snnexp.library.borrowed import borrowed_randomness
 from snnexp.library.datasets import Data
+from snnexp.library.watched import Watched
 from snnexp.models.network import Network, Output
-from snnexp.models.observer import Firing
-from snnexp.training.seeding import derive_seed, seed_everything
+from snnexp.neurons.layer import SpikingLayer
 
 
-class Net(nn.Module):
+class Net(Watched):
     """A network with its encoder and decoder, as a run trained it. `snnexp.load` makes one, in evaluation mode.
 
     Attributes:
@@ -43,8 +40,16 @@ class Net(nn.Module):
         self.config, self.facts, self.path = config, facts, path
         self.input_shape, self.num_steps, self.class_names = info.shape, info.num_steps, info.class_names
         self._conf, self._info = conf, info
+        self.seed, self.epoch = conf.seed, int(facts.get("epoch", 0))
+        normalize = isinstance(conf.dataset, ImageDatasetConf) and conf.dataset.normalize
+        self._encoder = Encoder(conf.encoder, info, normalize)
         self._decoder = build_decoder(conf.decoder, info.num_classes, info.num_steps)
         self.eval()
+
+    @property
+    def spiking_layers(self) -> dict[str, SpikingLayer]:
+        """The layers that spike, by name from input to output."""
+        return self.network.spiking_layers
 
     @property
     def device(self) -> torch.device:
@@ -77,47 +82,6 @@ class Net(nn.Module):
         """Predicted classes, int64 [B]. x as for `net(x)`."""
         return self._decoder.predict(self.scores(x))
 
-    @torch.no_grad()
-    def spikes(self, x: Any) -> dict[str, Tensor]:
-        """Spikes of every spiking layer, by name from input to output: 0 or 1, [T, B, *shape]. x as for `net(x)`."""
-        recorder = _Recorder()
-        self(x, recorder)
-        return {name: torch.cat(parts) for name, parts in recorder.spikes.items()}
-
-    @torch.no_grad()
-    def activity(self, data: Iterable[Any]) -> dict[str, LayerActivity]:
-        """What every spiking layer did over all of `data`, in evaluation mode.
-
-        Args:
-            data: `open_data(...)`, a DataLoader, or any iterable of batches: (x, labels) or x, each as for `net(x)`.
-        Returns: by layer, rates per neuron (flat), `dead`, `saturated`, `dead_fraction`, `firing_rate`, ...
-        """
-        meter, was_training = ActivityMeter(self.network), self.training
-        batches = data.as_stored() if isinstance(data, Data) else data
-        split = data.split if isinstance(data, Data) else "test"
-        self.eval()
-        try:
-            with borrowed_randomness():  # a random encoder draws what it drew when the run was tested
-                seed_everything(derive_seed(self._conf.seed, split, int(self.facts.get("epoch", 0))))
-                for batch in batches:
-                    self(_frames(batch), meter)
-        finally:
-            self.train(was_training)
-        meter.metrics("test")
-        if not meter.last:
-            raise ConfigError("data: it has no batches, so nothing can be said about neurons.")
-        return meter.last
-
-    def dead_neurons(self, data: Iterable[Any]) -> dict[str, Tensor]:
-        """Which neurons emit no spike over all of `data`.
-
-        Args:
-            data: as for `activity`. Dead says something about neurons and samples together.
-        Returns: by layer a bool tensor of the layer's shape, [C, H, W] or [N].
-        """
-        shapes = {name: layer.shape for name, layer in self.network.spiking_layers.items()}
-        return {name: layer.dead.view(shapes[name]) for name, layer in self.activity(data).items()}
-
     def open_data(self, split: str = "test", root: str | Path | None = None) -> Data:
         """The run's own data, as it was split, encoded and batched there. See `snnexp.open_data`.
 
@@ -133,8 +97,7 @@ class Net(nn.Module):
         x: Tensor = torch.as_tensor(given).to(self.device)
         shape, kind = list(self.input_shape), self._info.kind
         if kind == "image" and x.dtype == torch.uint8 and list(x.shape[1:]) == shape:
-            normalize = isinstance(self._conf.dataset, ImageDatasetConf) and self._conf.dataset.normalize
-            return encode(x, self._conf.encoder, self._info, normalize)
+            return self._encoder(x)
         if x.is_floating_point() and x.dim() == 5 and list(x.shape[2:]) == shape:
             return x
         if x.is_floating_point() and x.dim() == 3 and x.shape[2] == prod(shape):
@@ -147,25 +110,3 @@ class Net(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self._conf.dataset.name}, {self._conf.neuron.name}, input {list(self.input_shape)}"
-
-
-class _Recorder:
-    """Observer that keeps every layer's spikes."""
-
-    reads_spikes = True
-
-    def __init__(self) -> None:
-        self.spikes: dict[str, list[Tensor]] = {}
-
-    def spiking(self, name: str, layer: nn.Module, firing: Firing) -> None:
-        assert firing.spk is not None  # asked for
-        self.spikes.setdefault(name, []).append(firing.spk.detach().clone())
-
-    def connection(self, name: str, module: nn.Module, x: Any, repeat: int) -> None:
-        pass
-
-
-def _frames(batch: Any) -> Any:
-    if isinstance(batch, Batch):
-        return batch.frames
-    return batch[0] if isinstance(batch, tuple | list) else batch

@@ -22,6 +22,7 @@ BOOKKEEPING = (
     "run_id",  # the same
     "show",  # inspect prints it
     "checkpoint",  # the same
+    "format",  # of what export writes
     "trust_code",  # whether what that run names may be imported
     "trainer.resume",  # whether to continue, not what
     "trainer.plots",  # drawn from numbers that are logged anyway
