@@ -7,7 +7,6 @@ YAML in `conf/` says what runs, the dataclasses in `schema/` what is legal (all 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 from snnexp.claims.conf import ClaimConf
@@ -126,13 +125,16 @@ def register_schemas() -> None:
     install(Config, SCHEMAS)
 
 
-@cache  # they are the same each time, and making them takes longer than reading conf/
 def _store_schemas() -> None:
     from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
 
     from snnexp.loader import open_schema
 
     store = ConfigStore.instance()
+    there = store.repo.get("schema", {}).get("main.yaml")
+    if there is not None and OmegaConf.get_type(there.node) is Config:
+        return  # they are the same each time, and making them takes longer than reading conf/
     store.store(group="schema", name="main", node=Config, package="_global_")
     for group, options in SCHEMAS.items():
         for name, node in options.items():
