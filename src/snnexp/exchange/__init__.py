@@ -13,14 +13,14 @@ membranes.
 
 from __future__ import annotations
 
-from types import ModuleType
+from typing import Any
 
 from snnexp.errors import ConfigError
 
 DT = 1e-4  # seconds per time step; snnTorch's importer assumes it
 
 
-def import_nir() -> ModuleType:
+def import_nir() -> Any:
     """The package nir. Raises: ConfigError that says how to install it."""
     try:
         import nir

@@ -139,15 +139,14 @@ class NirNetwork(nn.Module):
                 if observer is not None and module.layer.dynamics.spiking:
                     observer.spiking(name, module.layer, Firing(out.spk.sum(0), out.mem, out.spk))
             elif module is not None:
-                mem = _stepwise(module, mem) if mem is not value else None
-                value = _stepwise(module, value)
-                mem = value if mem is None else mem
+                after = _stepwise(module, value)
+                value, mem = after, (after if mem is value else _stepwise(module, mem))
             sent[name] = (value, mem)
         return Output(*sent[self.exit])
 
 
 def _stepwise(module: nn.Module, x: Tensor) -> Tensor:
-    folded = module(x.flatten(0, 1))
+    folded: Tensor = module(x.flatten(0, 1))
     return folded.view(*x.shape[:2], *folded.shape[1:])
 
 
@@ -214,9 +213,8 @@ def _module(name: str, node: Any, loop: Any) -> nn.Module:
         conv = nn.Conv2d(channels, weight.shape[0], tuple(weight.shape[2:]), stride, padding, dilation, groups)  # type: ignore[arg-type]
         return _with(conv, weight=weight, bias=node.bias)
     if kind in ("AvgPool2d", "SumPool2d"):
-        return _Pool(
-            *([int(n) for n in np.broadcast_to(v, 2)] for v in (node.kernel_size, node.stride, node.padding)), kind
-        )
+        sizes = ([int(n) for n in np.broadcast_to(v, 2)] for v in (node.kernel_size, node.stride, node.padding))
+        return _Pool(kind, *sizes)
     if kind == "Flatten":
         end = int(node.end_dim)
         return nn.Flatten(int(node.start_dim) + 1, end + 1 if end >= 0 else end)  # NIR counts without the batch
@@ -238,7 +236,7 @@ def _with(module: nn.Module, **values: Any) -> nn.Module:
 class _Pool(nn.Module):
     """Average or sum over windows; a window at the border counts its zeros."""
 
-    def __init__(self, size: list[int], stride: list[int], padding: list[int], kind: str) -> None:
+    def __init__(self, kind: str, size: list[int], stride: list[int], padding: list[int]) -> None:
         super().__init__()
         self.size, self.stride, self.padding = size, stride, padding
         self.times = size[0] * size[1] if kind == "SumPool2d" else 1

@@ -195,12 +195,16 @@ def snntorch_notes(network: Network) -> list[str]:
         tau_form = module.dynamics.tau_form
         if not module.dynamics.spiking:
             notes.append(f"{name}: it has no neurons without spikes (nir.LI, CubaLI)")
-        elif module.threshold.unique().numel() > 1:
+        elif _differ(module.threshold):
             notes.append(f"{name}: it takes one threshold per layer")
         elif bool((module.threshold <= 0).any()):
             notes.append(f"{name}: its neurons at rest are above a threshold of 0 or less")
         elif bool((module.beta == 1).all()):
             notes.append(f"{name}: it takes nir.IF (beta = 1) for a neuron that leaks")
-        elif tau_form and (module.has_current or module.beta.unique().numel() > 1):
+        elif tau_form and (module.has_current or _differ(module.beta)):
             notes.append(f"{name}: it takes inputs divided by tau (neuron.tau_form) for one tau per layer only")
     return notes
+
+
+def _differ(values: torch.Tensor) -> bool:
+    return bool((values != values.flatten()[0]).any())

@@ -32,6 +32,8 @@ class Net(Watched):
         path: where the weights were read from.
     """
 
+    network: Network
+
     def __init__(
         self, conf: Config, network: Network, info: DataInfo, config: dict[str, Any], facts: dict[str, Any], path: Path
     ) -> None:
