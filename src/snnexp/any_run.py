@@ -10,6 +10,7 @@ import dataclasses
 from typing import Any, get_type_hints
 
 from snnexp.config import DatasetConf, EncoderConf
+from snnexp.schema.fields import AnyNames
 
 ANY = "_any"
 TASKS = ("evaluate", "export", "report", "probe")  # on runs that exist
@@ -38,16 +39,17 @@ def is_chosen_for_any_run(override: str) -> bool:
 def _with_all_keys(base: type[Any]) -> Any:
     """A schema like `base` with the keys of all its variants."""
     own = {f.name for f in dataclasses.fields(base)}
-    more: dict[str, tuple[str, Any, Any]] = {}
+    annotations: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
     for variant in _variants(base):
         types = get_type_hints(variant)
         for f in dataclasses.fields(variant):
-            if f.name not in own:
+            if f.name not in own and f.name not in annotations:
                 copy = dataclasses.field(default=f.default, default_factory=f.default_factory, metadata=f.metadata)
-                more.setdefault(f.name, (f.name, types[f.name], copy))
-    schema = dataclasses.make_dataclass(f"Any{base.__name__}", more.values(), bases=(base,))
-    schema.__module__ = __name__
-    return schema(name=ANY)
+                annotations[f.name], defaults[f.name] = types[f.name], copy
+    body = {"__annotations__": annotations, "__module__": __name__, **defaults}
+    schema = type(f"Any{base.__name__}", (AnyNames, base), body)
+    return dataclasses.dataclass(init=False, repr=False, eq=False)(schema)(name=ANY)
 
 
 def _variants(base: type[Any]) -> list[type[Any]]:

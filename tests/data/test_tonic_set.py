@@ -13,7 +13,8 @@ import torch
 from fake_files import nmnist_bytes, random_events, write_dvs_npy
 from omegaconf import OmegaConf
 
-from snnexp.config import structured
+from snnexp.any_run import _with_all_keys
+from snnexp.config import DatasetConf, structured
 from snnexp.data import open_data
 from snnexp.data.events.source import EventSource
 from snnexp.data.readers.tonic_set import open_reader
@@ -171,5 +172,8 @@ def test_the_key_class_survives_every_copy_of_the_configuration(tmp_path: Path) 
     plain = OmegaConf.to_container(OmegaConf.structured(conf))
     stored = {"dataset": plain, "encoder": {"name": "none"}}
     assert structured(stored).dataset["class"] == "POKERDVS"
+    anything = _with_all_keys(DatasetConf)  # what evaluate takes before it knows the run
+    assert getattr(anything, "class") is None and {"path", "columns", "bin_by"} <= set(vars(anything))
+    OmegaConf.structured(anything)
     with pytest.raises(TypeError, match="unexpected"):
         TonicDatasetConf(nmae="tonic")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING as MISSING_DEFAULT
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
 
-from snnexp.schema.fields import choice, number
+from snnexp.schema.fields import AnyNames, choice, number
 
 
 @dataclass
@@ -82,7 +81,7 @@ class FolderDatasetConf(EventDatasetConf):
     test_fraction: float = number(0.2, above=0, below=1)  # where there is no test/: share of each class for test
 
 
-class TonicDatasetConf(EventDatasetConf):
+class TonicDatasetConf(AnyNames, EventDatasetConf):
     """A data set of tonic's by the name of its class, read by tonic's own loader.
 
     Its key `class` is a word that Python reserves, so the field cannot be written like the others.
@@ -92,21 +91,6 @@ class TonicDatasetConf(EventDatasetConf):
     kwargs: dict[str, Any] = field(default_factory=dict)  # further arguments of the class
     sensor_size: Any = None  # width x height, for sets whose recordings differ in size; null: as the class says
     test_fraction: float = number(0.2, above=0, below=1)  # where the set has no test part: share of each class for test
-
-    def __init__(self, **values: Any) -> None:
-        for f in fields(self):  # type: ignore[arg-type]
-            made = f.default if f.default_factory is MISSING_DEFAULT else f.default_factory()
-            setattr(self, f.name, values.pop(f.name, made))
-        if values:
-            raise TypeError(f"unexpected arguments: {', '.join(values)}")
-
-    def __repr__(self) -> str:
-        return f"TonicDatasetConf({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in fields(self))})"  # type: ignore[arg-type]
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, TonicDatasetConf) and vars(self) == vars(other)
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 TonicDatasetConf.__annotations__["class"] = "str | None"

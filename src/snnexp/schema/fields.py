@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import MISSING, field, fields
 from typing import Any
 
 
@@ -31,3 +31,26 @@ def spread(default: float | None, *, low: float | None = None, high: float | Non
 def ends(value: Any) -> tuple[float, ...]:
     """The numbers that a `spread` key was given: none, one, or the two that it is drawn between."""
     return () if value is None else tuple(map(float, value)) if isinstance(value, list | tuple) else (float(value),)
+
+
+class AnyNames:
+    """The methods of a dataclass whose keys may be words that Python reserves, such as `class`.
+
+    `dataclass` writes them as source text, in which such a name is a syntax error: use it with init, repr and eq off.
+    """
+
+    def __init__(self, **values: Any) -> None:
+        for f in fields(self):  # type: ignore[arg-type]
+            default = f.default if f.default_factory is MISSING else f.default_factory()
+            setattr(self, f.name, values.pop(f.name, default))
+        if values:
+            raise TypeError(f"unexpected arguments: {', '.join(values)}")
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self))  # type: ignore[arg-type]
+        return f"{type(self).__name__}({values})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    __hash__ = None  # type: ignore[assignment]

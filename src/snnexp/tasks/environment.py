@@ -40,7 +40,10 @@ def environment(cfg: DictConfig) -> Environment:
 def absolute_paths(conf: Config, cfg: DictConfig) -> None:
     """Make the folders of the configuration absolute: relative ones start where the command was started."""
     start = Path(HydraConfig.get().runtime.cwd) if HydraConfig.initialized() else Path.cwd()
-    for owner, node, key in ((conf, cfg, "state_dir"), (conf.dataset, cfg.dataset, "root")):
+    paths = [(conf, cfg, "state_dir"), (conf.dataset, cfg.dataset, "root")]
+    if getattr(conf.dataset, "path", None) is not None:
+        paths.append((conf.dataset, cfg.dataset, "path"))
+    for owner, node, key in paths:
         path = str((start / Path(getattr(owner, key)).expanduser()).resolve())
         setattr(owner, key, path)
         node[key] = path
