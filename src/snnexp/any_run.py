@@ -48,7 +48,7 @@ def _with_all_keys(base: type[Any]) -> Any:
                 copy = dataclasses.field(default=f.default, default_factory=f.default_factory, metadata=f.metadata)
                 annotations[f.name], defaults[f.name] = types[f.name], copy
     body = {"__annotations__": annotations, "__module__": __name__, **defaults}
-    schema = type(f"Any{base.__name__}", (AnyNames, base), body)
+    schema: Any = type(f"Any{base.__name__}", (AnyNames, base), body)
     return dataclasses.dataclass(init=False, repr=False, eq=False)(schema)(name=ANY)
 
 
