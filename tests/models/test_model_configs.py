@@ -11,7 +11,7 @@ from snnexp.config import ModelConf
 from snnexp.models.spec import WEIGHT_KINDS, plan
 
 FOLDER = Path(__file__).parents[2] / "conf" / "model"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+NAMES = sorted({path.stem for path in FOLDER.glob("*.yaml")} - {"own"})  # which has no spec
 
 MNIST, CIFAR, NMNIST, DVS, SHD = (1, 28, 28), (3, 32, 32), (2, 34, 34), (2, 128, 128), (1, 1, 700)
 DATA = {  # network: input, classes
@@ -25,6 +25,7 @@ DATA = {  # network: input, classes
     "neunorm_nmnist": (NMNIST, 10), "neunorm_dvscifar10": (DVS, 10),
     "stbp_mnist_mlp": (MNIST, 10), "stbp_mnist_conv": (MNIST, 10), "stbp_nmnist_mlp": (NMNIST, 10),
     "stbp_dvs128": ((2, 32, 32), 11), "ettfs_conv": (MNIST, 10), "ettfs_mlp": (MNIST, 10),
+    "sew_resnet18": (CIFAR, 10),
 }  # fmt: skip
 
 MILLIONS = {  # PLIF: methods/plif.md section 3, one decimal place

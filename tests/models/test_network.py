@@ -26,6 +26,8 @@ SPECS = [
     "c4k3-BN-SN-NN-MP2-c6k3s2-LN-SN-FC12-BN-SN-FC-SN-VOTE2",
     "RFC12-SN-RFC9-SN-FC-SN",
     "SN-c4k3-AP2-SN-FC-SN",
+    "c4k3-SN-+(c4k3-BN-SN-c4k3-BN-SN)x2-+(c6k3s2-BN-SN|c6k1s2-BN-SN)-MP2-FC12-SN-+(FC12-SN-+(FC12-SN))-FC-SN",
+    "+(c2k3)-c4k3-+(c4k3-BN)-SN-FC-SN",
 ]
 
 
@@ -43,7 +45,7 @@ def step_by_step(network: Network, frames: Tensor) -> tuple[Tensor, Tensor]:
     past: dict[str, list[Tensor]] = {}
     spikes, membranes = [], []
     for x in frames.unbind(0):
-        mem = x
+        mem, kept = x, []
         for index, layer in enumerate(network.layers):
             module = modules.get(layer.name)
             if layer.kind == "spiking":
@@ -66,6 +68,12 @@ def step_by_step(network: Network, frames: Tensor) -> tuple[Tensor, Tensor]:
                 x = delayed(module, x, past.setdefault(layer.name, []))
             elif layer.kind == "flatten":
                 x = x.flatten(1)
+            elif layer.kind == "fork":
+                kept.append(x)
+            elif layer.kind == "shortcut":
+                kept[-1], x = x, kept[-1]
+            elif layer.kind == "join":
+                x = x + kept.pop()
             elif layer.kind == "vote":
                 x, mem = module(x), module(mem)
             else:

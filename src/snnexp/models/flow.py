@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from snnexp.data.base import EventFrames
@@ -26,6 +28,7 @@ class Flow:
         self.constant = constant
         self.observer = observer
         self.reads_spikes = observer is not None and observer.reads_spikes
+        self._kept: list[tuple[Tensor | None, Any, bool]] = []  # of residual blocks that are open
         self.x = x
         self.memory = Memory()  # of the layers: before these steps, and after them once they have run
         self.last = True  # these steps are the sample's last ones
@@ -56,6 +59,24 @@ class Flow:
         x = self.x
         assert isinstance(x, Tensor)  # only the first layer sees event lists
         return x
+
+    def branch(self, kind: str) -> None:
+        """Do what a mark of a residual block says: keep the input, change to the shortcut, or add."""
+        here = self._steps_x, None if self._steps_x is not None else self._folded, self.constant
+        if kind == "fork":
+            self._kept.append(here)
+            return
+        kept = self._kept.pop()  # the block's input; what the body made, once its shortcut has begun
+        if kind == "shortcut":
+            self._kept.append(here)
+            self._steps_x, self._folded, self.constant = kept
+        elif self.constant and kept[2]:
+            assert isinstance(kept[1], Tensor)
+            self.x = kept[1] + self.folded()
+        else:
+            now = self.over_time()
+            self._steps_x, self._folded, self.constant = kept
+            self.steps_x = self.over_time() + now
 
     def over_time(self) -> Tensor:
         """[T, B, ...]; from here on the steps differ."""

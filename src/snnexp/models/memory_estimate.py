@@ -13,6 +13,8 @@ from snnexp.models.spec import LayerPlan
 from snnexp.neurons.equation import Pool
 from snnexp.neurons.layer import SpikingLayer
 
+UNCOPIED = ("flatten", "fork", "shortcut")  # layers that hand on what is there
+
 
 class Estimated(Protocol):
     """What the estimate reads of a network."""
@@ -50,7 +52,7 @@ def step_memory_bytes(network: Estimated, batch_size: int) -> int:
     lengths = segment_lengths(network.num_steps, network.checkpoint_steps or network.num_steps)
     rows = max(lengths) * batch_size
     kept = [_values_kept(network, index, whole=len(lengths) == 1) for index in range(len(network.layers))]
-    gradients = 2 * max(prod(layer.out_shape) for layer in network.layers if layer.kind != "flatten")
+    gradients = 2 * max(prod(layer.out_shape) for layer in network.layers if layer.kind not in UNCOPIED)
     inputs = 0 if network.wants_events else prod(network.input_shape)
     parameters = sum(p.numel() for p in network.parameters())
     states = sum(neuron.states * prod(neuron.shape) for neuron in network.neurons.values())
@@ -65,7 +67,7 @@ def _values_kept(network: Estimated, index: int, whole: bool) -> int:
     """Values that layer `index` keeps of a sample's time step until backward; whole: without segments of time."""
     layer = network.layers[index]
     if layer.kind != "spiking":
-        return 0 if layer.kind == "flatten" else prod(layer.out_shape)
+        return 0 if layer.kind in UNCOPIED else prod(layer.out_shape)
     pooled = False
     if whole and network.pool_after(index) is not None:
         maps = next(network.parameters()).new_empty(1, *layer.out_shape)

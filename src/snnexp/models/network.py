@@ -25,6 +25,7 @@ from snnexp.models.flow import Flow, count_steps
 from snnexp.models.layers import NORMS, TimeDropout, build_stateless
 from snnexp.models.memory_estimate import step_memory_bytes
 from snnexp.models.observer import Firing, Observer
+from snnexp.models.residual import BRANCHES, inputs_behind
 from snnexp.models.segments import Memory, recomputed, split_time
 from snnexp.models.spec import (
     WEIGHT_KINDS,
@@ -45,7 +46,7 @@ from snnexp.neurons.module_layer import build_layer
 __all__ = ["LayerRow", "Network", "Observer", "Output", "build_network"]
 
 # Layers whose backward pass does not read their output, so that the engine may write over it.
-_FRESH = frozenset({"conv", "linear", "batch_norm", "layer_norm", "avg_pool", "max_pool", "delay"})
+_FRESH = frozenset({"conv", "linear", "batch_norm", "layer_norm", "avg_pool", "max_pool", "delay", "join"})
 
 # model.sparse=auto: a hidden layer follows the spikes if it has this many outputs and less than this share of its input
 # spike (measured: docs/models.md). The products of narrow layers cost less than making the lists.
@@ -233,6 +234,9 @@ class Network(nn.Module):
             if isinstance(flow.x, Tensor):  # event lists are flat already
                 flow.x = flow.x.flatten(1)
             return
+        if layer.kind in BRANCHES:
+            flow.branch(layer.kind)
+            return
         if layer.kind == "delay":
             run_delay(self.get_submodule(layer.name), layer.name, flow)
             return
@@ -355,6 +359,7 @@ def build_network(
     network.checkpoint_steps = checkpoint_steps
     network.channels_last = channels_last and any(layer.kind == "conv" for layer in layers)
     last = [layer.name for layer in layers if layer.kind == "spiking"][-1]
+    kept: list[tuple[bool, bool]] = []  # of residual blocks that are open
     analog, binary = True, False  # whether no spikes came before; whether what comes in is 0 or 1
     for layer, after in zip_longest(layers, layers[1:]):
         if layer.kind in WEIGHT_KINDS:
@@ -379,6 +384,8 @@ def build_network(
             spiking = not (layer.name == last and decoder.name == "membrane" and decoder.integrate)
             network.neurons[layer.name] = build_layer(neuron, layer.out_shape, layer.name, spiking=spiking)
             network.add_module(layer.name, network.neurons[layer.name])
+        elif layer.kind in BRANCHES:
+            analog, binary = inputs_behind(layer.kind, analog, binary, kept)
         elif layer.kind != "flatten":
             module = build_stateless(layer, model)
             if isinstance(module, BatchNorm2d):  # a spiking layer makes its input's gradient for this layer alone
@@ -390,7 +397,7 @@ def build_network(
 
 def _normalised(layers: Sequence[LayerPlan], weights: LayerPlan) -> bool:
     """Whether a norm before the next neurons takes every factor of these weights out again: its scale has the gain."""
-    rest = takewhile(lambda layer: layer.kind != "spiking", layers[weights.position + 1 :])
+    rest = takewhile(lambda layer: layer.kind not in ("spiking", *BRANCHES), layers[weights.position + 1 :])
     return any(layer.kind in NORMS for layer in rest)
 
 

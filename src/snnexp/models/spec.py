@@ -12,7 +12,8 @@ from math import prod
 
 from snnexp.config import ModelConf
 from snnexp.errors import ConfigError
-from snnexp.models.tokens import Token, parse, spec_error
+from snnexp.models.residual import Blocks
+from snnexp.models.tokens import BRANCHES, Token, parse, spec_error
 
 __all__ = [
     "WEIGHT_KINDS",
@@ -40,6 +41,8 @@ _NAMES |= {
     "dropout_rate": "dpm",
     "flatten": "flat",
     "conv": "conv",
+    "shortcut": "skip",
+    "join": "add",
 }
 
 
@@ -74,7 +77,7 @@ def effective_spec(model: ModelConf) -> str:
     if model.module is not None:
         return model.module
     spec = model.spec.replace("MP", "AP") if model.pooling == "average" else model.spec
-    return re.sub(r"-\s*NN\s*(?=[-)}]|$)", "", spec) if model.neunorm.form == "off" else spec
+    return re.sub(r"-\s*NN\s*(?=[-)}|]|$)", "", spec) if model.neunorm.form == "off" else spec
 
 
 def plan(spec: str, in_shape: Shape, num_classes: int, votes: int = 1, bias: bool = True) -> list[LayerPlan]:
@@ -92,6 +95,7 @@ def plan(spec: str, in_shape: Shape, num_classes: int, votes: int = 1, bias: boo
     layers: list[LayerPlan] = []
     shape: Shape = tuple(in_shape)
     counters: dict[str, int] = {}
+    blocks = Blocks(spec)
 
     def add(
         token: Token, kind: str, out_shape: Shape, args: Mapping[str, int | float], params: int, biased: bool
@@ -110,7 +114,9 @@ def plan(spec: str, in_shape: Shape, num_classes: int, votes: int = 1, bias: boo
         ahead = following if kind == "delay" else kind
         if ahead in ("linear", "recurrent") and len(shape) == 3:  # a delay of an FC's inputs has one for each of them
             add(replace(token, text="FLAT"), "flatten", (prod(shape),), {}, 0, False)
-        if kind in ("linear", "recurrent"):
+        if kind in BRANCHES:
+            add(token, kind, blocks.shape_after(token, shape, layers[-1].kind if layers else ""), {}, 0, False)
+        elif kind in ("linear", "recurrent"):
             out = int(token.args["out"]) if "out" in token.args else _outputs(spec, tokens, index, num_classes)
             biased = bias and following != "batch_norm"
             numbers = {**{key: int(value) for key, value in token.args.items()}, "out": out}
@@ -129,23 +135,26 @@ def plan(spec: str, in_shape: Shape, num_classes: int, votes: int = 1, bias: boo
             add(token, "vote", out_shape, args, 0, False)
         elif kind == "flatten":
             add(token, kind, (prod(shape),), {}, 0, False)
-        elif kind in ("batch_norm", "layer_norm"):
-            add(token, kind, shape, {}, 2 * shape[0], False)
-        elif kind == "neunorm":
-            add(token, kind, shape, {}, prod(shape), False)
-        elif kind == "delay":
-            add(token, kind, shape, {"max": int(token.args["max"])}, shape[0], False)
-        elif kind in DROPOUT_KINDS:
-            add(token, kind, shape, {"rate": token.args.get("rate", 0.5)}, 0, False)
         else:
-            add(token, kind, shape, {}, 0, False)
+            add(token, kind, shape, *_same_shape(token, shape), False)
     _check_end(spec, layers, num_classes)
     return layers
 
 
+def _same_shape(token: Token, shape: Shape) -> tuple[Mapping[str, int | float], int]:
+    """Arguments and number of parameters of a layer that leaves the shape alone."""
+    if token.kind in ("batch_norm", "layer_norm"):
+        return {}, 2 * shape[0]
+    if token.kind == "neunorm":
+        return {}, prod(shape)
+    if token.kind == "delay":
+        return {"max": int(token.args["max"])}, shape[0]
+    return ({"rate": token.args.get("rate", 0.5)} if token.kind in DROPOUT_KINDS else {}), 0
+
+
 def constant_layers(layers: Sequence[LayerPlan]) -> int:
     """How many of the first layers give the same at each step if the input is the same at each step."""
-    return next(layer.position for layer in layers if layer.kind in ("spiking", "dropout_step", "delay"))
+    return next(layer.position for layer in layers if layer.kind in ("spiking", "dropout_step", "delay", "fork"))
 
 
 def why_not_in_segments(

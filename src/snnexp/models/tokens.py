@@ -60,6 +60,8 @@ TOKENS: tuple[TokenKind, ...] = (
     _kind("VOTE", "VOTE<n>", "mean over each n neighbouring output neurons", "vote", r"VOTE(?P<n>\d+)"),
 )
 
+BRANCHES = frozenset({"fork", "shortcut", "join"})  # marks of a residual block: where it begins, parts and ends
+
 
 @dataclass(frozen=True)
 class Token:
@@ -77,10 +79,19 @@ def token_table() -> str:
     return "\n".join(f"  {token.usage:<34}{token.meaning}" for token in TOKENS)
 
 
+_GROUPS = "\n".join(
+    f"  {usage:<34}{meaning}"
+    for usage, meaning in (
+        ("(...)x<n>", "repeat n times"),
+        ("+(body) or +(body|shortcut)", "residual block: what both make, added"),
+    )
+)
+
+
 def spec_error(spec: str, start: int, end: int, message: str, *, table: bool = False) -> ConfigError:
     """`message`, the spec with a caret line under spec[start:end], and the table of tokens if asked for."""
     text = f"model.spec: {message}\n  {spec}\n  {' ' * start}{'^' * max(end - start, 1)}"
-    return ConfigError(text + (f"\nTokens:\n{token_table()}\n  (...)x<n>{'':<25}repeat n times" if table else ""))
+    return ConfigError(text + (f"\nTokens:\n{token_table()}\n{_GROUPS}" if table else ""))
 
 
 # --- text to tokens -----------------------------------------------------------------------------------------------
@@ -92,13 +103,15 @@ def parse(spec: str) -> list[Token]:
     Raises: ConfigError at the first wrong token, bracket or number.
     """
     tokens, end = _sequence(spec, 0, None)
+    if end != len(spec) and spec[end] == "|":
+        raise spec_error(spec, end, end + 1, "a shortcut belongs into a residual block: +(body|shortcut).")
     if end != len(spec):  # only a closing bracket stops the outermost sequence early
         raise spec_error(spec, end, end + 1, f"closing {spec[end]} without an opening one.")
     return tokens
 
 
 def _sequence(spec: str, at: int, closing: str | None) -> tuple[list[Token], int]:
-    """Items separated by "-" from `at` up to `closing` or the end; returns the tokens and where it stopped."""
+    """Items separated by "-" from `at` to a sign of `closing` or the end; returns the tokens and where it stopped."""
     tokens: list[Token] = []
     while True:
         while at < len(spec) and spec[at].isspace():
@@ -106,8 +119,11 @@ def _sequence(spec: str, at: int, closing: str | None) -> tuple[list[Token], int
         if at < len(spec) and spec[at] in "({":
             group, at = _group(spec, at)
             tokens += group
+        elif spec.startswith("+(", at):
+            block, at = _residual(spec, at)
+            tokens += block
         else:
-            found = re.compile(r"[^-(){}\s]*").match(spec, at)
+            found = re.compile(r"[^-(){}|\s]*").match(spec, at)
             assert found is not None  # the pattern also matches nothing
             if not found.group():
                 raise spec_error(
@@ -117,9 +133,9 @@ def _sequence(spec: str, at: int, closing: str | None) -> tuple[list[Token], int
             at = found.end()
         while at < len(spec) and spec[at].isspace():
             at += 1
-        if at == len(spec) or spec[at] in ")}":
-            if closing and (at == len(spec) or spec[at] != closing):
-                raise spec_error(spec, at, at + 1, f"expected {closing} here.")
+        if at == len(spec) or spec[at] in ")}|":
+            if closing and (at == len(spec) or spec[at] not in closing):
+                raise spec_error(spec, at, at + 1, f"expected {closing[0]} here.")
             return tokens, at
         if spec[at] != "-":
             raise spec_error(spec, at, at + 1, "expected - between two tokens.")
@@ -135,6 +151,23 @@ def _group(spec: str, at: int) -> tuple[list[Token], int]:
     if int(times.group(1)) * len(body) > 10_000:
         raise spec_error(spec, end + 1, times.end(), "more than 10,000 layers.")
     return body * int(times.group(1)), times.end()
+
+
+def _residual(spec: str, at: int) -> tuple[list[Token], int]:
+    """A residual block with its marks, starting at the plus; a repetition may follow."""
+    body, end = _sequence(spec, at + 2, ")|")
+    shortcut: list[Token] = []
+    if spec[end] == "|":
+        shortcut, end = _sequence(spec, end + 1, ")")
+        shortcut = [Token("|", "shortcut", {}, at, end + 1), *shortcut]
+    marks = Token("+(", "fork", {}, at, end + 1), Token("+(...)", "join", {}, at, end + 1)
+    block = [marks[0], *body, *shortcut, marks[1]]
+    times = re.compile(r"\s*[x*]\s*(\d+)").match(spec, end + 1)
+    if times is None:
+        return block, end + 1
+    if not 1 <= int(times.group(1)) * len(block) <= 10_000:
+        raise spec_error(spec, end + 1, times.end(), "a block is repeated once at least, and 10,000 layers at most.")
+    return block * int(times.group(1)), times.end()
 
 
 def _token(spec: str, start: int, end: int) -> Token:
