@@ -76,7 +76,7 @@ def test_every_suffix_has_a_file_here(formats: dict[str, Any]) -> None:
     assert {Path(name).suffix for name in formats} == set(SUFFIXES) and set(formats) == set(NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "a.hdf5" else n for n in NAMES])
 def test_every_format_gives_the_same_events(tmp_path: Path, formats: dict[str, Any], name: str) -> None:
     content, keys = formats[name]
     base = write_folder(tmp_path / "set", name, content)
@@ -364,3 +364,30 @@ def test_hdf5_and_npz_say_what_they_say(tmp_path: Path) -> None:
     refused(
         write_folder(tmp_path / "b", "a.npz", content), "says that its times are in 'fortnights'.*dataset.time_unit"
     )
+
+
+def test_the_command_shows_what_it_understood(snnexp, tmp_path: Path) -> None:
+    write_folder(tmp_path / "gestures", "a.csv", csv_text(), 5)
+    words = ("task=inspect", "dataset=folder", "dataset.path=gestures", "dataset.val_fraction=0.25")
+    done = snnexp(*words, "dataset.sensor_size=32x32")
+    assert done.returncode == 0, done.stderr
+    for line in (
+        "columns: t = t_us, x = x, y = y, p = p (by name)",
+        "times in us (from the name t_us)",
+        "sensor 32x32 (dataset.sensor_size)",
+        "(t in us, x, y, p): (0, 3, 4, 1)  (500, 31, 0, 0)  (500, 0, 31, 1)  (8000, 7, 8, 0)",
+        "0.008 s long",
+        "classes (train + val + test): left 3+1+1, right 3+1+1",
+    ):
+        assert line in done.stdout, done.stdout
+    (picture,) = (tmp_path / "outputs").rglob("samples.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_the_command_refuses_by_name(snnexp, tmp_path: Path) -> None:
+    base = write_folder(tmp_path / "gestures", "a.csv", csv_text(), 5)
+    (base / "right" / "2-a.csv").write_bytes(csv_text()[:-6] + b"\n")
+    done = snnexp("dataset=folder", "dataset.path=gestures", "dataset.sensor_size=32x32", "dataset.val_fraction=0.25")
+    assert done.returncode == 2 and "right/2-a.csv: line 5 has" in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("event-store/folder*")) or not list(tmp_path.rglob("manifest.json"))

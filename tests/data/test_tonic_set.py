@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 from fake_files import nmnist_bytes, random_events, write_dvs_npy
+from local_server import Site, serve
 from omegaconf import OmegaConf
+from tonic.datasets import DVSGesture
 
 from snnexp.any_run import _with_all_keys
 from snnexp.config import DatasetConf, structured
@@ -177,3 +182,24 @@ def test_the_key_class_survives_every_copy_of_the_configuration(tmp_path: Path) 
     OmegaConf.structured(anything)
     with pytest.raises(TypeError, match="unexpected"):
         TonicDatasetConf(nmae="tonic")
+
+
+def test_what_is_missing_is_fetched_by_our_downloader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dvs_npy(tmp_path / "made", users=(1, 2))
+    archives: dict[str, bytes] = {}
+    for part in ("train", "test"):
+        name = f"ibmGesture{part.title()}"
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+            tar.add(tmp_path / "made" / "DVSGesture" / name, name)
+        archives[f"{name}.tar.gz"] = packed.getvalue()
+        monkeypatch.setattr(DVSGesture, f"{part}_md5", hashlib.md5(packed.getvalue()).hexdigest())
+    with serve(Site(files=archives)) as site:
+        for part in ("train", "test"):
+            monkeypatch.setattr(DVSGesture, f"{part}_url", site.url(f"ibmGesture{part.title()}.tar.gz"))
+        root = tmp_path / "root"
+        reader = open_reader(conf_of("DVSGesture", root, download=True))
+        assert reader.total == 33 and len(site.requests) == 2
+        assert open_reader(conf_of("DVSGesture", root, download=True)).total == 33 and len(site.requests) == 2
+    with pytest.raises(DataError, match=r"dataset.class=DVSGesture|ibmGestureTrain.tar.gz"):
+        open_reader(conf_of("DVSGesture", tmp_path / "other", download=True))  # the server is gone
