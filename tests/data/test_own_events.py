@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -172,6 +174,27 @@ def test_what_nobody_says_is_asked_for_with_what_was_seen(tmp_path: Path, format
 def test_wrong_keys_are_refused(tmp_path: Path, keys: dict[str, Any], pattern: str) -> None:
     base = write_folder(tmp_path / "set", "a.csv", csv_text())
     refused(base, pattern, ConfigError, **{"sensor_size": "32x32", **keys})
+
+
+def test_a_key_that_the_format_does_not_heed_is_refused(tmp_path: Path) -> None:
+    base = write_folder(tmp_path / "set", "a.raw", evt2())
+    refused(base, "Leave out dataset.time_unit=ms", time_unit="ms")
+    refused(base, "Leave out dataset.columns", columns="xytp")
+    assert (
+        "sensor 64x32 (dataset.sensor_size; the file says 32x32)"
+        in open_reader(folder_conf(base, sensor_size="64x32", time_unit="us")).understood
+    )
+
+
+def test_files_that_claim_more_than_they_hold_are_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("t.npy", bytes(200 << 20))
+    refused(
+        write_folder(tmp_path / "1", "a.npz", (tmp_path / "x.npz").read_bytes()), "more than its size can stand for"
+    )
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("t", (1 << 34,), "i8", chunks=(1 << 10,))  # 128 GiB that were never written
+    refused(write_folder(tmp_path / "2", "a.h5", (tmp_path / "x.h5").read_bytes()), "more than the file can hold")
 
 
 def test_names_that_are_not_clear_and_files_that_differ(tmp_path: Path) -> None:
@@ -351,6 +374,8 @@ def test_parts_are_taken_as_they_are(tmp_path: Path) -> None:
         write_folder(base / part, "a.csv", csv_text(), count)
     info = open_data(folder_conf(base, sensor_size="32x32"), torch.device("cpu")).info
     assert info.counts == {"train": 20, "val": 4, "test": 6}
+    for key in ("val_fraction", "test_fraction"):
+        refused(base, rf"dataset.{key}=0.3: .*Leave it out", ConfigError, sensor_size="32x32", **{key: 0.3})
     assert any(re.search("train and test share", note) for note in info.notes)
     (base / "test" / "other").mkdir()
     (base / "test" / "other" / "1.csv").write_bytes(csv_text())

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from snnexp.data.files import Finder, check_folder, some
 from snnexp.errors import ConfigError, DataError
+from snnexp.schema.dataset import FolderDatasetConf, FolderImagesConf
 
 PART_NAMES = {
     "train": ("train", "training"),
@@ -19,6 +20,8 @@ PART_NAMES = {
     "test": ("test", "testing"),
 }
 
+OwnConf = FolderDatasetConf | FolderImagesConf
+VAL_SHARE, TEST_SHARE = FolderDatasetConf.val_fraction, FolderDatasetConf.test_fraction
 ORDER = ("train", "val", "test", "all")
 
 
@@ -41,11 +44,13 @@ class ClassFolders:
         return path.relative_to(self.base).as_posix()
 
 
-def find_classes(name: str, where: str | None, suffixes: tuple[str, ...]) -> ClassFolders:
+def find_classes(name: str, conf: OwnConf, suffixes: tuple[str, ...]) -> ClassFolders:
     """List the classes and files of `dataset.path` in a fixed order: 2 before 10, whatever the disk says.
 
-    Raises: ConfigError if no folder is given; DataError naming the folder and what is wrong with it.
+    Raises: ConfigError if no folder is given, or the share of a part that it has; DataError naming the folder and what
+    is wrong with it.
     """
+    where = conf.path
     if where is None:
         raise ConfigError(f"dataset={name} needs the folder of your data: dataset.path=DIR, with a folder per class.")
     base = Path(os.path.abspath(Path(where).expanduser()))  # links in it stay as they are
@@ -58,6 +63,9 @@ def find_classes(name: str, where: str | None, suffixes: tuple[str, ...]) -> Cla
     parts = _parts(base, folders)
     found = {part: finder.folders(folder) for part, folder in parts.items()} if parts else {"all": folders}
     finder.passed_over += [folder for folder in folders if parts and folder not in parts.values()]
+    for part, key, default in (("val", "val_fraction", VAL_SHARE), ("test", "test_fraction", TEST_SHARE)):
+        if part in found and getattr(conf, key) != default:
+            raise ConfigError(f"dataset.{key}={getattr(conf, key):g}: {parts[part]}/ is the {part} part. Leave it out.")
     listed = {part: _files(finder, classes, suffixes) for part, classes in found.items()}
     names = _class_names(base, found)
     number = {name: i for i, name in enumerate(names)}

@@ -12,7 +12,8 @@ from typing import Any, Self
 from snnexp.data.files import damaged
 from snnexp.errors import DataError
 
-SECONDS = 60.0  # for one call; each takes milliseconds
+SECONDS = 60.0  # for one call, which takes milliseconds for a small file
+BYTES_PER_SECOND = 5e6  # what a slow disk gives: large files get more time
 
 
 class Isolated:
@@ -24,12 +25,13 @@ class Isolated:
     def call(self, decode: Callable[..., Any], path: Path, *arguments: object) -> Any:
         """`decode(str(path), *arguments)` in the worker, a module-level function that returns a text if it failed.
 
-        Raises: DataError naming the file, if it failed, crashed, or did not return within SECONDS.
+        Raises: DataError naming the file, if it failed, crashed, or did not return in time.
         """
+        seconds = SECONDS + path.stat().st_size / BYTES_PER_SECOND
         if self._pool is None:
             self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
         try:
-            result = self._pool.submit(decode, str(path), *arguments).result(timeout=SECONDS)
+            result = self._pool.submit(decode, str(path), *arguments).result(timeout=seconds)
         except BrokenProcessPool:
             self.__exit__()
             raise DataError(damaged(path, "its decoder crashed on it")) from None
@@ -37,7 +39,7 @@ class Isolated:
             for process in list(self._pool._processes.values()):
                 process.kill()
             self.__exit__()
-            raise DataError(damaged(path, f"not decoded within {SECONDS:g} s")) from None
+            raise DataError(damaged(path, f"not decoded within {seconds:.3g} s")) from None
         if isinstance(result, str):
             raise DataError(damaged(path, result))
         return result

@@ -26,7 +26,7 @@ Part = tuple[NDArray[np.uint8], NDArray[np.int64], list[str]]  # images, labels,
 
 def shape_and_classes(conf: FolderImagesConf) -> tuple[tuple[int, int, int], int]:
     """[C, H, W] and number of classes; looks at the first picture only where the configuration leaves it open."""
-    found = find_classes("images", conf.path, SUFFIXES)
+    found = find_classes("images", conf, SUFFIXES)
     return _shape(conf, found), len(found.class_names)
 
 
@@ -35,10 +35,14 @@ def load(conf: FolderImagesConf) -> tuple[dict[str, Part], tuple[str, ...], tupl
 
     Raises: DataError naming a picture that is damaged or differs from the first; ConfigError for a wrong key.
     """
-    found = find_classes("images", conf.path, SUFFIXES)
+    found = find_classes("images", conf, SUFFIXES)
     shape = _shape(conf, found)
     count = len(found.files)
-    images = np.empty((count, *shape), np.uint8)
+    try:
+        images = np.empty((count, *shape), np.uint8)
+    except MemoryError:
+        size = count * shape[0] * shape[1] * shape[2] / 2**30
+        raise DataError(f"{found.base}: {count:,} pictures need {size:,.0f} GiB. Set a smaller dataset.size.") from None
     oddities: dict[str, int] = {}
     for i, (_, _, path) in enumerate(found.files):
         images[i] = _picture(path, conf, shape, found, oddities)

@@ -118,6 +118,9 @@ def _columns(value: Any) -> dict[str, str | int] | None:
 
 def understand(raw: Raw, want: Wanted, path: Path) -> Meaning:
     """What the columns of this file are. Raises: DataError naming the file and the key if something is not clear."""
+    if raw.camera and (want.columns is not None or want.unit not in (None, "us")):
+        key = "columns" if want.columns is not None else f"time_unit={want.unit}"
+        raise DataError(f"{path}: the format fixes its columns and their unit (us). Leave out dataset.{key}.")
     if raw.camera:
         roles, said = {role: role for role in ROLES}, "fixed by the format"
     elif want.columns is not None:
@@ -236,7 +239,10 @@ def _unit(raw: Raw, roles: dict[str, str], want: Wanted, path: Path) -> tuple[st
 
 def _sensor(raw: Raw, roles: dict[str, str], want: Wanted, path: Path) -> tuple[Size, str]:
     if want.sensor is not None:
-        return want.sensor, "dataset.sensor_size"
+        differs = raw.sensor is not None and raw.sensor != want.sensor
+        return want.sensor, "dataset.sensor_size" + (
+            "; the file says {}x{}".format(*raw.sensor or ()) if differs else ""
+        )
     if raw.sensor is not None:
         return raw.sensor, "the file says so"
     ends = []

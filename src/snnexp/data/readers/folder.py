@@ -110,7 +110,7 @@ class FolderReader:
 
 def open_reader(conf: FolderDatasetConf) -> FolderReader:
     """Find the recordings below `dataset.path`, and read the first one to learn what the columns mean."""
-    found = find_classes("folder", conf.path, SUFFIXES)
+    found = find_classes("folder", conf, SUFFIXES)
     want = wanted(conf)
     first = found.files[0][2]
     stat = check_file(first).stat()

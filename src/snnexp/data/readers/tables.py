@@ -139,6 +139,8 @@ def read_npz(path: Path) -> Raw:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             names = [name for name in archive.namelist() if name.endswith(".npy")]
+            if sum(archive.getinfo(name).file_size for name in names) > most_bytes(len(content)):
+                raise ValueError("it unpacks to more than its size can stand for")
             packed = {name.removesuffix(".npy"): archive.read(name) for name in names}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError) as error:
         raise DataError(damaged(path, f"not a readable .npz file ({error})")) from None
@@ -152,6 +154,11 @@ def read_npz(path: Path) -> Raw:
         )
     found = _of_array(path, whole[0]) if whole else Raw({name: _flat(path, name, a) for name, a in long.items()}, True)
     return found._replace(unit=unit, sensor=sensor)
+
+
+def most_bytes(size: int) -> int:
+    """What a file of this size can hold at most: zlib packs a thousand equal bytes into one."""
+    return (1 << 20) + 1100 * size
 
 
 def _load(path: Path, content: bytes) -> NDArray[Any]:
@@ -295,6 +302,8 @@ def read_hdf5(name: str) -> tuple[dict[str, NDArray[Any]], str | None, Size | No
             return
         if item.size is not None and item.size <= 3 and not item.dtype.names:
             entries[path] = _plain(item[()])
+        if item.ndim == 1 and item.nbytes > most_bytes(Path(name).stat().st_size):
+            raise ValueError(f"{path} claims {item.size:,} values, more than the file can hold")
         if item.ndim == 1 and item.dtype.names:
             values = item[()]
             columns.update({f"{path}/{n}": values[n] for n in item.dtype.names if values[n].dtype.kind in "iufb"})
