@@ -27,7 +27,7 @@ class Isolated:
 
         Raises: DataError naming the file, if it failed, crashed, or did not return in time.
         """
-        seconds = SECONDS + path.stat().st_size / BYTES_PER_SECOND
+        seconds = SECONDS + (path.stat().st_size / BYTES_PER_SECOND if path.exists() else 0)
         if self._pool is None:
             self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
         try:
