@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import codecs
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Mapping
 
 # What we print ourselves, and rich's lines; any other sign becomes its escape (\xe9), which can be told from others.
@@ -25,6 +27,32 @@ def prepare_terminal(environment: Mapping[str, str] = os.environ) -> None:
         if hasattr(stream, "reconfigure"):
             # only the errors change where Python's choice of encoding stands
             stream.reconfigure(encoding="ascii" if ascii_only else None, errors=HANDLER)
+
+
+def width() -> int:
+    """Columns of the terminal; $COLUMNS wins, and 80 where there is neither."""
+    return max(shutil.get_terminal_size((80, 24)).columns, 20)
+
+
+def wrapped(text: str, columns: int | None = None, hang: int = 2) -> str:
+    """`text` in lines that fit, broken between words only; a longer word (an address, a path) stays whole.
+
+    Args:
+        columns: to fit into; by default the terminal's.
+        hang: spaces before the lines that go on, beside those that the line began with.
+    """
+    lines = []
+    for line in text.splitlines():
+        start = line[: len(line) - len(line.lstrip())]
+        lines += textwrap.wrap(
+            line,
+            columns or width(),
+            subsequent_indent=start + " " * hang,
+            break_long_words=False,
+            break_on_hyphens=False,
+            expand_tabs=False,
+        ) or [""]
+    return "\n".join(lines)
 
 
 def says_ascii(environment: Mapping[str, str]) -> bool:

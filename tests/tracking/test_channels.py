@@ -58,7 +58,7 @@ def test_files_that_cannot_be_written_keep_nothing_else(
         blocked.setattr(MlflowClient, "log_artifact", lambda *_: (_ for _ in ()).throw(refused))
         tracker, folder = finished(open_run, config)
     run = tracker.store.client.get_run(tracker.run_id)
-    assert (run.info.status, run.data.metrics["loss"], run.data.params["neuron"]) == ("FINISHED", 2.0, "fixed")
+    assert (run.info.status, run.data.metrics["loss"], run.data.params["neuron.name"]) == ("FINISHED", 2.0, "fixed")
     assert caplog.text.count("cannot be written to") == 1
     assert run.info.artifact_uri in caplog.text and "Permission denied" in caplog.text
     assert "away" not in caplog.text

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from snnexp.tracking.local import LocalRecord, config_params, flatten, legal_key
+from snnexp.tracking.local import LocalRecord, flatten, legal_key, with_group_names
 from snnexp.tracking.metrics_log import MetricsLog, read_history
 from snnexp.tracking.runs import claim
 
@@ -28,10 +28,12 @@ def test_flatten() -> None:
     }
 
 
-def test_config_params_give_each_group_its_short_name(config: dict[str, Any]) -> None:
-    params = config_params(config)
+def test_each_group_can_be_asked_for_by_its_own_word(config: dict[str, Any]) -> None:
+    params = with_group_names(flatten(config) | {"neuron.surrogate.name": "atan"})
     assert (params["neuron"], params["neuron.name"], params["neuron.threshold"]) == ("fixed", "fixed", "1.0")
     assert (params["dataset"], params["seed"]) == ("digits", "0")
+    assert "neuron.surrogate" not in params
+    assert with_group_names({"neuron": "plif", "neuron.name": "plif"}) == {"neuron": "plif", "neuron.name": "plif"}
 
 
 @pytest.mark.parametrize(

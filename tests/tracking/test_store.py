@@ -155,7 +155,7 @@ def test_the_whole_record_reaches_the_store(start_dir: Path, config: dict[str, A
     assert store is not None
     run = store.client.get_run(tracker.run_id)
     assert (run.info.status, run.info.run_name) == ("FINISHED", "digits-fixed-s0 trainer=smoke")
-    assert run.data.params["neuron"] == "fixed"
+    assert run.data.params["neuron.name"] == "fixed"
     assert run.data.params["dataset.num_steps"] == "8"
     expected = {
         "device": "cpu",

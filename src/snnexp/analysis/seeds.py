@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from snnexp.tracking.identity import is_bookkeeping
+from snnexp.tracking.local import with_group_names
 
 # The groups' own words explain most differences: `neuron` stands for all the keys that a preset sets.
 GROUPS = ("dataset", "neuron", "encoder", "decoder", "model", "optimizer", "scheduler", "trainer")
@@ -45,7 +46,7 @@ def make_result(
 ) -> Result:
     """A finished run from its record."""
     code = tags.get("git.commit", "") + (" with changes" if tags.get("git.dirty") == "true" else "")
-    return Result(run_id, params, test, val, tags.get("data_fingerprint", ""), code)
+    return Result(run_id, with_group_names(params), test, val, tags.get("data_fingerprint", ""), code)
 
 
 def group_runs(results: Sequence[Result]) -> list[Group]:

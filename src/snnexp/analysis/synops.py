@@ -36,6 +36,7 @@ class Synops:
     effective_macs: float
     dense: float
     activation_sparsity: float
+    graded: tuple[str, ...] = ()  # layers with weights that multiply: their input is not all -1, 0 or 1
 
 
 class _Connection:
@@ -124,13 +125,15 @@ class SynopsMeter:
         if not self._connections:
             raise ValueError("no batch has run yet")
         acs = macs = dense = 0.0
-        for connection in self._connections.values():
+        graded = []
+        for name, connection in self._connections.items():
             effective, full, binary = connection.operations()
+            graded += [] if binary else [name]
             acs, macs, dense = acs + effective * binary, macs + effective * (not binary), dense + full
         samples = max(connection.rows for connection in self._connections.values()) / self.network.num_steps
         spikes = 0 if self._spikes is None else int(self._spikes)
         sparsity = 1 - spikes / self._outputs if self._outputs else 0.0
-        return Synops(acs / samples, macs / samples, dense / samples, sparsity)
+        return Synops(acs / samples, macs / samples, dense / samples, sparsity, tuple(graded))
 
     def metrics(self, split: str) -> dict[str, float]:
         """The contract's metrics for the samples since `reset`."""

@@ -12,6 +12,8 @@ from omegaconf import DictConfig
 from snnexp.config import Config
 from snnexp.tracking.sweep import Sweep, current_sweep
 
+OWN_TERMINAL = ("BasicLauncher", "submitit")  # one job after the other, or each into a file of its own
+
 
 @dataclass(frozen=True)
 class Environment:
@@ -21,6 +23,8 @@ class Environment:
     overrides: tuple[str, ...]
     in_sweep: bool
     sweep: Sweep | None
+    beside_others: bool = False  # other jobs of the sweep print to the same terminal meanwhile
+    number: int = 0  # of the job in its sweep
 
 
 def environment(cfg: DictConfig) -> Environment:
@@ -34,6 +38,8 @@ def environment(cfg: DictConfig) -> Environment:
         overrides=tuple(hydra.overrides.task),
         in_sweep=in_sweep,
         sweep=current_sweep(Path(hydra.sweep.dir)) if in_sweep else None,
+        beside_others=in_sweep and not any(word in str(hydra.launcher.get("_target_")) for word in OWN_TERMINAL),
+        number=int(hydra.job.num) if in_sweep else 0,
     )
 
 

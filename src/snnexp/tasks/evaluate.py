@@ -44,7 +44,7 @@ def evaluate(conf: Config, cfg: DictConfig) -> float:
     display = Display(restored.trainer.max_epochs)
     display.say(f"{found.path}: {restored.dataset.name}, {restored.neuron.name}, weights of epoch {epoch}")
     outcome = test(experiment, display, epoch)
-    display.closing_table(experiment, outcome.metrics)
+    display.closing_table(experiment, outcome.metrics, outcome.synops.graded)
     if HydraConfig.initialized():
         target = Path(HydraConfig.get().runtime.output_dir) / "results.json"
         target.write_text(json.dumps(results(experiment, outcome, facts), indent=1) + "\n", encoding="utf-8")

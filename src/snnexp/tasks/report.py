@@ -27,7 +27,7 @@ from snnexp.any_run import is_chosen_for_any_run
 from snnexp.errors import ConfigError
 from snnexp.tracking.identity import is_bookkeeping
 from snnexp.tracking.links import ui_command, without_password
-from snnexp.tracking.local import flatten
+from snnexp.tracking.local import flatten, with_group_names
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -107,7 +107,7 @@ def from_store(store: Store) -> tuple[list[Result], list[Mapping[str, str]]]:
     found = [run for run in search_all(store) if ROLE_TAG not in run.data.tags]
     finished = [run for run in found if run.info.status == "FINISHED"]
     results = [as_result(run, best_value(store, run, "val/accuracy")) for run in finished]
-    return results, [run.data.params for run in found if run.info.status != "FINISHED"]
+    return results, [with_group_names(run.data.params) for run in found if run.info.status != "FINISHED"]
 
 
 def from_folders(state_dir: Path) -> tuple[list[Result], list[Mapping[str, str]]]:
@@ -124,7 +124,7 @@ def from_folders(state_dir: Path) -> tuple[list[Result], list[Mapping[str, str]]
             continue
         params, tags = local
         if record.status != "FINISHED":
-            others.append(params)
+            others.append(with_group_names(params))
             continue
         history = read_history(folder / "metrics.jsonl")
         test = [value for _, value in history.get("test/accuracy", [])]

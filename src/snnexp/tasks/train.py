@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf
 
-from snnexp import interrupts
+from snnexp import interrupts, waiting
 from snnexp.collector import importing
 from snnexp.config import Config
 from snnexp.errors import SnnexpError
@@ -25,13 +25,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LOADING = "loading PyTorch and what else training needs"
+
 
 def train(conf: Config, cfg: DictConfig) -> float | None:
     """Run the whole experiment; returns the best validation accuracy, which a sweeper may maximise.
 
     The record is FINISHED, FAILED or KILLED whatever happens short of `kill -9`, and resumable unless FINISHED.
     """
-    return train_run(conf, cfg, environment(cfg))[1]
+    env = environment(cfg)
+    waiting.begin(name_among_others(conf, env))
+    return train_run(conf, cfg, env)[1]
+
+
+def name_among_others(conf: Config, env: Environment) -> str:
+    """What each line begins with where several runs of a sweep print to one terminal; else empty."""
+    return f"{env.number} {conf.dataset.name}-{conf.neuron.name}-s{conf.seed}" if env.beside_others else ""
 
 
 def train_run(conf: Config, cfg: DictConfig, env: Environment, quiet: bool = False) -> tuple[RunFolder, float | None]:
@@ -39,7 +48,6 @@ def train_run(conf: Config, cfg: DictConfig, env: Environment, quiet: bool = Fal
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     config.pop("claim", None)  # what a paper says is no parameter of the run
     config = with_code(config)
-    env = environment(cfg)
     data = _Data(conf)
     folder = claim(config, conf.state_dir, conf.trainer.resume, env.in_sweep, data.fingerprint)  # type: ignore[arg-type]
     try:
@@ -92,7 +100,7 @@ class _Data:
 
     def fingerprint(self) -> str | None:
         """Of the data as they are now; None, and a warning, if they cannot be read. Nothing is fetched for it."""
-        with importing(freeze=True):
+        with waiting.telling(LOADING), importing(freeze=True):
             from snnexp.experiment import open_source
 
         key = repr(self.conf.dataset)
@@ -109,7 +117,7 @@ class _Data:
 def _train(
     conf: Config, config: dict[str, Any], env: Environment, folder: RunFolder, data: _Data, quiet: bool
 ) -> float | None:
-    with importing(freeze=True):
+    with waiting.telling(LOADING), importing(freeze=True):
         from snnexp.experiment import assemble, processor
         from snnexp.tracking.store import open_tracker
         from snnexp.training.display import Display
@@ -119,23 +127,27 @@ def _train(
 
     try:
         # wrong data, an impossible network or too little memory stop here, before any record is made
-        experiment = assemble(conf, data.source)
+        waiting.watch_compilation()
+        with waiting.telling("reading the data"):
+            experiment = assemble(conf, data.source)
         check_training(experiment)
     except BaseException:
         folder.discard()
         raise
     _note_circumstances(folder, experiment.source.info.data_fingerprint, processor())
-    display = Display(conf.trainer.max_epochs, quiet=quiet)
+    name = name_among_others(conf, env)
+    display = Display(conf.trainer.max_epochs, quiet=quiet, name=name)
     display.announce(experiment, folder)
-    tracker = open_tracker(
-        conf.tracking,
-        folder,
-        config,
-        start_dir=env.start_dir,
-        parent_run_id=env.sweep.parent_run_id if env.sweep else None,
-        sweep_id=env.sweep.sweep_id if env.sweep else None,
-        source_overrides=env.overrides,
-    )
+    with waiting.telling("opening the record in MLflow"):
+        tracker = open_tracker(
+            conf.tracking,
+            folder,
+            config,
+            start_dir=env.start_dir,
+            parent_run_id=env.sweep.parent_run_id if env.sweep else None,
+            sweep_id=env.sweep.sweep_id if env.sweep else None,
+            source_overrides=env.overrides,
+        )
     status: Status = "FAILED"
     try:
         try:
@@ -163,7 +175,7 @@ def _train(
     store = folder.record.tracking_uri
     command = ui_command(store) if store and not env.in_sweep else None  # a sweep says it once, at its end
     if command:
-        display.say(f"pages:  {command}")
+        display.command("pages: ", command)
     return state.best.accuracy
 
 

@@ -41,6 +41,25 @@ def experiment_link(uri: str, experiment_id: str) -> str | None:
     return base and f"{base}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
 
 
+def view_link(uri: str, experiment_id: str, key: str) -> str | None:
+    """The chart page of an experiment as a view of `chart_view` arranges it."""
+    base = experiment_link(uri, experiment_id)
+    return base and f"{base}&viewStateShareKey={quote(key)}"
+
+
+def metric_link(uri: str, experiment_id: str, run_ids: list[str], metrics: list[str]) -> str | None:
+    """The page with one chart: these metrics of all these runs over the epochs. The first metric names the page."""
+    base = ui_address(uri)
+    return base and f"{base}/{metric_page(experiment_id, run_ids, metrics)}"
+
+
+def metric_page(experiment_id: str, run_ids: list[str], metrics: list[str]) -> str:
+    """The same from within MLflow's pages, wherever they are served."""
+    values = {"runs": run_ids, "experiments": [experiment_id], "metric": metrics[0], "plot_metric_keys": metrics}
+    asked = "&".join(f"{key}={quote(json.dumps(value, separators=(',', ':')))}" for key, value in values.items())
+    return f"#/metric?{asked}&x_axis=step&workflowType=machine_learning"
+
+
 def compare_link(uri: str, experiment_id: str, run_ids: list[str]) -> str | None:
     """The page that compares runs: parallel coordinates, scatter, contour."""
     base = ui_address(uri)

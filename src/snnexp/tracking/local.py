@@ -11,6 +11,7 @@ import json
 import logging
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -55,13 +56,13 @@ def flatten(config: dict[str, Any] | list[Any], prefix: str = "") -> dict[str, s
     return flat
 
 
-def config_params(cfg: dict[str, Any]) -> dict[str, str]:
-    """The resolved config as parameters, and each group's name under the group's own word: `dataset`, `neuron`, ...
+def with_group_names(params: Mapping[str, str]) -> dict[str, str]:
+    """A run's parameters, and each group's name under the group's own word as well: `neuron` for `neuron.name`.
 
-    The short ones are what people group and compare by in MLflow's pages.
+    The words of the command line: `task=report neuron=plif`, the columns of tables. (Earlier versions stored both.)
     """
-    groups = {key: str(value["name"]) for key, value in cfg.items() if isinstance(value, dict) and value.get("name")}
-    return {**flatten(cfg), **groups}
+    groups = {key.removesuffix(".name"): value for key, value in params.items() if key.endswith(".name")}
+    return {**{group: value for group, value in groups.items() if "." not in group}, **params}
 
 
 class LocalRecord:

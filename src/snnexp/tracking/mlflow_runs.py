@@ -42,7 +42,7 @@ def create_run(store: Store, folder: RunFolder, local: LocalRecord, started: str
 
 def _name_from(params: dict[str, str]) -> str:
     """For records of versions that did not keep it."""
-    groups = {group: {"name": params.get(group, "?")} for group in ("dataset", "neuron")}
+    groups = {group: {"name": params.get(f"{group}.name", "?")} for group in ("dataset", "neuron")}
     return run_name({**groups, "seed": params.get("seed", "?")})
 
 

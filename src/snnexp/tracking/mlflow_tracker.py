@@ -18,13 +18,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snnexp.tracking import links
+from snnexp.tracking import chart_view, links
 from snnexp.tracking.address import engine_uri
 from snnexp.tracking.database import file_identity
 from snnexp.tracking.identity import is_bookkeeping
 from snnexp.tracking.metrics_log import Entry
 from snnexp.tracking.mlflow_runs import create_run, is_missing, is_refusal
 from snnexp.tracking.mlflow_store import Store, connect, short_waits
+from snnexp.tracking.note import run_note
 from snnexp.tracking.reasons import telling_line
 from snnexp.tracking.runs import RunFolder, Status
 from snnexp.tracking.tracker import OffTracker
@@ -256,7 +257,8 @@ class MlflowTracker(OffTracker):
 
         points = []
         for entry in entries:
-            for key, value in entry.metrics.items():
+            # the page of a run lists metrics in the order in which they first came
+            for key, value in sorted(entry.metrics.items(), key=lambda item: chart_view.importance(item[0])):
                 if math.isinf(value):  # the store would keep 1.797e308
                     if key not in self._inf_named:
                         log.warning("%s is infinite at step %d; MLflow gets nan", key, entry.step)
@@ -303,26 +305,7 @@ class MlflowTracker(OffTracker):
             self.local.save()
 
     def _note(self) -> str:
-        """The run's page in a few lines of Markdown."""
-        tags, params = self.local.tags, self.local.params
-        lines = [f"**{params.get('dataset', '?')}, {params.get('neuron', '?')}, seed {params.get('seed', '?')}**"]
-        if "overrides" in tags:
-            lines.append(f"`snnexp {tags['overrides']}`")
-        history = self.local.history()
-        # once tested, only what belongs to the tested epoch stands beside the test
-        finished = ("test/accuracy", "best/val_accuracy")
-        keys = finished if "test/accuracy" in history else ("val/accuracy", "train/accuracy")
-        results = [f"{key} {history[key][-1][1]:.4f}" for key in keys if key in history]
-        if results:
-            lines.append(", ".join(results))
-        if "split_hash" in tags:
-            counts = ", ".join(
-                f"{tags[f'samples.{s}']} {s}" for s in ("train", "val", "test") if f"samples.{s}" in tags
-            )
-            partial = "" if tags.get("complete") == "true" else " (not the complete data set)"
-            lines.append(f"Samples: {counts}{partial}. Split `{tags['split_hash'][:12]}`.")
-        lines.append(f"Folder: `{self.folder.path}`")
-        return "\n\n".join(lines)
+        return run_note(self.local, self.folder.path, self.run_id)
 
     def start_system_metrics(self) -> None:
         """Sample CPU, memory, disk, network and GPU every 10 s until `finish`."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from snnexp import interrupts
 from snnexp.secrets import mask
 from snnexp.tracking.address import resolve_experiment, resolve_uri
-from snnexp.tracking.local import config_params
+from snnexp.tracking.local import flatten
 from snnexp.tracking.provenance import code_tags
 from snnexp.tracking.runs import RunFolder
 from snnexp.tracking.tracker import OffTracker, Tracker, closed_if_cut_off
@@ -62,7 +62,7 @@ def open_tracker(
         uri = resolve_uri(conf.uri, start_dir)
         tracker = open_mlflow(conf, folder, cfg, uri, tags, parent_run_id)
     with closed_if_cut_off(tracker):
-        tracker.log_params(config_params(cfg))
+        tracker.log_params(flatten(cfg))
         tracker.log_text(OmegaConf.to_yaml(OmegaConf.create(cfg)), "config.yaml")
         interrupts.hold()
     return tracker

@@ -22,16 +22,16 @@ from hydra.experimental.callback import Callback
 
 from snnexp.atomic import write_atomically
 from snnexp.errors import TrackingError
-from snnexp.tracking import links
+from snnexp.terminal import wrapped
 from snnexp.tracking.identity import is_bookkeeping
 from snnexp.tracking.provenance import code_tags
 from snnexp.tracking.queries import ROLE_TAG
+from snnexp.tracking.sweep_pages import Pages, sweep_pages
 
 log = logging.getLogger(__name__)
 
 SWEEP_FILE = "mlflow_parent.json"
 SKIPPED_FOLDER = "skipped"  # one empty file per MLflow run that the sweep found finished
-MAX_COMPARED = 40  # an address with more run ids is cut off by some terminals and servers
 SUMMARY = ("test/accuracy", "test/loss", "val/accuracy")
 
 
@@ -150,6 +150,7 @@ class SweepParent(Callback):
                 "overrides": " ".join(overrides)[:8000],
                 "mlflow.source.type": "LOCAL",
                 "mlflow.source.name": "snnexp",
+                "command": command[:5000],
                 "mlflow.note.content": f"`{command[:5000]}`",
                 **code_tags(),
             }
@@ -157,8 +158,9 @@ class SweepParent(Callback):
             run_id = str(store.client.create_run(store.experiment_id, tags=tags, run_name=name).info.run_id)
         folder = cwd / config.hydra.sweep.dir
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / SWEEP_FILE, json.dumps({"run_id": run_id, "sweep_id": identity}) + "\n")
-        self._open = {"run_id": run_id, "uri": uri, "experiment": store.experiment, "folder": str(folder)}
+        names = {"run_id": run_id, "sweep_id": identity}
+        write_atomically(folder / SWEEP_FILE, json.dumps(names) + "\n")
+        self._open = {**names, "uri": uri, "experiment": store.experiment, "folder": str(folder)}
 
     def _close(self, complete: bool) -> None:
         opened = self._open
@@ -170,7 +172,7 @@ class SweepParent(Callback):
         except Exception as error:  # at exit: the runs themselves are safe, and there is nobody to catch it
             log.warning("The sweep's parent run could not be closed: %s", error)
             return
-        print("\n".join(lines), flush=True)
+        print("\n".join(map(wrapped, lines)), flush=True)
 
 
 def close_parent(opened: dict[str, str], complete: bool, jobs: Counter[str]) -> list[str]:
@@ -194,32 +196,45 @@ def close_parent(opened: dict[str, str], complete: bool, jobs: Counter[str]) -> 
     closings = int(client.get_run(parent).data.tags.get("closings", "0")) + 1
     metrics = {f"children/{word.lower()}": float(counts[word]) for word in ("FINISHED", "FAILED", "KILLED")}
     tags = {"closings": str(closings)}
-    lines = [f"Sweep: {counts['FINISHED']} finished, {counts['FAILED']} failed, {counts['KILLED']} killed."]
+    lines = _how_it_ended(counts, complete, jobs)
     scored = [(best_value(store, run, "val/accuracy"), run) for run in children if run.info.status == "FINISHED"]
     ranked = sorted(((score, run) for score, run in scored if score is not None), key=lambda pair: -pair[0])
     if ranked:
         best = ranked[0][1]
-        metrics.update({key: best.data.metrics[key] for key in SUMMARY if key in best.data.metrics})
-        metrics["val/accuracy"] = ranked[0][0]
+        values = {key: best.data.metrics[key] for key in SUMMARY if key in best.data.metrics}
+        values["val/accuracy"] = ranked[0][0]
+        # under a name of their own: the mean of `metrics.test/accuracy` over an experiment must not count a run twice
+        metrics.update({f"best_child/{key}": value for key, value in values.items()})
         tags["best_child"] = best.info.run_id
         tags["best_child_overrides"] = best.data.tags.get("overrides", "")
-        results = ", ".join(f"{key} {metrics[key]:.4f}" for key in ("val/accuracy", "test/accuracy") if key in metrics)
-        lines.append(f"Best on validation: {best.info.run_name} ({best.data.tags.get('overrides', '')}): {results}")
-    lines += _means([(run, score) for score, run in scored])
+        results = ", ".join(f"{key} {values[key]:.4f}" for key in ("val/accuracy", "test/accuracy") if key in values)
+        lines.append(f"Best on validation: {best.info.run_name}: {results}")
+    table = _means([(run, score) for score, run in scored])
+    pages = sweep_pages(store, opened, children)
+    tags["mlflow.note.content"] = _note(client.get_run(parent).data.tags, lines, table, pages)
     for key, number in metrics.items():
         client.log_metric(parent, key, number, step=closings)
     for key, text in tags.items():
         client.set_tag(parent, key, text)
     client.set_terminated(parent, _status(complete, counts, jobs))
+    return [*lines, *table, *pages.lines]
 
-    pages = {"charts": links.experiment_link(store.uri, store.experiment_id)}
-    if 1 < len(children) <= MAX_COMPARED:
-        ids = [run.info.run_id for run in children]
-        pages["these runs side by side"] = links.compare_link(store.uri, store.experiment_id, ids)
-    lines += [f"{title}: {page}" for title, page in pages.items() if page]
-    command = links.ui_command(store.uri)
-    if command:
-        lines.append(f"Serve these pages with: {command}")
+
+def _how_it_ended(counts: Counter[str], complete: bool, jobs: Counter[str]) -> list[str]:
+    """Children by status, those without a record, and what an interrupt left."""
+    if not counts and not jobs["failed"]:
+        how = "it had nothing to run" if complete else "it was interrupted before its first run began"
+        return [f"Sweep: {how}. The same command starts it."]
+    line = f"Sweep: {counts['FINISHED']} finished, {counts['FAILED']} failed, {counts['KILLED']} killed"
+    if counts["RUNNING"]:
+        line += f", {counts['RUNNING']} still running"
+    lines = [line + "."]
+    unrecorded = jobs["failed"] - counts["FAILED"]
+    if unrecorded > 0:
+        what = "run ended with an error before it" if unrecorded == 1 else "runs ended with errors before they"
+        lines.append(f"{unrecorded} more {what} began, and left no record: see above.")
+    if not complete and not jobs["failed"]:
+        lines.append("It was interrupted; the same command goes on with what is left.")
     return lines
 
 
@@ -237,6 +252,15 @@ def _means(finished: list[tuple[Any, float | None]]) -> list[str]:
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
     return [*lines, *paired(groups), *also_differs(groups)]
+
+
+def _note(tags: dict[str, str], lines: list[str], table: list[str], pages: Pages) -> str:
+    """The parent's description, in Markdown: the command, how it ended, the means, and links within the pages."""
+    parts = [f"`{tags['command']}`"] if "command" in tags else []
+    parts += [" ".join(lines), *pages.markdown]
+    if table:
+        parts.append("\n".join(["```", *table, "```"]))
+    return "\n\n".join(parts)[:8000]
 
 
 def _found(client: Any, run_ids: list[str]) -> list[Any]:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import math
+import logging
 import os
+import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from torch import Tensor
 
 from snnexp.models.spec import effective_spec
 from snnexp.tasks.prepare import describe_data
+from snnexp.terminal import wrapped
 from snnexp.training.optimisation import learning_rates
 from snnexp.training.passes import Progress as Report
 from snnexp.training.passes import planned_samples
+from snnexp.training.table import WHOLE, EpochTable, layer_legend, layer_table
 from snnexp.training.words import duration
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from snnexp.experiment import Experiment
     from snnexp.tracking.runs import RunFolder
     from snnexp.training.state import Fit
+
+log = logging.getLogger(__name__)
 
 
 class _Console(Console):
@@ -39,18 +41,44 @@ class _Console(Console):
 
 
 class Display:
-    """Prints the progress of one run. `quiet` prints nothing."""
+    """Prints the progress of one run, and keeps what it printed in the job's log. `quiet` prints nothing.
 
-    def __init__(self, max_epochs: int, console: Console | None = None, quiet: bool = False) -> None:
+    name: of the run, before each line, where several runs print to one terminal at the same time.
+    """
+
+    def __init__(self, max_epochs: int, console: Console | None = None, quiet: bool = False, name: str = "") -> None:
         # highlight off: rich would colour every number in a plain log line
         self.console = console or _Console(highlight=False, quiet=quiet)
         self.max_epochs = max_epochs
-        self._headed = False
+        self.name = f"{name} | " if name else ""
+        self._table: EpochTable | None = None
         self._advised: set[str] = set()
 
-    def say(self, text: str) -> None:
-        """Print one message."""
-        self.console.print(text, markup=False, soft_wrap=True)
+    @property
+    def columns(self) -> int:
+        """Room for a line beside the run's name."""
+        return max(self.console.width - len(self.name), 20)
+
+    def say(self, text: str, hang: int = 2) -> None:
+        """Print one message, broken between words where a line ends; `hang` spaces before the lines that go on."""
+        self._print(wrapped(text, self.columns, hang).splitlines())
+        log.info("%s", text)
+
+    def command(self, title: str, text: str) -> None:
+        """An address or a command, in one piece whatever its length, since it is to be copied."""
+        lines = [f"{title} {text}"] if len(title) + 1 + len(text) <= self.columns else [title.rstrip(), f"  {text}"]
+        self._print(lines)
+        log.info("%s %s", title, text)
+
+    def _print(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            self.console.print(f"{self.name}{line}", markup=False, soft_wrap=True)
+
+    def _both(self, lines: Callable[[int], Sequence[str]]) -> None:
+        """Lines of a table: what fits to the terminal, all of it to the log."""
+        self._print(lines(self.columns))
+        for line in lines(max(WHOLE, self.columns)):
+            log.info("%s", line)
 
     @contextmanager
     def epoch(self, epoch: int, batches: int) -> Iterator[Report]:
@@ -72,7 +100,7 @@ class Display:
 
     @contextmanager
     def _bar(self, title: str, batches: int) -> Iterator[Report]:
-        if not self.console.is_terminal:
+        if not self.console.is_terminal or self.name:  # bars of several runs would overwrite each other
             yield lambda *_: None
             return
         columns = (
@@ -100,84 +128,68 @@ class Display:
             self.say(line)
         neurons = sum(row.neurons for row in experiment.network.layer_table())
         parameters = sum(p.numel() for p in experiment.network.parameters())
-        self.say(f"model: {conf.model.name}, {effective_spec(conf.model)}")
+        for line in spec_lines(f"model: {conf.model.name}, {effective_spec(conf.model)}", self.columns):
+            self.say(line)
         self.say(
             f"       {parameters:,} parameters, {neurons:,} {conf.neuron.name} neurons, T = {info.num_steps}, "
-            f"on {experiment.device}, engine {experiment.engine()[0]}"
+            f"on {experiment.device}, engine {experiment.engine()[0]}",
+            hang=0,
         )
         for line in recipe_lines(conf, experiment.network.parameter_groups()):
-            self.say(line)
+            self.say(line, hang=8)
         self.say(f"state: {folder.path}")
 
     def finish_epoch(self, epoch: int, metrics: dict[str, float], improved: bool) -> None:
-        """One line per finished epoch: loss and accuracy of both splits, dead neurons, speed, time; * is a new best."""
-        if not self._headed:
-            self._headed = True
-            self.say(
-                f"{'':<14}{'train loss':>10} {'acc':>6} {'val loss':>10} {'acc':>6} {'dead':>7} "
-                f"{'samples/s':>10} {'time':>8}"
-            )
-        cells = [f"epoch {epoch:>{len(str(self.max_epochs))}}/{self.max_epochs}".ljust(14)]
-        for split in ("train", "val"):
-            known = f"{split}/loss" in metrics
-            loss, accuracy = (metrics[f"{split}/loss"], metrics[f"{split}/accuracy"]) if known else (0.0, 0.0)
-            cells.append(f"{loss:>10.4f} {accuracy:>6.3f}" if known else " " * 17)
-        split = "val" if "val/dead_neurons" in metrics else "train"
-        cells.append(f"{metrics.get(f'{split}/dead_neurons', 0):>7.0f}")
-        if "time/samples_per_s" in metrics:
-            left = (self.max_epochs - epoch) * metrics["time/epoch_s"]
-            cells.append(f"{metrics['time/samples_per_s']:>10,.0f} {duration(metrics['time/epoch_s'], 1):>8}")
-            cells.append(f"{duration(left)} left" if left > 0 else "")
-        self.say(" ".join(cells).rstrip() + (" *" if improved else ""))
+        """One line per finished epoch: loss and accuracy of both splits, dead neurons, time, speed; * is a new best."""
+        if self._table is None:
+            table = self._table = EpochTable(self.max_epochs, any(key.startswith("val/") for key in metrics))
+            self.say(table.legend())
+            self._both(table.header)
+        table = self._table
+        self._both(lambda columns: [table.row(epoch, metrics, improved, columns)])
 
     def advise(self, findings: Sequence[tuple[str, str]]) -> None:
         """Print each finding (a key such as "sn1 dead", and its text) once per run, not once per epoch."""
         for key, text in findings:
             if key not in self._advised:
                 self._advised.add(key)
-                self.say(f"  ! {text}")
+                self.say(f"  ! {text}", hang=2)
 
     def repeat(self, findings: Sequence[tuple[str, str]]) -> None:
         """The same about the test pass, after the table, whether it was said before or not."""
         for _, text in findings:
-            self.say(f"  ! {text}")
+            self.say(f"  ! {text}", hang=2)
 
-    def closing_table(self, experiment: Experiment, metrics: dict[str, float], state: Fit | None = None) -> None:
-        """The test result and what every spiking layer did in the test pass (*dead* depends on its samples)."""
-        title = f"test: accuracy {metrics['test/accuracy']:.4f}, loss {metrics['test/loss']:.4f}"
-        table = Table(
-            title=f"{title}, {planned_samples(experiment, 'test'):,} samples",
-            box=box.SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-        )
-        for column in ("layer", "neurons", "dead", "dead/sample", "saturated", "rate", "threshold", "beta"):
-            table.add_column(column, justify="left" if column == "layer" else "right")
-        for name, layer in experiment.network.spiking_layers.items():
-            neurons = math.prod(layer.shape)
-            shares = [
-                metrics[f"test/{key}/{name}"] for key in ("dead_fraction", "dead_fraction_sample", "saturated_fraction")
-            ]
-            rate = metrics[f"test/firing_rate/{name}"]
-            values = [_mean(layer.threshold), _mean(layer.beta)]
-            table.add_row(name, f"{neurons:,}", *(f"{100 * share:.1f} %" for share in shares), f"{rate:.4f}", *values)
-        self.console.print(table)
-        operations = [f"{metrics[f'test/{key}']:,.0f} {key}" for key in ("synops", "macs") if f"test/{key}" in metrics]
-        self.say(f"per test sample: {', '.join(operations)}")
-        if state is not None:
-            chosen = f"epoch {state.best.epoch}, chosen on validation (accuracy {state.best.accuracy:.4f})"
-            if "val/accuracy" not in state.history:
-                chosen = f"epoch {state.best.epoch}, the last (there is no validation split)"
-            if state.epoch == 0:
-                chosen = "epoch 0, the untrained network"
-            epochs = f"{state.epoch} epoch{'s' * (state.epoch != 1)} in {duration(state.seconds)}"
-            curve = "; the test curve (trainer.test_curve) selected nothing" * ("test_curve/accuracy" in state.history)
-            self.say(f"weights of {chosen}; {epochs}; test was run once{curve}")
+    def closing_table(
+        self, experiment: Experiment, metrics: dict[str, float], graded: Sequence[str], state: Fit | None = None
+    ) -> str:
+        """The test result and what every spiking layer did in the test pass (*dead* depends on its samples).
+
+        graded: layers with weights whose input is not spikes; see `Synops`.
+        Returns: the same as text, 80 columns wide.
+        """
+        samples = planned_samples(experiment, "test")
+        title = f"test: accuracy {metrics['test/accuracy']:.4f}, loss {metrics['test/loss']:.4f}, {samples:,} samples"
+        after = [
+            layer_legend(samples),
+            operations_line(metrics, graded),
+            *([] if state is None else [_weights_of(state)]),
+        ]
+
+        def lines(columns: int) -> list[str]:
+            return layer_table(experiment.network, metrics, columns)
+
+        self.say(title)
+        self._both(lines)
+        for line in after:
+            self.say(line)
+        return "\n".join([title, *lines(WHOLE), *(wrapped(line, WHOLE) for line in after)])
 
     def farewell(self, link: str | None, run_id: str | None, folder: RunFolder) -> None:
         """Where the record is, and what to type next."""
-        self.say(f"record: {link or folder.path}")
+        self.command("record:", link or str(folder.path))
         if run_id is not None:
-            self.say(f"again:  snnexp task=evaluate run_id={run_id}")
+            self.command("again: ", f"snnexp task=evaluate run_id={run_id[:12]}")
 
 
 def recipe_lines(conf: Config, parameters: Mapping[str, Sequence[Any]]) -> list[str]:
@@ -196,7 +208,36 @@ def recipe_lines(conf: Config, parameters: Mapping[str, Sequence[Any]]) -> list[
     ]
 
 
-def _mean(values: Tensor) -> str:
-    """One value, or the mean of learned ones marked with a tilde."""
-    values = values.detach().float()
-    return f"{float(values):.3f}" if values.numel() == 1 else f"~{float(values.mean()):.3f}"
+def _weights_of(state: Fit) -> str:
+    """Which epoch's weights were tested, and why those."""
+    chosen = f"epoch {state.best.epoch}, chosen on validation (accuracy {state.best.accuracy:.4f})"
+    if "val/accuracy" not in state.history:
+        chosen = f"epoch {state.best.epoch}, the last (there is no validation split)"
+    if state.epoch == 0:
+        chosen = "epoch 0, the untrained network"
+    epochs = f"{state.epoch} epoch{'s' * (state.epoch != 1)} in {duration(state.seconds)}"
+    curve = "; the test curve (trainer.test_curve) selected nothing" * ("test_curve/accuracy" in state.history)
+    return f"weights of {chosen}; {epochs}; test was run once{curve}"
+
+
+def spec_lines(text: str, columns: int) -> list[str]:
+    """A line with a network in it, broken after the dashes of the notation where it is longer than the terminal."""
+    lines, line = [], ""
+    for token in re.split(r"(?<=-)(?=\S)", text):
+        if line and len(line) + len(token) > columns:
+            lines.append(line)
+            line = "       "
+        line += token
+    return [*lines, line]
+
+
+def operations_line(metrics: Mapping[str, float], graded: Sequence[str]) -> str:
+    """Operations per test sample, and why some, or all, are not synaptic operations."""
+    known = [(key, metrics[f"test/{key}"]) for key in ("synops", "macs") if f"test/{key}" in metrics]
+    line = f"per test sample: {', '.join(f'{value:,.0f} {key}' for key, value in known)}"
+    line += " (synops: additions that a spike of 0 or 1 causes"
+    if graded:
+        line += f"; macs: multiply-accumulates, in {', '.join(graded)}, whose input is more than 0 and 1 (an image, averaged or scaled spikes)"
+        if not metrics.get("test/synops"):
+            line += ": here all of them"
+    return line + ")"

@@ -19,12 +19,14 @@ from snnexp.decoders import first_spike_time
 from snnexp.experiment import Experiment
 from snnexp.models.network import Output
 from snnexp.models.observer import Firing, Observers
+from snnexp.tracking.note import SUMMARY
 from snnexp.tracking.runs import RunFolder
 from snnexp.tracking.store import Tracker
 from snnexp.training.checkpoint import AFRESH, Mark, apply_weights, load_weights
 from snnexp.training.display import Display
 from snnexp.training.passes import evaluation_pass, planned_batches, planned_samples
 from snnexp.training.state import Fit
+from snnexp.waiting import telling
 
 log = logging.getLogger(__name__)
 
@@ -114,21 +116,27 @@ def close(experiment: Experiment, state: Fit, folder: RunFolder, tracker: Tracke
     for path in (folder.best, folder.last) if has_best else (folder.last,):
         tracker.log_artifact(path, "checkpoints")
     tracker.log_tags({f"weights.{role}": f"{m['epoch']} {m['digest']}" for role, m in folder.record.weights.items()})
+    summary = display.closing_table(experiment, metrics, outcome.synops.graded, state)
+    tracker.log_text(summary + "\n", SUMMARY)
     if experiment.conf.trainer.plots:
-        from snnexp.analysis.plots import save_run_plots
-
-        info = experiment.source.info
-        samples = {split: planned_samples(experiment, split) for split in info.counts}
-        for path in save_run_plots(
-            folder.path / "plots", state.history, state.distributions, outcome, info.class_names, samples
-        ):
-            tracker.log_artifact(path, "plots")
-    display.closing_table(experiment, metrics, state)
+        with telling("drawing the plots"):
+            _draw(experiment, state, outcome, folder, tracker)
     if experiment.conf.trainer.diagnose and outcome.findings:
         display.repeat(outcome.findings)
         tracker.log_text("\n".join(text for _, text in outcome.findings) + "\n", "diagnosis.txt")
     tracker.log_tags({"diagnosis": ", ".join(key for key, _ in outcome.findings) or "none"})
     return outcome
+
+
+def _draw(experiment: Experiment, state: Fit, outcome: Outcome, folder: RunFolder, tracker: Tracker) -> None:
+    from snnexp.analysis.plots import save_run_plots
+
+    info = experiment.source.info
+    samples = {split: planned_samples(experiment, split) for split in info.counts}
+    for path in save_run_plots(
+        folder.path / "plots", state.history, state.distributions, outcome, info.class_names, samples
+    ):
+        tracker.log_artifact(path, "plots")
 
 
 def results(experiment: Experiment, outcome: Outcome, facts: dict[str, Any]) -> dict[str, Any]:

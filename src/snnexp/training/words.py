@@ -11,3 +11,12 @@ def duration(seconds: float, digits: int = 0) -> str:
     if total < 3600:
         return f"{total // 60} min {total % 60} s"
     return f"{total // 3600} h {total % 3600 // 60} min"
+
+
+def short_duration(seconds: float) -> str:
+    """The same in at most eight characters, for columns: 9.6 s, 1.1 min, 2.2 h, 3.5 days."""
+    for most, length, unit in ((60, 1, "s"), (3600, 60, "min"), (48 * 3600, 3600, "h")):
+        if round(seconds / length, 1) * length < most:
+            return f"{seconds / length:.1f} {unit}"
+    days = seconds / 86400
+    return f"{days:.1f} days" if days < 100 else f"{days:.0f} days"

@@ -40,6 +40,7 @@ from snnexp.data.store.store import (
 from snnexp.errors import DataError
 from snnexp.locks import file_lock
 from snnexp.version import __version__
+from snnexp.waiting import telling
 
 log = logging.getLogger(__name__)
 
@@ -261,7 +262,8 @@ def address_dtype(shape: tuple[int, int, int]) -> np.dtype[Any]:
 def _with_progress(reader: EventReader) -> Iterator[Recording]:
     if not sys.stderr.isatty():
         log.info("packing %s: %s recordings, once", reader.key, f"{reader.total:,}")
-        yield from reader.recordings()
+        with telling(f"packing {reader.key}: {reader.total:,} recordings; this is done once"):
+            yield from reader.recordings()
         return
     from rich.console import Console
     from rich.progress import track
