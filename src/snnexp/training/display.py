@@ -237,7 +237,8 @@ def operations_line(metrics: Mapping[str, float], graded: Sequence[str]) -> str:
     line = f"per test sample: {', '.join(f'{value:,.0f} {key}' for key, value in known)}"
     line += " (synops: additions that a spike of 0 or 1 causes"
     if graded:
-        line += f"; macs: multiply-accumulates, in {', '.join(graded)}, whose input is more than 0 and 1 (an image, averaged or scaled spikes)"
+        line += f"; macs: multiply-accumulates, in {', '.join(graded)}, whose input is more than 0 and 1 (an image, "
+        line += "averaged or scaled spikes)"
         if not metrics.get("test/synops"):
             line += ": here all of them"
     return line + ")"
