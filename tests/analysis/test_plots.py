@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from snnexp.analysis import plots
+from snnexp.analysis.drawing import COLUMN, layer_style
 
 HISTORY = {
     "train/loss": [(1, 2.0), (2, 1.0)],
@@ -39,7 +40,7 @@ def test_learning_curves_show_both_splits_and_the_test_result() -> None:
     loss, accuracy = plots.learning_curves(HISTORY, {"test/accuracy": 0.5}).axes
     assert curves(loss) == {"train": ([1, 2], [2.0, 1.0]), "val": ([0, 1, 2], [2.5, 2.25, 1.5])}
     assert curves(accuracy)["train"] == ([1, 2], [0.5, 0.75])
-    assert curves(accuracy)["test, best epoch: 0.500"][1] == [0.5, 0.5]
+    assert curves(accuracy)["test: 0.500"][1] == [0.5, 0.5]
     assert "share" in accuracy.get_ylabel()
 
 
@@ -50,11 +51,11 @@ def test_dead_neurons_are_those_of_the_whole_pass_in_the_order_of_the_network() 
     assert list(curves(val)) == ["sn2"]
     assert train.lines[0].get_color() == val.lines[0].get_color()
     train, val = plots.dead_neurons(HISTORY, {"train": 1437, "val": 180, "test": 180}).axes
-    assert (train.get_title(), val.get_title()) == ("train (1,437 samples)", "val (180 samples)")
+    assert (train.get_title(), val.get_title()) == ("train, n = 1,437", "val, n = 180")
 
 
 def test_a_layer_has_one_colour_and_line_in_its_panel() -> None:
-    styles = [tuple(plots._layer_style(number).values()) for number in range(24)]
+    styles = [tuple(layer_style(number).values()) for number in range(24)]
     assert len(set(styles)) == 24
 
 
@@ -108,8 +109,10 @@ def test_raster_has_one_mark_per_spike() -> None:
 def test_raster_of_a_large_layer_says_what_it_shows() -> None:
     figure = plots.raster({"sn1": torch.ones(2, 5000)}, "0", "0")
     axes = figure.axes[0]
-    assert f"{plots.MAX_RASTER_NEURONS} of 5,000" in axes.get_ylabel()
-    assert len(axes.collections[0].get_offsets()) == 2 * plots.MAX_RASTER_NEURONS
+    assert f"{plots.MAX_RASTER_NEURONS} of 5,000" in axes.get_title("left")
+    offsets = axes.collections[0].get_offsets()
+    assert len(offsets) == 2 * plots.MAX_RASTER_NEURONS
+    assert offsets[:, 1].max() == 4999  # by the neuron's own number
 
 
 def test_confusion_matrix_colours_the_share_and_writes_the_count() -> None:
@@ -117,7 +120,7 @@ def test_confusion_matrix_colours_the_share_and_writes_the_count() -> None:
     axes = figure.axes[0]
     assert axes.images[0].get_array().tolist() == [[0.75, 0.25], [0.0, 0.0]]
     assert sorted(texts(axes)) == ["1", "3"]
-    assert "0.750 of 4" in axes.get_title()
+    assert "accuracy 0.750, n = 4 test samples" in figure.get_suptitle()
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted class", "true class")
 
 
@@ -137,12 +140,12 @@ def test_empty_figures_say_why(tmp_path: Path) -> None:
     }
     for name, figure in figures.items():
         assert texts(figure.axes[0]), name
-    assert len(plots.save_figures(tmp_path, figures)) == 5
+    assert len(plots.save_figures(tmp_path, figures)) == 2 * 5
 
 
 def test_firing_rates_say_in_how_many_samples() -> None:
     figure = plots.firing_rate_histogram({"sn1": torch.tensor([0.0, 0.5])}, {"test": 1180})
-    assert figure.get_suptitle() == "test (1,180 samples)"
+    assert figure.get_suptitle() == "n = 1,180 test samples"
 
 
 def test_all_figures_of_a_run_are_files(tmp_path: Path) -> None:
@@ -157,16 +160,59 @@ def test_all_figures_of_a_run_are_files(tmp_path: Path) -> None:
     samples = {"train": 8, "val": 4, "test": 4}
     learned = {"threshold": {"sn1": [(0, torch.ones(3)), (1, torch.rand(3))]}, "beta": {"sn1": [(0, torch.ones(1))]}}
     paths = plots.save_run_plots(tmp_path / "plots", HISTORY, learned, outcome, ("a", "b"), samples)  # type: ignore[arg-type]
-    assert {path.name for path in paths} == {
-        "learning_curves.png",
-        "dead_neurons.png",
-        "firing_rates.png",
-        "raster.png",
-        "confusion_matrix.png",
-        "threshold_histograms.png",
-        "beta_histograms.png",
+    assert {path.stem for path in paths} == {
+        "learning_curves",
+        "dead_neurons",
+        "firing_rates",
+        "raster",
+        "confusion_matrix",
+        "threshold_histograms",
+        "beta_histograms",
     }
-    assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in paths)
+    pictures, papers = ([p for p in paths if p.suffix == suffix] for suffix in (".png", ".pdf"))
+    assert len(pictures) == len(papers) == 7
+    assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in pictures)
+    for path in papers:
+        text = path.read_bytes()
+        assert text.startswith(b"%PDF")
+        assert b"/FontFile2" in text and b"/Type3" not in text  # letters are embedded TrueType
+
+
+def test_figures_fit_a_column_and_say_what_they_show() -> None:
+    about, samples = "digits, rouser, seed 0", {"train": 8, "val": 4, "test": 5}
+    figures = [
+        plots.learning_curves(HISTORY, {}, samples, about),
+        plots.dead_neurons(HISTORY, samples, about),
+        plots.firing_rate_histogram({"sn1": torch.ones(3)}, samples, about),
+        plots.raster({"sn1": torch.ones(4, 2)}, "cat", "dog", about),
+        plots.confusion_matrix(np.eye(3), ["a", "b", "c"], about),
+        plots.threshold_histograms({"sn1": [(0, torch.rand(5))]}, about),
+    ]
+    for figure in figures:
+        assert figure.get_figwidth() == COLUMN
+        assert figure.get_suptitle().startswith(about)
+        written = [
+            figure.get_suptitle(),
+            *(axes.get_title(where) for axes in figure.axes for where in ("center", "left")),
+        ]
+        assert any("n = " in text for text in written)
+        sizes = [text.get_fontsize() for axes in figure.axes for text in (axes.xaxis.label, *axes.get_xticklabels())]
+        assert all(6 <= size <= 8 for size in sizes)
+
+
+def test_single_values_of_layers_share_one_panel_of_lines() -> None:
+    values = {name: [(0, torch.tensor([0.5])), (1, torch.tensor([0.6]))] for name in ("sn1", "sn2")}
+    [axes] = plots.decay_histograms(values).axes
+    assert list(curves(axes)) == ["sn1", "sn2"]
+    spread = plots.threshold_histograms({**values, "sn3": [(0, torch.rand(4)), (1, torch.rand(4))]})
+    assert [axes.get_title() for axes in spread.axes[:2]] == ["one value per layer", "sn3, n = 4 neurons"]
+
+
+def test_a_spike_can_be_seen_whatever_the_number_of_steps() -> None:
+    for steps in (1, 8, 300):
+        marks = plots.raster({"sn1": torch.ones(steps, 500)}, "0", "0").axes[0].collections[0]
+        assert 0.8 <= marks.get_sizes()[0] ** 0.5 <= 6.0
+        assert marks.get_linewidths()[0] >= 0.9
 
 
 def test_pyplot_is_never_imported_and_matplotlib_late() -> None:

@@ -133,8 +133,9 @@ def _draw(experiment: Experiment, state: Fit, outcome: Outcome, folder: RunFolde
 
     info = experiment.source.info
     samples = {split: planned_samples(experiment, split) for split in info.counts}
+    about = f"{info.name}, {experiment.conf.neuron.name}, seed {experiment.conf.seed}"
     for path in save_run_plots(
-        folder.path / "plots", state.history, state.distributions, outcome, info.class_names, samples
+        folder.path / "plots", state.history, state.distributions, outcome, info.class_names, samples, about
     ):
         tracker.log_artifact(path, "plots")
 
