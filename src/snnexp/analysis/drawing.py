@@ -68,9 +68,10 @@ def in_style(draw: Callable[P, R]) -> Callable[P, R]:
     def styled(*args: P.args, **kwargs: P.kwargs) -> R:
         with importing():
             import matplotlib
-        style: dict[Any, Any] = {**matplotlib.rcParamsDefault}
+        style: Any = dict(matplotlib.rcParamsDefault)
         del style["backend"]  # reading which one is in use would import pyplot
-        with matplotlib.rc_context({**style, **STYLE}):
+        style.update(STYLE)
+        with matplotlib.rc_context(style):
             return draw(*args, **kwargs)
 
     return styled
