@@ -44,6 +44,9 @@ def wrapped(text: str, columns: int | None = None, hang: int = 2) -> str:
     lines = []
     for line in text.splitlines():
         start = line[: len(line) - len(line.lstrip())]
+        if " " not in line.strip():
+            lines.append(line)  # textwrap would take the space before a long word away
+            continue
         lines += textwrap.wrap(
             line,
             columns or width(),
@@ -51,7 +54,7 @@ def wrapped(text: str, columns: int | None = None, hang: int = 2) -> str:
             break_long_words=False,
             break_on_hyphens=False,
             expand_tabs=False,
-        ) or [""]
+        )
     return "\n".join(lines)
 
 

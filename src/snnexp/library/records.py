@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from snnexp import collector
 from snnexp.tracking.address import resolve_experiment, resolve_uri
 from snnexp.tracking.identity import is_bookkeeping
-from snnexp.tracking.local import read_local
+from snnexp.tracking.local import read_local, with_group_names
 from snnexp.tracking.metrics_log import read_history
 from snnexp.tracking.mlflow_store import Store, connect
 from snnexp.tracking.queries import ROLE_TAG, search_all
@@ -94,7 +94,7 @@ def _from_folders(state_dir: Path) -> Iterator[dict[str, Any]]:
 
 def _described(params: Mapping[str, str], tags: Mapping[str, str]) -> dict[str, Any]:
     """What can change a number, and some tags."""
-    values = {key: _value(text) for key, text in params.items() if not is_bookkeeping(key)}
+    values = {key: _value(text) for key, text in with_group_names(params).items() if not is_bookkeeping(key)}
     return {**values, **{key: tags[key] for key in TAGS if key in tags}}
 
 

@@ -118,12 +118,12 @@ def close(experiment: Experiment, state: Fit, folder: RunFolder, tracker: Tracke
     tracker.log_tags({f"weights.{role}": f"{m['epoch']} {m['digest']}" for role, m in folder.record.weights.items()})
     summary = display.closing_table(experiment, metrics, outcome.synops.graded, state)
     tracker.log_text(summary + "\n", SUMMARY)
-    if experiment.conf.trainer.plots:
-        with telling("drawing the plots"):
-            _draw(experiment, state, outcome, folder, tracker)
     if experiment.conf.trainer.diagnose and outcome.findings:
         display.repeat(outcome.findings)
         tracker.log_text("\n".join(text for _, text in outcome.findings) + "\n", "diagnosis.txt")
+    if experiment.conf.trainer.plots:
+        with telling("drawing the plots"):
+            _draw(experiment, state, outcome, folder, tracker)
     tracker.log_tags({"diagnosis": ", ".join(key for key, _ in outcome.findings) or "none"})
     return outcome
 
