@@ -59,7 +59,7 @@ class EpochTable:
         return self._line(cells, columns)
 
     def _line(self, cells: Sequence[str], columns: int) -> str:
-        widths = [8, 6, *([8, 7] if self.validates else []), 8, 9, 9, 10]
+        widths = [8, 6, *([8, 7] if self.validates else []), 8, 8, 9, 10]
         line = cells[0].ljust(self._epoch_width)
         for cell, width in zip(cells[1:], widths, strict=False):
             if len(line) + width > columns:

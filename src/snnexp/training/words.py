@@ -14,9 +14,9 @@ def duration(seconds: float, digits: int = 0) -> str:
 
 
 def short_duration(seconds: float) -> str:
-    """The same in at most eight characters, for columns: 9.6 s, 1.1 min, 2.2 h, 3.5 days."""
-    for most, length, unit in ((60, 1, "s"), (3600, 60, "min"), (48 * 3600, 3600, "h")):
-        if round(seconds / length, 1) * length < most:
-            return f"{seconds / length:.1f} {unit}"
-    days = seconds / 86400
-    return f"{days:.1f} days" if days < 100 else f"{days:.0f} days"
+    """The same in at most seven characters, for columns: 9.6 s, 42 s, 1.1 min, 2.2 h, 3.5 days."""
+    for most, length, unit in ((60, 1, "s"), (60, 60, "min"), (48, 3600, "h"), (10**9, 86400, "days")):
+        value = seconds / length
+        if round(value) < most:
+            return f"{value:.{int(value < 9.95)}f} {unit}"
+    return "years"
