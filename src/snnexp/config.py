@@ -19,6 +19,7 @@ from snnexp.schema.dataset import (
     FolderImagesConf,
     ImageDatasetConf,
     MotionDatasetConf,
+    OwnDatasetConf,
     RandmanDatasetConf,
     TonicDatasetConf,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "NeuNormConf",
     "NeuronConf",
     "OptimizerConf",
+    "OwnDatasetConf",
     "RandmanDatasetConf",
     "RateEncoderConf",
     "SchedulerConf",
@@ -98,6 +100,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "randman": RandmanDatasetConf,
         "motion": MotionDatasetConf,
         "folder": FolderDatasetConf,
+        "own": OwnDatasetConf,
         "tonic": TonicDatasetConf,
         "images": FolderImagesConf,
     },

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from snnexp.registry import KINDS, registered_names
+
 GROUPS = {
     "task": "what to do",
     "dataset": "what to learn",
@@ -81,6 +83,12 @@ def help_text(conf: Path) -> str:
         if found:
             width = max(14, *(len(name) for name in found)) + 1
             lines += ["", f"{group}: {meaning}", *(f"  {name:<{width}}{text}" for name, text in found.items())]
+    lines += [
+        "",
+        "Your own code (docs/own_code.md): any of these keys takes package.module:name or file.py:name",
+        *(f"  {kind.key:<24}{kind.contract}" for kind in KINDS.values()),
+        *(f"  {key}={name}: of the package {package}" for key, name, package in registered_names()),
+    ]
     lines += ["", "Keys used most (any key of the configuration can be set; `snnexp --cfg job` prints them all):"]
     lines += [f"  {key:<46} {meaning}".rstrip() for key, meaning in KEYS]
     lines += [

@@ -32,7 +32,7 @@ from snnexp.secrets import mask_composed
 
 EXPERIMENT = "experiment/"
 FREE = {"params", "kwargs"}  # keys of `neuron` within which keys of any name are legal
-OWN = {"model": "model.module"}  # groups -> keys that stand on an option `own`
+OWN = {"model": "model.module", "dataset": "dataset.reader"}  # groups -> keys that stand on an option `own`
 ARM = "arm"  # in a composition, the path of what an arm stands for
 
 

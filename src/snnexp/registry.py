@@ -61,6 +61,20 @@ _SNNTORCH = (
     *("straight_through_estimator", "triangular"),
 )  # functions of snntorch.surrogate that need no argument and work (in 1.0.0 LSO raises)
 
+READERS = Kind(
+    "dataset.reader",
+    "snnexp.readers",
+    "open_reader(conf) -> an object with shape, class_names and recordings()",
+    {
+        name: f"snnexp.data.readers.{module}:open_reader"
+        for name, module in {
+            **{name: name for name in ("nmnist", "dvs128", "cifar10dvs", "randman", "motion", "folder", "own")},
+            "shd": "heidelberg",
+            "ssc": "heidelberg",
+            "tonic": "tonic_set",
+        }.items()
+    },
+)
 LOSSES = Kind(
     "decoder.loss",
     "snnexp.losses",
@@ -135,7 +149,7 @@ MODELS = Kind(
 KINDS: dict[str, Kind] = {
     kind.key: kind
     for kind in (
-        *(LOSSES, SURROGATES, EQUATIONS, NEURON_MODULES),
+        *(READERS, LOSSES, SURROGATES, EQUATIONS, NEURON_MODULES),
         *(ENCODERS, OPTIMIZERS, SCHEDULERS, CALLBACKS, MODELS),
     )
 }
@@ -146,26 +160,49 @@ OPTIONS: dict[str, tuple[Kind, str]] = {
     "optimizer": (OPTIMIZERS, "/schema/optimizer/base"),
     "scheduler": (SCHEDULERS, "/schema/scheduler/base"),
     "model": (MODELS, "own"),
+    "dataset": (READERS, "own"),
 }
 
 
 # --- names --------------------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def registered(group: str) -> dict[str, tuple[metadata.EntryPoint, ...]]:
+def registered(group: str) -> Mapping[str, tuple[metadata.EntryPoint, ...]]:
     """What installed packages register in a group, by name; one with damaged metadata is left out, with a warning."""
-    found: dict[str, dict[str, metadata.EntryPoint]] = {}
+    return scanned().get(group, {})
+
+
+@functools.cache
+def scanned() -> dict[str, dict[str, tuple[metadata.EntryPoint, ...]]]:
+    """All that installed packages register, by group and name: looked at once, and only by who needs it."""
+    groups = {kind.group for kind in KINDS.values()}
+    found: dict[str, dict[str, dict[str, metadata.EntryPoint]]] = {}
     for package in metadata.distributions():
         try:
             for point in package.entry_points:
-                if point.group == group and re.fullmatch(r"[\w.]+:\w+", point.value):
-                    found.setdefault(point.name, {}).setdefault(f"{_package_of(point)} {point.value}", point)
-                elif point.group == group:
-                    log.warning("%s registers %s=%s: that is no package.module:name", group, point.name, point.value)
+                if point.group not in groups:
+                    continue
+                if re.fullmatch(r"[\w.]+:\w+", point.value):
+                    names = found.setdefault(point.group, {}).setdefault(point.name, {})
+                    names.setdefault(f"{_package_of(point)} {point.value}", point)
+                else:
+                    wrong = f"{point.group}: {point.name}={point.value}"
+                    log.warning("%s registers %s: that is no package.module:name", _package_of(point), wrong)
         except Exception as error:  # somebody else's package: runs that do not use it go on
             log.warning("the entry points of the package in %s cannot be read: %s", _place(package), error)
-    return {name: tuple(points.values()) for name, points in sorted(found.items())}
+    return {
+        group: {name: tuple(points.values()) for name, points in sorted(names.items())}
+        for group, names in found.items()
+    }
+
+
+def registered_names() -> list[tuple[str, str, str]]:
+    """Key, name and package of everything that installed packages register."""
+    return [
+        (kind.key, name, " and ".join(map(_package_of, points)))
+        for kind in KINDS.values()
+        for name, points in registered(kind.group).items()
+    ]
 
 
 def _place(package: metadata.Distribution) -> str:

@@ -18,7 +18,15 @@ from snnexp import registry
 from snnexp.any_run import TASKS
 from snnexp.claims.checks import check_claim
 from snnexp.coding_rules import DECODER_LOSSES, check_decoder, check_encoder
-from snnexp.config import Config, EventDatasetConf, ImageDatasetConf, ModelConf, NeuronConf, OptimizerConf
+from snnexp.config import (
+    Config,
+    EventDatasetConf,
+    ImageDatasetConf,
+    ModelConf,
+    NeuronConf,
+    OptimizerConf,
+    OwnDatasetConf,
+)
 from snnexp.data.facts import FACTS, unread_keys
 from snnexp.data.shapes import frame_shape, num_classes
 from snnexp.errors import ConfigError, did_you_mean, unknown_choice
@@ -219,6 +227,8 @@ def _input(conf: Config) -> Iterator[str]:
     d = conf.dataset
     yield from check_encoder(conf.encoder, FACTS[d.name].kind, isinstance(d, ImageDatasetConf) and d.normalize)
     yield from unread_keys(d)
+    if isinstance(d, OwnDatasetConf) and d.reader in registry.READERS.ours:
+        yield f"dataset.reader={d.reader}: this is a data set of ours. Use dataset={d.reader}."
     if isinstance(d, EventDatasetConf) and d.bin_by == "width" and d.bin_ms is None:
         yield "dataset.bin_by=width: needs the width of a bin, e.g. dataset.bin_ms=1."
     if isinstance(d, EventDatasetConf) and d.stride_ms is not None and d.window_ms is None:

@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from snnexp import registry
+from snnexp.cli import conf_dir
 from snnexp.config import DecoderConf, NeuronConf, SurrogateConf
+from snnexp.config_files import NamedConfigSource
 from snnexp.decoders import build_decoder
 from snnexp.errors import ConfigError
+from snnexp.helptext import help_text
 from snnexp.neurons.layer import SpikingLayer
 from snnexp.neurons.surrogates import build_surrogate
-from snnexp.registry import KINDS, LOSSES, SURROGATES, load, problem, registered
+from snnexp.registry import KINDS, LOSSES, SURROGATES, load, problem
 
 CODE = """
 import torch
@@ -82,9 +85,9 @@ def installed(mine: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     site = mine / "site"
     site.mkdir()
     monkeypatch.syspath_prepend(str(site))
-    registered.cache_clear()
+    registry.scanned.cache_clear()
     yield site
-    registered.cache_clear()
+    registry.scanned.cache_clear()
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.key)
@@ -176,6 +179,14 @@ def test_a_package_registers_names(installed):
     assert load(LOSSES, "hinge").__name__ == "hinge" and problem(LOSSES, "hinge") is None
     assert load(LOSSES, "mse").__module__ == "snnexp.decoders"  # ours stay ours
     assert "Did you mean hinge?" in str(problem(LOSSES, "hing"))
+    package(installed, "rate2", "square = mine:hinge", group="snnexp.encoders")
+    registry.scanned.cache_clear()
+    text = help_text(conf_dir())
+    assert "decoder.loss=hinge: of the package focus" in text and "encoder.name=square: of the package rate2" in text
+    source = NamedConfigSource()
+    assert "square" in source.list("encoder", None) and source.is_config("encoder/square")  # completion asks for these
+    assert source.is_config("encoder/mine.py:hinge") and not source.is_config("encoder/circle")
+    assert source.load_config("encoder/square").config.name == "square"
 
 
 def test_broken_packages_harm_nobody_who_does_not_use_them(installed, caplog):

@@ -54,6 +54,7 @@ FACTS: dict[str, Facts] = {
     "motion": Facts("events", (2, 0, 0), 11, 0, 0),
     # of these, the files tell shape and classes: `shapes.py`
     "folder": Facts("events", (0, 0, 0), 0, 0, 0),
+    "own": Facts("events", (0, 0, 0), 0, 0, 0),
     "tonic": Facts("events", (0, 0, 0), 0, 0, 0),
     "images": Facts("image", (0, 0, 0), 0, 0, 0),
 }

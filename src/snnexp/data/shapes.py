@@ -11,6 +11,7 @@ from snnexp.config import (
     FolderDatasetConf,
     FolderImagesConf,
     MotionDatasetConf,
+    OwnDatasetConf,
     RandmanDatasetConf,
     TonicDatasetConf,
 )
@@ -27,6 +28,11 @@ def found(conf: DatasetConf) -> tuple[tuple[int, int, int], int]:
 
         reader = open_reader(conf)
         return reader.shape, len(reader.class_names)
+    if isinstance(conf, OwnDatasetConf):
+        from snnexp.data.readers.own import OwnReader
+
+        own = OwnReader(conf)
+        return own.shape, len(own.class_names)
     if isinstance(conf, TonicDatasetConf):
         from snnexp.data.readers.tonic_set import shape_and_classes
 

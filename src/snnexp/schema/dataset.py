@@ -109,6 +109,15 @@ class FolderImagesConf(ImageDatasetConf):
 
 
 @dataclass
+class OwnDatasetConf(EventDatasetConf):
+    """Events that a user's own code reads."""
+
+    reader: str | None = None  # package.module:open_reader or file.py:open_reader; or a name that a package registers
+    path: str | None = None  # file or folder that it reads, if it asks for one
+    kwargs: dict[str, Any] = field(default_factory=dict)  # whatever else it asks for
+
+
+@dataclass
 class RandmanDatasetConf(EventDatasetConf):
     """Zenke and Vogels 2021: smooth random manifolds; the class is in the spike times only."""
 

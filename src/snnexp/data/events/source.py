@@ -6,7 +6,6 @@ the store in one call, so num_steps, bin_by, crop, down-sampling and augmentatio
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,20 +30,10 @@ from snnexp.data.store.losses import loss_note
 from snnexp.data.store.packing import open_store, pack_in_memory
 from snnexp.data.store.store import PARTS, EventStore
 from snnexp.errors import ConfigError, DataError, unknown_choice
+from snnexp.registry import READERS, load
 
 log = logging.getLogger(__name__)
 
-READERS = {
-    "nmnist": "snnexp.data.readers.nmnist",
-    "dvs128": "snnexp.data.readers.dvs128",
-    "shd": "snnexp.data.readers.heidelberg",
-    "ssc": "snnexp.data.readers.heidelberg",
-    "cifar10dvs": "snnexp.data.readers.cifar10dvs",
-    "randman": "snnexp.data.readers.randman",
-    "motion": "snnexp.data.readers.motion",
-    "folder": "snnexp.data.readers.folder",
-    "tonic": "snnexp.data.readers.tonic_set",
-}
 IN_MEMORY = ("randman",)  # generated in a blink and small: no files
 SPARSE_BELOW = 0.12  # dataset.sparse=auto: event lists if fewer of the inputs than this are non-zero
 DENSITY_SAMPLES = 64  # training samples that the density is measured on
@@ -58,10 +47,10 @@ def open_events(conf: EventDatasetConf, device: torch.device) -> EventSource:
 
     Raises: DataError if raw files are missing or damaged; ConfigError if the split or the binning cannot be made.
     """
-    if conf.name not in READERS:
-        raise ConfigError(unknown_choice("dataset", conf.name, READERS))
+    if conf.name not in READERS.ours:
+        raise ConfigError(unknown_choice("dataset", conf.name, READERS.ours))
     check_events(conf)
-    reader: EventReader = importlib.import_module(READERS[conf.name]).open_reader(conf)
+    reader: EventReader = load(READERS, conf.name)(conf)
     if conf.transforms:
         from snnexp.data.readers.transforms import TransformedReader
 
