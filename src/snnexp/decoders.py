@@ -18,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from snnexp.blame import blamed
 from snnexp.coding_rules import check_decoder
 from snnexp.config import DecoderConf, NeuronConf
 from snnexp.errors import ConfigError
-from snnexp.registry import LOSSES, blamed, load
+from snnexp.registry import LOSSES, load
 
 
 def build_decoder(conf: DecoderConf, num_classes: int, num_steps: int) -> Decoder:

@@ -14,11 +14,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from snnexp.blame import blamed
 from snnexp.coding_rules import check_encoder
 from snnexp.config import DeltaEncoderConf, EncoderConf, LatencyEncoderConf, RateEncoderConf
 from snnexp.data.base import DataInfo, EventFrames
 from snnexp.errors import ConfigError
-from snnexp.registry import ENCODERS, blamed, load
+from snnexp.registry import ENCODERS, load
 
 LEVEL_TOLERANCE = 1e-5  # of a threshold: 0.3 * 10 / (10 * 0.1) must count as 3 although it is 2.9999998 in float32
 

@@ -11,11 +11,9 @@ import functools
 import hashlib
 import importlib
 import importlib.util
-import linecache
 import logging
 import re
 import sys
-import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +22,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from snnexp.errors import ConfigError, SnnexpError, did_you_mean, unknown_choice
+from snnexp.blame import line_of, said
+from snnexp.errors import ConfigError, did_you_mean, unknown_choice
 
 log = logging.getLogger(__name__)
 
@@ -295,8 +294,8 @@ def load_object(key: str, reference: str) -> Any:
     except ConfigError as error:
         raise ConfigError(f"{key}={reference}: {error}") from error
     except Exception as error:
-        where = _line(error, lambda file: not file.startswith("<") and file != __file__)
-        raise ConfigError(f"{key}={reference}: loading {place} failed: {where}{_said(error)}") from error
+        where = line_of(error, lambda file: not file.startswith("<") and file != __file__)
+        raise ConfigError(f"{key}={reference}: loading {place} failed: {where}{said(error)}") from error
     if not hasattr(module, name):
         public = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
         raise ConfigError(f"{key}={reference}: {place} has no `{name}`.{did_you_mean(name, public)}")
@@ -381,45 +380,7 @@ def source_file(kind: Kind, word: str) -> Path | None:
     except ConfigError as error:
         raise ConfigError(f"{kind.key}={word}: {error}") from error
     except Exception as error:
-        raise ConfigError(f"{kind.key}={word}: loading {place} failed: {_said(error)}") from error
+        raise ConfigError(f"{kind.key}={word}: loading {place} failed: {said(error)}") from error
     if spec is None:
         raise ConfigError(f"{kind.key}={word}: loading {place} failed: ModuleNotFoundError: No module named {place!r}")
     return Path(spec.origin) if spec.origin and Path(spec.origin).is_file() else None
-
-
-# --- running ------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def blamed(key: str, word: str, module: str) -> Iterator[None]:
-    """Let an error of a user's code end in one message with its key, file and line.
-
-    Args:
-        module: name of the Python module that the code lies in.
-    Raises: ConfigError.
-    """
-    try:
-        yield
-    except (SnnexpError, MemoryError):
-        raise
-    except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":  # torch's: what to lower is said elsewhere
-            raise
-        theirs = getattr(sys.modules.get(module), "__file__", None)
-        raise ConfigError(f"{key}={word}: {_line(error, lambda file: file == theirs)}{_said(error)}") from error
-
-
-def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-def _line(error: BaseException, is_theirs: Any) -> str:
-    """`FILE, line N: `text`: ` of the last line on the way that is the user's, or nothing."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}, line {error.lineno}: "
-    found = ""
-    for frame, number in traceback.walk_tb(error.__traceback__):
-        file = frame.f_code.co_filename
-        if is_theirs(file) and "importlib" not in file:
-            found = f"{file}, line {number}: `{linecache.getline(file, number).strip()}`: "
-    return found

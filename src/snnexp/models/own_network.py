@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snnexp.blame import blamed
 from snnexp.config import ModelConf, NeuronConf
 from snnexp.data.base import DataInfo, EventFrames
 from snnexp.encoders import ConstantInput
@@ -36,7 +37,7 @@ from snnexp.neurons.engines import spikes_over_time
 from snnexp.neurons.equation import Pool
 from snnexp.neurons.layer import NeuronOutput, SpikingLayer
 from snnexp.neurons.module_layer import build_layer
-from snnexp.registry import MODELS, blamed, load
+from snnexp.registry import MODELS, load
 
 log = logging.getLogger(__name__)
 

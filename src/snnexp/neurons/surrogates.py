@@ -15,11 +15,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from snnexp.blame import blamed
 from snnexp.config import SurrogateConf
 from snnexp.errors import ConfigError
 from snnexp.neurons.compiler.symbols import Symbol, leaf, make
 from snnexp.neurons.names import FUSED_SURROGATES, SNNTORCH_PREFIX
-from snnexp.registry import SURROGATES, blamed, load
+from snnexp.registry import SURROGATES, load
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from snnexp.blame import blamed
 from snnexp.errors import ConfigError
 from snnexp.models.network import Network
-from snnexp.registry import CALLBACKS, blamed, load
+from snnexp.registry import CALLBACKS, load
 
 MOMENTS = ("on_start", "on_epoch", "on_end")
 

@@ -23,9 +23,10 @@ from typing import Any
 
 import numpy as np
 
+from snnexp.blame import blamed
 from snnexp.data.readers.recordings import MICROSECONDS, Recording, order_events
 from snnexp.errors import ConfigError, DataError
-from snnexp.registry import READERS, blamed, load, source_file
+from snnexp.registry import READERS, load, source_file
 from snnexp.schema.dataset import OwnDatasetConf
 
 PARTS = ("train", "val", "test")
