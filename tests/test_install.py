@@ -46,6 +46,7 @@ def test_every_configuration_file_is_in_the_wheel(wheel: Path) -> None:
     ours = {str(path.relative_to(ROOT)) for path in (ROOT / "conf").rglob("*.yaml")}
     theirs = {name.removeprefix("snnexp/") for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".yaml")}
     assert ours == theirs
+    assert "snnexp/py.typed" in zipfile.ZipFile(wheel).namelist()  # type checkers read our annotations
     assert len(ours) > 80
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from library_jobs import JOB
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 import snnexp
+from snnexp.exchange.nir_writing import graph_of
 
 
 def weights(net: snnexp.Net) -> list[torch.Tensor]:
@@ -33,7 +35,15 @@ def rewritten(run: snnexp.Run, folder: Path, change: Callable[[dict, dict], None
 
 def test_a_run_loads_by_every_name_it_has(run: snnexp.Run) -> None:
     wanted = weights(run.load())
-    names = [run, run.folder, run.folder / "best.safetensors", run.run_id, run.run_id[:8], run.folder.parent.name]
+    names = [
+        run,
+        run.folder,
+        run.folder / "best.safetensors",
+        run.run_id,
+        run.run_id[:8],
+        run.folder.parent.name,
+        run.folder.parent,
+    ]
     for name in names:
         net = snnexp.load(name)
         assert all(torch.equal(a, b) for a, b in zip(weights(net), wanted, strict=True)), name
@@ -98,6 +108,29 @@ def test_code_named_in_a_file_needs_the_users_word(run: snnexp.Run, tmp_path: Pa
         snnexp.load(path, trust_code=True)
 
 
+def test_a_network_of_ones_own_loads_with_ones_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_net.py").write_text(
+        "from torch import nn\n\n\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, num_classes, neurons):\n"
+        "        super().__init__()\n"
+        "        self.fc1, self.sn1 = nn.Linear(64, num_classes), neurons(num_classes, 'sn1')\n\n"
+        "    def forward(self, x):\n"
+        "        return self.sn1(self.fc1(x.flatten(2)))\n"
+    )
+    words = [word for word in JOB if not word.startswith("model.")]
+    words += ["model.module=own_net.py:Net", "tracking=off", "trainer=smoke"]
+    run = snnexp.train(words, progress=False)
+    with pytest.raises(snnexp.ConfigError, match=r"model\.module=own_net\.py:Net.*trust_code=True"):
+        snnexp.load(run)
+    net = snnexp.load(run, trust_code=True)
+    assert net.dead_neurons([torch.zeros(4, 2, 1, 8, 8)])["sn1"].shape == (10,)
+    assert torch.equal(net(torch.ones(4, 2, 1, 8, 8)).spk, run.load()(torch.ones(4, 2, 1, 8, 8)).spk)
+    with pytest.raises(snnexp.ConfigError, match=r"own_net\.py:Net is a module of your own"):
+        graph_of(net.network)
+
+
 def test_what_names_no_network_is_said_in_one_message(run: snnexp.Run, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.safetensors"
     data = bytearray((run.folder / "best.safetensors").read_bytes())
@@ -157,8 +190,12 @@ def test_a_run_without_weights_says_how_to_get_them(run: snnexp.Run, tmp_path: P
     shutil.copytree(run.folder, folder)
     for name in ("best", "last"):
         (folder / f"{name}.safetensors").unlink()
-    with pytest.raises(snnexp.DataError, match="It has not come that far: give its command again"):
-        snnexp.load(folder.parent.name, state_dir=tmp_path / "runs", tracking_uri=f"sqlite:///{tmp_path}/none.db")
+    nowhere = f"sqlite:///{tmp_path}/none.db"
+    for name in (folder.parent.name, folder.parent, folder):
+        with pytest.raises(snnexp.DataError, match="It has not come that far: give its command again"):
+            snnexp.load(name, state_dir=tmp_path / "runs", tracking_uri=nowhere)
+    with pytest.raises(snnexp.DataError, match=r"no best\.safetensors"):
+        snnexp.load(tmp_path, tracking_uri=nowhere)
 
 
 def test_nobody_elses_random_numbers_or_threads_change(run: snnexp.Run) -> None:

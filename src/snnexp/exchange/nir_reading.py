@@ -104,6 +104,7 @@ class NirNetwork(nn.Module):
             self.order = list(TopologicalSorter(self.before).static_order())
         except CycleError as error:
             raise ValueError(f"a loop through several layers is not supported: {' <- '.join(error.args[1])}") from error
+        self.behind = _behind_neurons(self.order, self.before, nodes)
         self.input_shape = tuple(int(n) for n in np.atleast_1d(nodes[self.entrance].input_type["input"]))
         self.modules_of = {name: _attribute(name) for name in nodes}
         for name, node in nodes.items():
@@ -140,9 +141,19 @@ class NirNetwork(nn.Module):
                     observer.spiking(name, module.layer, Firing(out.spk.sum(0), out.mem, out.spk))
             elif module is not None:
                 after = _stepwise(module, value)
-                value, mem = after, (after if mem is value else _stepwise(module, mem))
+                # membranes are asked for behind the last neurons only
+                value, mem = after, (_stepwise(module, mem) if name in self.behind and mem is not value else after)
             sent[name] = (value, mem)
         return Output(*sent[self.exit])
+
+
+def _behind_neurons(order: list[str], before: dict[str, list[str]], nodes: dict[str, Any]) -> set[str]:
+    """Nodes from which no neurons can be reached."""
+    inner: set[str] = set()
+    for name in reversed(order):
+        if name in inner or type(nodes[name]).__name__ in NEURONS:
+            inner.update(before[name])
+    return set(order) - inner
 
 
 def _stepwise(module: nn.Module, x: Tensor) -> Tensor:

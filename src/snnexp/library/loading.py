@@ -64,19 +64,28 @@ def load(
         raise DataError(f"{path}: a NIR graph has neither encoder nor decoder. Read it with snnexp.read_nir.")
     if path is not None:
         return net_of(Found(path, *load_stored(path)), device, trust_code)
+    run_id, runs_in = str(source), Path(state_dir).expanduser().resolve()
+    folder = _path(source).resolve()
+    if folder.is_dir():  # a run's, but without the weights, or that of all its attempts
+        run_id = str(folder)
+        runs_in = folder.parent.parent if (folder / "run.json").exists() else folder.parent
     conf = Config(
-        run_id=str(source),
+        run_id=run_id,
         checkpoint=checkpoint,
-        state_dir=str(Path(state_dir).expanduser().resolve()),
+        state_dir=str(runs_in),
         tracking=TrackingConf(name="mlflow", uri=tracking_uri),
     )
     with found_checkpoint(conf, Path.cwd()) as found:
         return net_of(found, device, trust_code)
 
 
+def _path(source: Any) -> Path:
+    return Path(getattr(source, "folder", source)).expanduser()
+
+
 def _file(source: Any, checkpoint: str) -> Path | None:
     """The file of weights that `source` names, or None if it is the name of a run."""
-    path = Path(getattr(source, "folder", source)).expanduser()
+    path = _path(source)
     if path.is_dir() and (path / "run.json").exists():
         record = read_record(path)
         if record is not None and (path / f"{checkpoint}.safetensors").is_file():

@@ -32,7 +32,8 @@ def runs(
         table = snnexp.runs()
         table[table.status == "FINISHED"].groupby("neuron")["test/accuracy"].agg(["mean", "std", "count"])
 
-    Rows are the runs of `experiment` in the store, and those below `state_dir` that are in no store (tracking=off).
+    Rows are the runs of `experiment` in the store, and those below `state_dir` that are in no store (tracking=off, or a
+    store that was away).
 
     Args:
         experiment: in the store; None: $MLFLOW_EXPERIMENT_NAME, else snnexp.
@@ -53,7 +54,8 @@ def runs(
             store = connect(resolve_uri(tracking_uri, Path.cwd()), resolve_experiment(experiment), create=False)
             here = {row["run_id"]: row["folder"] for row in rows}
             stored = [] if store is None else list(_from_store(store, here))
-            rows = [*stored, *(row for row in rows if row.pop("_off"))]
+            known = {row["run_id"] for row in stored}
+            rows = [*stored, *(row for row in rows if row["_off"] and row["run_id"] not in known)]
     rows.sort(key=lambda row: row["started"], reverse=True)
     names = {name for row in rows for name in row} - {"_off"}
     rest = sorted(names - set(FIRST), key=lambda name: ("/" in name, name))
@@ -88,7 +90,7 @@ def _from_folders(state_dir: Path) -> Iterator[dict[str, Any]]:
             "status": record.status,
             "started": datetime.fromisoformat(record.created),
             "folder": str(folder),
-            "_off": record.mlflow_run_id is None,
+            "_off": record.mlflow_run_id is None or record.unsent,
         }
 
 

@@ -48,7 +48,8 @@ class Display:
 
     def __init__(self, max_epochs: int, console: Console | None = None, quiet: bool = False, name: str = "") -> None:
         # highlight off: rich would colour every number in a plain log line
-        self.console = console or _Console(highlight=False, quiet=quiet)
+        # force_jupyter: in a notebook rich would make a page element of every line
+        self.console = console or _Console(highlight=False, quiet=quiet, force_jupyter=False)
         self.max_epochs = max_epochs
         self.name = f"{name} | " if name else ""
         self._table: EpochTable | None = None
