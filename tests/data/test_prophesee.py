@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from own_files import dat, evt2, evt3, evt21
 
+from snnexp.data.readers import prophesee
 from snnexp.data.readers.prophesee import Refused, decode_evt3, decode_evt21, read_prophesee
 
 
@@ -52,6 +53,19 @@ def test_evt3_vectors_and_clock_by_hand() -> None:
     )
     first = [(4112, 20, 3, 1), (4112, 31, 3, 1), (4112, 32, 3, 1), (4112, 39, 3, 1), (4112, 7, 3, 0), (4112, 41, 3, 1)]
     assert rows(decode_evt3(stream)) == [*first, (8192, 9, 3, 1), (8193, 9, 3, 1)]
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 5, 7])
+def test_evt3_in_blocks_is_the_same(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    rng = np.random.default_rng(block)
+    high, stream = 0, []
+    for _ in range(400):
+        kind = int(rng.choice([0x0, 0x2, 0x3, 0x4, 0x5, 0x6, 0x8, 0xA]))
+        high = (high + int(rng.integers(0, 900))) % 4096 if kind == 0x8 else high
+        stream.append(kind << 12 | (high if kind == 0x8 else int(rng.integers(0, 1600))))
+    whole = rows(decode_evt3(words3(*stream)))
+    monkeypatch.setattr(prophesee, "BLOCK", block)
+    assert len(whole) > 300 and whole[-1][0] > 1 << 24 and rows(decode_evt3(words3(*stream))) == whole
 
 
 def test_the_24_bits_of_the_evt3_clock_go_round() -> None:

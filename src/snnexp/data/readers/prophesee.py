@@ -22,6 +22,7 @@ from snnexp.errors import DataError
 
 Column = NDArray[np.int64]
 CHUNK = 1 << 16  # words expanded at a time
+BLOCK = 1 << 22  # words of EVT 3.0 decoded at a time
 DAT_EVENT_TYPES = (0x00, 0x0C)  # contrast detection, as older and newer programs number it
 LINE_BYTES = 4096  # no header line is longer
 
@@ -217,6 +218,25 @@ def decode_evt3(payload: bytes) -> tuple[Column, Column, Column, Column]:
     have an event, after which the base moves on by as many; 6 time 11-0; 8 time 23-12, a change sets the rest to 0.
     """
     words = _words(payload, "<u2")
+    state, laps = np.empty(0, np.uint16), 0
+    parts = []
+    for first in range(0, len(words), BLOCK):  # in blocks: a dozen numbers are kept for each word while it is decoded
+        block = np.concatenate([state, words[first : first + BLOCK]])
+        columns, state, laps = _decode_evt3_block(block, laps)
+        parts.append(columns)
+    if not parts:
+        parts = [_expand(*(np.empty(0, np.int64) for _ in range(5)), 12)]
+    t, x, y, p = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return t, x, y, p
+
+
+def _decode_evt3_block(
+    words: NDArray[Any], laps: int
+) -> tuple[tuple[Column, Column, Column, Column], NDArray[np.uint16], int]:
+    """Some words of a stream. Args: laps: what the clock's high part, which has 12 bits, has run over by so far.
+
+    Returns: the events; words that bring the next block into the state at the end of this one; laps at its end.
+    """
     kinds = words >> 12
     _check_types(kinds, (0x0, 0x2, 0x3, 0x4, 0x5, 0x6, 0x7, 0x8, 0xA, 0xE, 0xF))
     values = (words & 0xFFF).astype(np.int64)
@@ -235,7 +255,21 @@ def decode_evt3(payload: bytes) -> tuple[Column, Column, Column, Column]:
     source = np.where(alone, values[chosen], values[base])
     x = (source & 2047) + np.where(alone, 0, moved[chosen] - moved[base])
     mask = np.where(alone, 1, np.where(kinds[chosen] == 0x5, values[chosen] & 0xFF, values[chosen]))
-    return _expand(mask, (high << 12 | low)[chosen], x, values[at_y[chosen]] & 2047, source >> 11, 12)
+    t = ((high + laps) << 12 | low)[chosen]
+    events = _expand(mask, t, x, values[at_y[chosen]] & 2047, source >> 11, 12)
+
+    state = []
+    if number[-1] >= 0:
+        raw = int(values[_last(is_high)[-1]])
+        laps += int(high[-1]) - raw
+        state += [0x8000 | raw, 0x6000 | int(low[-1])]
+    if at_y[-1] >= 0:
+        state.append(int(words[at_y[-1]]))
+    if at_base[-1] >= 0:
+        at = int(values[at_base[-1]])
+        moved_on = int(moved[-1] + moves[-1] - moved[at_base[-1]])
+        state.append(0x3000 | at & 2048 | min((at & 2047) + moved_on, 2047))  # beyond any sensor it stays beyond
+    return events, np.array(state, np.uint16), laps
 
 
 def decode_dat(payload: bytes, fields: dict[str, str]) -> tuple[Column, Column, Column, Column]:
