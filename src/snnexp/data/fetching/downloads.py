@@ -18,8 +18,8 @@ from snnexp.errors import DataError
 logger = logging.getLogger(__name__)
 
 OWN = {
-    "folder": "they are packed where dataset.path leads",
-    "images": "they are read at every start",
+    "folder": "the files are yours; they are packed into the event store",
+    "images": "the files are yours; they are read at every start",
     "tonic": "tonic's loader looks for them, and what is missing is fetched",
 }
 LOCK_TIMEOUT_S = 24 * 3600.0  # a slow download of another job is worth waiting for, a dead lock holder frees it at once
@@ -69,7 +69,7 @@ def prepare(conf: DatasetConf) -> str:
     done = ensure(conf)
     source = SOURCES.get(conf.name)
     if source is None and conf.name in OWN:
-        return f"dataset={conf.name}: the files are yours; {OWN[conf.name]}."
+        return f"dataset={conf.name}: {OWN[conf.name]}."
     if source is None:
         return f"dataset={conf.name}: nothing to fetch, it is generated or comes with scikit-learn."
     where = source.directory(conf.root)

@@ -224,8 +224,8 @@ def decode_evt3(payload: bytes) -> tuple[Column, Column, Column, Column]:
         block = np.concatenate([state, words[first : first + BLOCK]])
         columns, state, laps = _decode_evt3_block(block, laps)
         parts.append(columns)
-    if not parts:
-        parts = [_expand(*(np.empty(0, np.int64) for _ in range(5)), 12)]
+    none = np.empty(0, np.int64)
+    parts = parts or [(none, none, none, none)]
     t, x, y, p = (np.concatenate(column) for column in zip(*parts, strict=True))
     return t, x, y, p
 
