@@ -34,6 +34,16 @@ def composed(*overrides: str) -> Config:
         return validate(cfg)
 
 
+READER = """
+class Reader:
+    shape, class_names = (2, 28, 28), ("a", "b")
+    def recordings(self):
+        return iter(())
+def open_reader(conf):
+    return Reader()
+"""
+
+
 @pytest.fixture(scope="session")
 def own_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """What the sets of a user's own files need: small ones."""
@@ -44,7 +54,14 @@ def own_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         (root / "pictures" / name).mkdir(parents=True)
         Image.new("L", (28, 28)).save(root / "pictures" / name / "1.png")
     folder = [f"dataset.path={root / 'events'}", "dataset.sensor_size=34x34"]
-    return {"folder": folder, "images": [f"dataset.path={root / 'pictures'}"], "tonic": ["dataset.class=POKERDVS"]}
+    reader = root / "reader.py"
+    reader.write_text(READER)
+    return {
+        "own": [f"dataset.reader={reader}:open_reader"],
+        "folder": folder,
+        "images": [f"dataset.path={root / 'pictures'}"],
+        "tonic": ["dataset.class=POKERDVS"],
+    }
 
 
 def test_the_contract_has_its_options() -> None:

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 OWN = {
     "folder": "the files are yours; they are packed into the event store",
     "images": "the files are yours; they are read at every start",
+    "own": "your reader (dataset.reader) knows where they are",
     "tonic": "tonic's loader looks for them, and what is missing is fetched",
 }
 LOCK_TIMEOUT_S = 24 * 3600.0  # a slow download of another job is worth waiting for, a dead lock holder frees it at once
