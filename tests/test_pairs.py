@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-NEURONS = ("fixed", "rouser", "plif", "ttfs", "ltmd", "dietsnn")
+NEURONS = ("fixed", "rouser", "plif", "ttfs", "ltmd", "dietsnn", "trsg", "mp_init", "noisy")
+NEURONS += ("adlif", "se_adlif", "silif", "alif")
 SMOKE = ("trainer=smoke", "tracking=off", "trainer.plots=false")
 
 

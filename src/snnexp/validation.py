@@ -178,6 +178,7 @@ def _foreign_neuron(n: NeuronConf) -> Iterator[str]:
     if n.equation is None and n.module is None:
         return
     ours = ["reset", "tau_form", "detach_reset", "ignore_reset_in_backward", "fire_once", "force_last_spike"]
+    ours += ["spike_height", "initial_mem", "noise"]
     ours += ["relative_surrogate"] if n.module is None else ["relative_surrogate", "learn_threshold", "learn_beta"]
     key = "equation" if n.module is None else "module"
     for f in dataclasses.fields(n):
@@ -196,6 +197,16 @@ def _neuron(conf: Config) -> Iterator[str]:
         yield f"neuron.threshold={n.threshold}: with threshold_param=tanh it must lie between -1 and 1."
     if n.threshold_param == "softplus" and min(theta) <= 0:
         yield f"neuron.threshold={n.threshold}: with threshold_param=softplus it must be > 0."
+    if n.spike_height == "threshold":
+        if min(theta) <= 0 or (n.learn_threshold and n.threshold_param == "direct"):
+            yield "neuron.spike_height=threshold: thresholds must stay > 0. Set neuron.threshold_param=softplus."
+        if n.reset == "zero" and not n.detach_reset:
+            yield "neuron.spike_height=threshold: with reset=zero it needs neuron.detach_reset=true."
+        if n.fire_once:
+            yield "neuron.spike_height=threshold: not with fire_once; first spikes have a time, no height."
+    in_parts = next((k for k in ("checkpoint_steps", "gradient_cutoff") if getattr(conf.trainer, k) is not None), None)
+    if n.initial_mem != "zero" and in_parts is not None:
+        yield f"neuron.initial_mem={n.initial_mem}: needs all steps at once. Leave trainer.{in_parts} out."
     if n.relative_surrogate and min(theta) <= 0:
         yield f"neuron.threshold={n.threshold}: relative_surrogate divides by the threshold, so it must be > 0."
     if n.decay_param == "sigmoid":

@@ -7,6 +7,7 @@ import itertools
 import random
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -43,6 +44,12 @@ def pairwise_options(seed: int) -> list[tuple[Any, ...]]:
     return chosen
 
 
+def cases_with_more(seed: int) -> Iterator["Case"]:
+    """Combinations of the others with spikes as high as the threshold, with noise, and with both."""
+    for number, row in enumerate(pairwise_options(seed)):
+        yield Case(number, row, high=number % 3 != 1, noisy=number % 3 != 0)
+
+
 def cases(options: list[tuple[Any, ...]], readouts: bool = True) -> Iterator["Case"]:
     """One case for each combination; shapes, granularity, surrogate and initial state change with its number."""
     for number, row in enumerate(options):
@@ -52,13 +59,16 @@ def cases(options: list[tuple[Any, ...]], readouts: bool = True) -> Iterator["Ca
 class Case:
     """One neuron layer with input, values and perhaps an initial state, all of which require gradients. float64."""
 
-    def __init__(self, number: int, row: tuple[Any, ...], spiking: bool = True) -> None:
+    def __init__(
+        self, number: int, row: tuple[Any, ...], spiking: bool = True, high: bool = False, noisy: bool = False
+    ) -> None:
         reset, strict, tau_form, detach, ignore, fire_once, force_last, relative, has_current = row
         pick = random.Random(number)
         surrogate = Surrogate(FUSED_SURROGATES[number % len(FUSED_SURROGATES)], slope=3.0)
         self.dynamics = Dynamics(
-            surrogate, reset, strict, tau_form, detach, ignore, fire_once, force_last, relative, spiking
+            surrogate, reset, strict, tau_form, detach, ignore, fire_once, force_last, relative, spiking=spiking
         )
+        self.dynamics = replace(self.dynamics, spike_height="threshold" if high else "one", noisy=noisy)
         self.has_current = has_current
         generator = torch.Generator().manual_seed(number)
 
@@ -81,6 +91,9 @@ class Case:
             spk = (mem > 1).double()
             fired = spk.clone() if self.dynamics.remembers_firing else None
             self.state = State(mem, spk, draw(batch, *shape) if has_current else None, fired)
+        if self.state is not None and high:
+            self.state = self.state._replace(spk=self.state.spk * self.threshold)
+        self.noise = draw(*self.x.shape) - 0.5 if noisy else None
         self.recurrent = None
         if len(shape) == 1 and pick.random() < 0.5:
             self.recurrent = draw(*shape, *shape) - 0.5
@@ -121,7 +134,7 @@ class Case:
     def run_reference(self) -> tuple[Tensor, Tensor, State, list[Tensor | None]]:
         def run(x, alpha, beta, threshold, dynamics, state, recurrent):
             start = state or initial_state(x[0], dynamics, self.has_current)
-            return reference.run(x, alpha, beta, threshold, dynamics, start, recurrent)
+            return reference.run(x, alpha, beta, threshold, dynamics, start, recurrent, noise=self.noise)
 
         return self.run(run)
 
@@ -129,7 +142,9 @@ class Case:
 def check(case: Case, backend: Any) -> None:
     """Outputs and last state bit for bit, gradients to 1e-10 relative."""
     spk, mem, state, grads = case.run_reference()
-    spk2, mem2, state2, grads2 = case.run(lambda *given: run_fused(*given[:6], backend, recurrent=given[6]))
+    spk2, mem2, state2, grads2 = case.run(
+        lambda *given: run_fused(*given[:6], backend, recurrent=given[6], noise=case.noise)
+    )
     assert torch.equal(spk, spk2) and torch.equal(mem, mem2), case.dynamics
     for a, b in zip(state, state2, strict=True):
         assert (a is None) == (b is None) and (a is None or torch.equal(a, b)), case.dynamics
@@ -173,7 +188,7 @@ if __name__ == "__main__":
 
     assert sys.argv[1:] == ["triton"]
     chosen = [*pairwise_options(0), *random.Random(1).sample(all_options(), 60)]
-    for case in cases(chosen):
+    for case in [*cases(chosen), *cases_with_more(2)]:
         check(case, triton_engine.TritonBackend())
     check_custom(triton_engine.TritonBackend())
     print(f"{len(chosen)} cases agree")

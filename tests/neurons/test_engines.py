@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_cases import Case, all_options, cases, check, pairwise_options
+from engine_cases import Case, all_options, cases, cases_with_more, check, pairwise_options
 from torch import Tensor, nn
 
 from snnexp.config import NeuronConf, SurrogateConf
@@ -42,6 +42,11 @@ def test_numba_kernels_as_plain_python_over_the_full_product_of_options():
     options = all_options()
     assert len(options) == 4 * 2**8
     for case in cases(options):
+        check(case, NumbaBackend(compiled=False))
+
+
+def test_high_spikes_and_noise_on_numba_kernels_as_plain_python():
+    for case in cases_with_more(2):
         check(case, NumbaBackend(compiled=False))
 
 

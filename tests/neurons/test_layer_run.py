@@ -186,3 +186,13 @@ def test_a_second_backward_pass_is_refused_even_if_somebody_packs_saved_tensors(
     run.spk.sum().backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         run.spk.sum().backward()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9])  # of spikes: single weights are added up, or one product per step
+def test_recurrent_layers_count_their_spikes(share: float) -> None:
+    """They counted none while few neurons fired."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.rand(40, 3, 16, generator=generator), torch.rand(16, 16, generator=generator) * 0.02
+    beta, threshold = torch.tensor(0.0), torch.tensor(1.05 - share)
+    run = run_layer(x, None, beta, threshold, PLAIN, "numba", recurrent=weight, counts=True)
+    assert 0 < run.spk.mean() < 1 and torch.equal(run.counts, run.spk.sum(0))

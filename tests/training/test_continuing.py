@@ -103,3 +103,55 @@ def test_a_validation_loss_that_is_not_finite_stops_the_run() -> None:
         experiment.network.get_parameter("fc2.bias")[0] = torch.inf
     with pytest.raises(TrainingError, match=r"epoch 2, batch 2: .* first seen in parameter fc2\.bias"):
         evaluation_pass(experiment, "val", ActivityMeter(experiment.network), 2)
+
+
+OWN_NEURON = """
+from snnexp.neurons.custom import Param
+
+def step(x, mem, spk, w, *, spike, threshold, rho=Param((0.7, 0.9), learn=True, per="neuron", low=0, high=1)):
+    w = rho * w + spk
+    mem = 0.8 * mem * (1 - spk.detach()) + x - 0.1 * w
+    return mem, spike(mem - threshold), w
+"""
+RANGES = ("neuron.beta=[0.5,0.9]", "neuron.threshold=[0.5,1.5]", "neuron.learn_threshold=true")
+STOCHASTIC = ("neuron=mp_init", "neuron.noise=0.2", "neuron.noise_in=always", "neuron.threshold=0.3")
+
+
+@pytest.mark.parametrize(
+    ("neuron", "learned"),
+    [
+        (("neuron.equation=mine.py:step",), "sn1.raw_rho"),
+        (RANGES, "sn1.raw_threshold"),
+        (STOCHASTIC, "sn1.initial_mem"),
+    ],
+    ids=["own", "ranges", "noise"],
+)
+def test_a_run_that_was_cut_off_ends_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, neuron: tuple[str, ...], learned: str
+) -> None:
+    """Values that learn in a neuron of one's own, values that are drawn, a start that is followed, noise."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(OWN_NEURON)
+    conf, plain = configuration(*neuron, "dataset.num_steps=4", "trainer.max_epochs=3", "optimizer.lr=0.05")
+
+    def run(where: str, stop: int | None = None) -> dict[str, torch.Tensor]:
+        folder, experiment = claim(plain, tmp_path / where), assemble(conf)
+
+        def pass_or_stop(experiment: Experiment, optimizer: Any, epoch: int, *more: Any) -> Any:
+            if epoch == stop:
+                raise KeyboardInterrupt
+            return train_pass(experiment, optimizer, epoch, *more)
+
+        monkeypatch.setattr("snnexp.training.loop.train_pass", pass_or_stop)
+        try:
+            fit(experiment, folder, OffTracker(folder), Display(3, quiet=True), plain)
+        except KeyboardInterrupt:
+            folder.finish("KILLED")
+        return experiment.network.state_dict()
+
+    whole = run("whole")
+    run("cut", stop=2)
+    resumed, fresh = run("cut"), assemble(conf).network.state_dict()
+    assert whole.keys() == resumed.keys() and all(whole[key].equal(resumed[key]) for key in whole)
+    moved = {key for key in whole if not whole[key].equal(fresh[key])}
+    assert {learned, "fc1.weight"} <= moved

@@ -38,12 +38,13 @@ def run_with_delays(neuron: SpikingLayer, weights: RecurrentLinear, name: str, c
     memory, matrix = flow.memory, weights.recurrent.weight
     before = memory.neurons.get(neuron.name), memory.traces.get(name)
     spk, mem, state, past, came = run_delayed_recurrence(neuron, current, matrix, weights.delay, *before, flow.last)
+    neuron.follow(spk, mem)
     if not flow.last:
         memory.remember(neuron.name, state)
         memory.traces[name] = past
     if flow.observer:
         flow.observer.connection(f"{name}.recurrent", weights.recurrent, came.flatten(0, 1), 1)
-    return LayerRun(spk, mem, spikes_over_time(spk) if flow.observer else None)
+    return LayerRun(spk, mem, spikes_over_time(spk, neuron.dynamics.high_spikes) if flow.observer else None)
 
 
 def run_delayed_recurrence(

@@ -216,7 +216,7 @@ class Network(nn.Module):
             out = cast(LayerRun, neuron(current, recurrent=recurrent, within=within))
         else:  # the last membranes go on, and gradients come back through them: not private, and nothing is fused
             spk, mem, after = neuron(current, state, recurrent, last=flow.last)
-            out = LayerRun(spk, mem, spikes_over_time(spk) if observer else None)
+            out = LayerRun(spk, mem, spikes_over_time(spk, neuron.dynamics.high_spikes) if observer else None)
             if not flow.last:
                 flow.memory.remember(layer.name, after)
         if flow.observer and isinstance(weights, RecurrentLinear) and weights.delay is None:
@@ -380,7 +380,8 @@ def build_network(
             binary = binary and (not delay.learns or model.sparse == "always")
             network.add_module(layer.name, delay)
         elif layer.kind == "spiking":
-            analog, binary = False, True  # what follows sees spikes, even if it is the first layer with weights
+            # what follows sees spikes, even if it is the first layer with weights
+            analog, binary = False, neuron.spike_height == "one"
             spiking = not (layer.name == last and decoder.name == "membrane" and decoder.integrate)
             network.neurons[layer.name] = build_layer(neuron, layer.out_shape, layer.name, spiking=spiking)
             network.add_module(layer.name, network.neurons[layer.name])

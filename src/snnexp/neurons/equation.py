@@ -9,7 +9,8 @@
           subtract_first  U' = U - theta S,  R = 0
           none            U' = U,            R = 0
 
-`advance` is the single source: the reference engine runs it on tensors, and every kernel is compiled from it.
+With options, noise is added to U, and a spike is as high as theta. `advance` is the single source: the reference engine
+runs it on tensors, and every kernel is compiled from it.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class Dynamics:
         fire_once: S is kept only if the neuron has not fired before; no gradient through that mask.
         force_last_spike: a neuron that stayed silent fires at the last step, with the surrogate's gradient there.
         relative_surrogate: x = U/theta - 1 instead of U - theta decides on the spike and enters the surrogate.
+        spike_height: threshold: a spike sends on theta, not 1; a soft reset, if detached, takes it off as a constant.
+        noisy: each step gets a number from outside that is added to U.
         spiking: false makes a leaky integrator: no spikes, no reset, threshold unused.
         equation: a user's own, instead of the one above; only surrogate, strict and spiking count then.
     """
@@ -52,12 +55,19 @@ class Dynamics:
     fire_once: bool = False
     force_last_spike: bool = False
     relative_surrogate: bool = False
+    spike_height: str = "one"
+    noisy: bool = False
     spiking: bool = True
     equation: Equation | None = None
 
     def spike(self, distance: Any) -> Any:
         """1 where the distance to the threshold says so, with the surrogate's gradient; 0 if not spiking."""
         return self.surrogate.spike(distance, self.strict) if self.spiking else torch.zeros_like(distance)
+
+    @property
+    def high_spikes(self) -> bool:
+        """Whether spikes are as high as theta."""
+        return self.equation is None and self.spike_height == "threshold"
 
     @property
     def remembers_firing(self) -> bool:
@@ -112,7 +122,7 @@ def initial_state(like: Tensor, dynamics: Dynamics, has_current: bool) -> State:
     return state_of(dynamics, dict.fromkeys(state_names(dynamics, ("alpha",) if has_current else ()), zero))
 
 
-def advance(x: Any, state: Any, values: Mapping[str, Any], dynamics: Dynamics, last: Any) -> State:
+def advance(x: Any, state: Any, values: Mapping[str, Any], dynamics: Dynamics, last: Any, noise: Any = None) -> State:
     """The equation above, or a user's: one step, on tensors or on the compiler's symbols. Every engine comes from here.
 
     The order of operations is that of the bits of the results.
@@ -128,10 +138,12 @@ def advance(x: Any, state: Any, values: Mapping[str, Any], dynamics: Dynamics, l
     if not dynamics.spiking:
         mem = beta * state.mem + drive
         return State(mem, torch.zeros_like(mem), cur)
-    kept, removed = _reset(state.mem, state.spk, values["threshold"], dynamics)
+    kept, removed = reset(state.mem, state.spk, values["threshold"], dynamics)
     mem = beta * kept + drive
     if removed is not None:
         mem = mem - removed
+    if dynamics.noisy:
+        mem = mem + noise
     distance = mem / values["threshold"] - 1 if dynamics.relative_surrogate else mem - values["threshold"]
     spk = dynamics.spike(distance)
     if dynamics.remembers_firing:
@@ -140,23 +152,26 @@ def advance(x: Any, state: Any, values: Mapping[str, Any], dynamics: Dynamics, l
         if dynamics.force_last_spike:
             spk = with_value(where(last, torch.maximum(spk, 1 - fired), spk), gradient_of=spk)
         fired = torch.maximum(fired, spk.detach())
+    if dynamics.high_spikes:
+        spk = values["threshold"] * spk
     return State(mem, spk, cur, fired)
 
 
-def _reset(mem: Any, spk: Any, threshold: Any, dynamics: Dynamics) -> tuple[Any, Any]:
+def reset(mem: Any, spk: Any, threshold: Any, dynamics: Dynamics) -> tuple[Any, Any]:
     """Return U' of the step that left `mem` and `spk`, and R of the next step (None: zero)."""
     ignore = dynamics.ignore_reset_in_backward
     if dynamics.detach_reset or ignore:
         spk = spk.detach()
+    high = dynamics.high_spikes  # spk is theta S
     match dynamics.reset:
         case "none":
             return mem, None
         case "subtract":
-            return mem, (threshold.detach() if ignore else threshold) * spk
+            return mem, spk if high else (threshold.detach() if ignore else threshold) * spk
         case "zero":
-            kept = mem * (1 - spk)
+            kept = mem * (1 - (1.0 * (spk > 0) if high else spk))
         case _:
-            kept = mem - threshold * spk
+            kept = mem - (spk if high else threshold * spk)
     return (with_value(kept, gradient_of=mem) if ignore else kept), None
 
 

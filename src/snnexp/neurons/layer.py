@@ -17,7 +17,7 @@ from snnexp.config import NeuronConf
 from snnexp.errors import ConfigError, unknown_choice
 from snnexp.neurons.custom import OURS, Equation, Param, load_equation
 from snnexp.neurons.engines import LayerRun, can_pool, choose_engine, run_layer, run_neurons
-from snnexp.neurons.equation import Dynamics, Pool, State, advance, initial_state, state_names, value_dict
+from snnexp.neurons.equation import Dynamics, Pool, State, advance, initial_state, reset, state_names, value_dict
 from snnexp.neurons.names import RESETS
 from snnexp.neurons.surrogates import build_surrogate, with_value
 
@@ -64,7 +64,8 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
         decay_param      sigmoid: 1 - sigmoid(raw), raw = -ln(tau - 1) at the start (PLIF);
                          clamp: raw clamped to [0, 1], where its gradient passes through, so that it can come back
 
-    A value that is not learned is stored as it is.
+    A value that is not learned is stored as it is. With initial_mem: running_mean, the buffer `initial_mem` is where
+    membranes start: in training it follows the mean membrane, after the reset, in which neurons that fired end a batch.
 
     Args:
         conf: the group `neuron`. Numbers may be YAML integers.
@@ -107,6 +108,10 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
         self.has_current = conf.alpha is not None
         if conf.alpha is not None:
             self._store("alpha", conf.alpha, conf.alpha_per, self.alpha_param, conf.learn_alpha)
+        self.noise, self.noise_always = float(conf.noise) if spiking else 0.0, conf.noise_in == "always"
+        self.initial_mem: Tensor | None
+        follows = conf.initial_mem == "running_mean" and spiking
+        self.register_buffer("initial_mem", torch.zeros(()) if follows else None)
         self.params: dict[str, Param] = dict(self.dynamics.equation.params if self.dynamics.equation else ())
         for name, param in self.params.items():
             self._store(name, param.init, param.per, "direct", param.learn)
@@ -210,9 +215,10 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
     def init_state(
         self, batch_size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> State:
-        """Return the state at rest for a batch; device and dtype default to the layer's own."""
+        """Return the state that a batch starts from; device and dtype default to the layer's own."""
         like = self.raw_beta.new_empty((batch_size, *self.shape), device=device, dtype=dtype, requires_grad=False)
-        return initial_state(like, self.dynamics, self.has_current)
+        state = initial_state(like, self.dynamics, self.has_current)
+        return state if self.initial_mem is None else state._replace(mem=state.mem + self.initial_mem)
 
     def forward(
         self,
@@ -222,24 +228,45 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
         within: Within | None = None,
         last: bool = True,
     ) -> NeuronOutput | LayerRun:
-        """Run all time steps of x [T, B, *shape] from `state` (None: at rest).
+        """Run all time steps of x [T, B, *shape] from `state` (None: at rest, or `initial_mem`).
 
         recurrent [N, N]: weights V of a recurrent layer, x[t] + V S[t-1] drives it; as in nn.Linear, V[to, from].
-        within: what surrounds the layer in a network. It then starts at rest, returns a `LayerRun`, and pools, counts
-            and saves memory in the same pass where the engine can.
+        within: what surrounds the layer in a network. It then starts as without a state, returns a `LayerRun`, and
+            pools, counts and saves memory in the same pass where the engine can.
         last: x ends where the sample ends.
         Half-precision input is computed in float32; spikes come back in the input's dtype, membranes in float32.
         Raises: ConfigError if x is not [T, B, *shape], or the engine asked for cannot run here.
         """
         dynamics, engine = self._choose(x, last)
-        values, more = (self.alpha, self.beta, self.threshold), self.more_values()
+        if within is not None and (state is not None or not last):
+            raise ValueError(f"{self.name}: with `within` a layer runs from its start to the sample's end")
+        values, dtype = (self.alpha, self.beta, self.threshold), torch.promote_types(x.dtype, torch.float32)
+        noise = self._noise(x.shape, x.device, dtype) if dynamics.noisy else None
+        options: dict[str, Any] = {"overwrite_input": self.overwrite_input, "recurrent": recurrent, "noise": noise}
+        options["more"] = self.more_values()
+        if self.initial_mem is not None and state is None:
+            state = self.init_state(x.shape[1], x.device, dtype)
         if within is None:
-            overwrite = self.overwrite_input
-            return NeuronOutput(*run_neurons(x, *values, dynamics, state, engine, overwrite, recurrent, more))
-        if state is not None or not last:
-            raise ValueError(f"{self.name}: with `within` a layer runs from rest to the sample's end")
-        options = {"overwrite_input": self.overwrite_input, "recurrent": recurrent, "more": more, **within._asdict()}
-        return run_layer(x, *values, dynamics, engine, **options)
+            out: NeuronOutput | LayerRun = NeuronOutput(*run_neurons(x, *values, dynamics, state, engine, **options))
+        else:
+            options |= {"start": state, **within._asdict()}
+            out = run_layer(x, *values, dynamics, engine, **options)
+        self.follow(out.spk, out.mem)
+        return out
+
+    def _noise(self, shape: torch.Size, device: torch.device, dtype: torch.dtype) -> Tensor:
+        return torch.randn(shape, device=device, dtype=dtype).mul_(self.noise)
+
+    @torch.no_grad()
+    def follow(self, spk: Tensor, mem: Tensor) -> None:
+        """Let `initial_mem`, if there is one, follow a batch's membranes and spikes, [T, B, *shape] (MP-Init)."""
+        if self.initial_mem is None or not self.training:
+            return
+        kept, removed = reset(mem[-1], spk[-1].to(mem.dtype), self.threshold, self.dynamics)
+        after = kept if removed is None else kept - removed
+        active = (spk > 0).any(0)
+        mean = (after * active).sum(dtype=torch.float64) / active.sum().clamp(min=1)
+        self.initial_mem.mul_(0.9).add_(0.1 * mean)
 
     def can_pool(self, x: Tensor) -> bool:
         """Whether a pooling layer behind this one is done in the same pass: if the engine can, and nobody hooked in.
@@ -247,7 +274,8 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
         Channels must lie next to each other in memory: over single pixels torch's own pooling is faster.
         """
         channels_last = x.shape[2] >= 4 and x.stride(2) == 1 and x.stride(4) == x.shape[2]
-        return channels_last and not self._forward_hooks and can_pool(*self._choose(x), x.dtype)
+        seen = self._forward_hooks or (self.initial_mem is not None and self.training)
+        return channels_last and not seen and can_pool(*self._choose(x), x.dtype)
 
     def _choose(self, x: Tensor, last: bool = True) -> tuple[Dynamics, str]:
         if tuple(x.shape[2:]) != self.shape:
@@ -270,17 +298,21 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
         Returns: spikes in x_t's dtype, membrane before the reset, new state.
         """
         x = x_t if x_t.dtype == state.mem.dtype else x_t.to(state.mem.dtype)
-        state = advance(x, state, self.values(), self.active_dynamics(), last)
+        dynamics = self.active_dynamics(last)
+        noise = self._noise(x.shape, x.device, x.dtype) if dynamics.noisy else None
+        state = advance(x, state, self.values(), dynamics, last, noise)
         return state.spk.to(x_t.dtype), state.mem, state
 
     def active_dynamics(self, last: bool = True) -> Dynamics:
         """Return the options in force: silent neurons are forced to fire in training only, where the sample ends.
 
-        Before that, the state must know who has fired: it does with fire_once, which force_last_spike needs.
+        Noise is there in training only, unless it is asked for always. Before the sample's end, the state must know who
+        has fired: it does with fire_once, which force_last_spike needs.
         """
+        noisy = self.noise > 0 and (self.training or self.noise_always)
         if self.dynamics.force_last_spike and not (self.training and last):
-            return replace(self.dynamics, force_last_spike=False)
-        return self.dynamics
+            return replace(self.dynamics, force_last_spike=False, noisy=noisy)
+        return replace(self.dynamics, noisy=noisy) if noisy else self.dynamics
 
     def extra_repr(self) -> str:
         kind = "" if self.dynamics.spiking else ", spiking=False"

@@ -51,6 +51,10 @@ class NeuronConf:
     fire_once: bool = False  # a neuron spikes at most once per sample
     force_last_spike: bool = False  # training only: a neuron silent so far fires at the last step (ETTFS)
     relative_surrogate: bool = False  # the surrogate sees U/theta - 1 instead of U - theta (DIET-SNN)
+    spike_height: str = choice("one", "one", "threshold")  # what a spike sends on, and a soft reset takes off (TrSG)
+    initial_mem: str = choice("zero", "zero", "running_mean")  # where membranes start: at that of earlier batches' ends
+    noise: float = number(0.0, low=0)  # standard deviation of what is added to the membrane at each step (Gaussian)
+    noise_in: str = choice("training", "training", "always")
     surrogate: SurrogateConf = field(default_factory=SurrogateConf)
     equation: str | None = None  # a step function of your own: package.module:name or file.py:name
     params: dict[str, Any] = field(default_factory=dict)  # its values by name: {init, learn, per, low, high}

@@ -213,6 +213,8 @@ def _is_set_here(network: torch.nn.Module, key: str, trained: Mapping[str, Any])
     if not isinstance(layer, SpikingLayer):
         return False
     quantity = name.removeprefix("raw_")
+    if quantity == "initial_mem":
+        return False
     if quantity in layer.params:
         return quantity not in layer.learned()
     form = trained["threshold_param" if quantity == "threshold" else "decay_param"]

@@ -25,7 +25,8 @@ from snnexp.neurons.compiler.gradient import gradients, summed
 from snnexp.neurons.compiler.symbols import BOOLEAN, Symbol, in_order, leaf, make, rebuilt, value_of
 from snnexp.neurons.equation import Dynamics, advance, state_names, state_of
 
-X, NOW, LAST, ZERO = leaf("input", "x"), leaf("step", "now"), leaf("flag", "last"), leaf("const", 0.0)
+X, NOISE, NOW, LAST = leaf("input", "x"), leaf("input", "noise"), leaf("step", "now"), leaf("flag", "last")
+ZERO = leaf("const", 0.0)
 Names = tuple[str, ...]
 
 
@@ -78,7 +79,7 @@ class _Step:
         for state in latches:
             self.old[state] = make("select", make("lt", leaf("column", f"first_{state}"), NOW), 1.0, 0.0)
         values = {name: leaf("value", name) for name in names}
-        after = advance(X, state_of(dynamics, self.old), values, dynamics, LAST)
+        after = advance(X, state_of(dynamics, self.old), values, dynamics, LAST, NOISE)
         memo: dict[int, Symbol] = {}
         self.new: dict[str, Symbol] = {s: _number(getattr(after, s)) for s in states}
         self.derived = _of_values_alone(self.new.values()) if dynamics.equation is not None else {}
@@ -211,7 +212,8 @@ def forward_plan(dynamics: Dynamics, names: Names, wants: frozenset[str]) -> For
     stored = tuple(sorted(needed & set(traced.sources)))
     carried = _frontier(step)
     start = {**carried, **{s: step.old[s] for s in step.extra}}
-    names_of = {id(symbol): leaf("column", name) for name, symbol in start.items()} | {id(X): leaf("row", "x")}
+    names_of = {id(symbol): leaf("column", name) for name, symbol in start.items()}
+    names_of |= {id(X): leaf("row", "x"), id(NOISE): leaf("row", "noise")}
 
     def read(symbol: Symbol) -> Symbol:
         return replaced(symbol, lambda s: names_of.get(id(s)))

@@ -36,6 +36,7 @@ def run_neurons(
     overwrite_input: bool = False,
     recurrent: Tensor | None = None,
     more: Mapping[str, Tensor] | None = None,
+    noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, State]:
     """Run spiking neurons over all time steps (equation and options: `snnexp.neurons.equation`).
 
@@ -50,6 +51,7 @@ def run_neurons(
         recurrent: weights [N, N] from the neurons' spikes S[t-1] to their own input x[t], for neurons of shape [N];
             computed in the neurons' precision.
         more: values of a user's equation, by name; they broadcast as beta does.
+        noise: what is added to the membranes, like x, in the precision computed in; given if dynamics.noisy.
     Returns: spikes in x's dtype, membranes before the reset in the dtype computed in, both like x, and the last state.
         All of them, state included, carry gradients to x, alpha, beta, threshold and the given state.
     Raises: ConfigError if a value does not broadcast to [*shape]; the message has both shapes.
@@ -61,7 +63,7 @@ def run_neurons(
     overwrite_input = overwrite_input or exact is not x
     if engine == "reference":
         start = initial_state(exact[0], dynamics, alpha is not None) if state is None else state
-        spk, mem, after = reference.run(exact, alpha, beta, threshold, dynamics, start, recurrent, more)
+        spk, mem, after = reference.run(exact, alpha, beta, threshold, dynamics, start, recurrent, more, noise)
         return spk.to(x.dtype), mem, after
     if engine == "numba":
         from snnexp.neurons.engines.numba_engine import run
@@ -72,7 +74,7 @@ def run_neurons(
 
         # its kernels read half precision themselves; the matrix product of a recurrent layer does not mix precisions
         given = x if recurrent is None else exact
-    spk, mem, after = run(given, alpha, beta, threshold, dynamics, state, overwrite_input, recurrent, more)
+    spk, mem, after = run(given, alpha, beta, threshold, dynamics, state, overwrite_input, recurrent, more, noise)
     return spk.to(x.dtype), mem, after
 
 
@@ -98,8 +100,10 @@ def run_layer(
     counts: bool = False,
     private: bool = False,
     more: Mapping[str, Tensor] | None = None,
+    noise: Tensor | None = None,
+    start: State | None = None,
 ) -> LayerRun:
-    """Run a layer from rest to the end, with what follows the spikes in the same pass where the engine can.
+    """Run a layer from `start` (None: rest) to the end, with what follows the spikes in the same pass where it can be.
 
     Args: those of `run_neurons`, and
         pool: pooling layer on the spikes; `can_pool` tells where that is allowed.
@@ -111,12 +115,13 @@ def run_layer(
         from snnexp.neurons.engines.numba_engine import NumbaBackend
 
         recurrent = _checked(x, value_dict(alpha, beta, threshold, more), recurrent)
-        values, backend = (alpha, beta, threshold), NumbaBackend()
+        more_options = (recurrent, pool, counts, private, more, noise, start)
         return LayerRun(
-            *run_fused_layer(x, *values, dynamics, backend, overwrite_input, recurrent, pool, counts, private, more)
+            *run_fused_layer(x, alpha, beta, threshold, dynamics, NumbaBackend(), overwrite_input, *more_options)
         )
-    spk, mem, _ = run_neurons(x, alpha, beta, threshold, dynamics, None, engine, overwrite_input, recurrent, more)
-    counted = spikes_over_time(spk) if counts else None
+    options = (engine, overwrite_input, recurrent, more, noise)
+    spk, mem, _ = run_neurons(x, alpha, beta, threshold, dynamics, start, *options)
+    counted = spikes_over_time(spk, dynamics.high_spikes) if counts else None
     if pool is not None:
         pooling = F.max_pool2d if pool.kind == "max" else F.avg_pool2d
         pooled = pooling(spk.flatten(0, 1), pool.size)
@@ -127,18 +132,22 @@ def run_layer(
 def can_pool(dynamics: Dynamics, engine: str, dtype: torch.dtype) -> bool:
     """Whether `run_layer` pools in the same pass.
 
-    Backward works spikes out from the membranes again, except forced ones that no record of first spikes tells of.
+    Backward works spikes out from the membranes again, except forced ones that no record of first spikes tells of. Its
+    windows are of spikes of 0 and 1.
     """
     forced = dynamics.force_last_spike and not dynamics.fire_once
-    return engine == "numba" and dynamics.spiking and not forced and dtype in (torch.float32, torch.float64)
+    plain = dynamics.spiking and not dynamics.high_spikes and not forced
+    return engine == "numba" and plain and dtype in (torch.float32, torch.float64)
 
 
-def spikes_over_time(spk: Tensor) -> Tensor:
-    """Sum of spikes [T, B, ...] over T, exact in half precision too (bfloat16 counts to 256).
+def spikes_over_time(spk: Tensor, high: bool = False) -> Tensor:
+    """Number of spikes [T, B, ...] over T, exact in half precision too (bfloat16 counts to 256).
 
     Read in the order of memory: torch's sum of channels_last maps is 13 times slower.
     """
     dtype = torch.float64 if spk.dtype == torch.float64 else torch.float32
+    if high:  # spikes of any height
+        spk = (spk > 0).to(dtype)
     order = memory_order(spk)
     back = [order.index(d) - 1 for d in range(1, spk.dim())]
     return spk.detach().permute(order).sum(0, dtype=dtype).permute(back)
@@ -248,6 +257,8 @@ def support_table() -> str:
         ("fire_once: true", replace(plain, fire_once=True), torch.float32),
         ("force_last_spike: true", replace(plain, force_last_spike=True), torch.float32),
         ("relative_surrogate: true", replace(plain, relative_surrogate=True), torch.float32),
+        ("spike_height: threshold", replace(plain, spike_height="threshold"), torch.float32),
+        ("noise", replace(plain, noisy=True), torch.float32),
         ("detach_reset: false", replace(plain, detach_reset=False), torch.float32),
         ("readout without spikes", replace(plain, spiking=False), torch.float32),
         *(

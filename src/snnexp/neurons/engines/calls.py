@@ -54,6 +54,7 @@ class ForwardCall:
     counts: Tensor | None = None  # [M]: spikes over all steps, added to
     pool: PoolGrid | None = None  # spk is then [T, pooled columns]
     unpooled: Tensor | None = None  # [M]: scratch for spikes before pooling
+    noise: Tensor | None = None  # [T, M]: added to the membranes
 
 
 @dataclass

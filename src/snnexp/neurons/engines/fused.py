@@ -31,6 +31,7 @@ class _Options(NamedTuple):
     counts: bool = False
     private: bool = False  # nobody but backward needs the membranes
     pool: PoolGrid | None = None
+    noise: Tensor | None = None  # like x
 
 
 def run_fused(
@@ -44,19 +45,16 @@ def run_fused(
     overwrite_input: bool = False,
     recurrent: Tensor | None = None,
     more: Values | None = None,
+    noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, State]:
     """Run all time steps of x [T, B, *shape] with the backend's kernels; see `run_neurons` for the rest.
 
     spk has x's dtype; mem and the state have the dtype of the calculation: float64 for float64, else float32.
     """
     values = value_dict(alpha, beta, threshold, more)
-    order, flat_x, flat_values, options = _prepare(x, values, dynamics, backend, overwrite_input)
+    order, flat_x, flat_values, options = _prepare(x, values, dynamics, backend, overwrite_input, noise)
     states = state_names(dynamics, values)
-    given: list[Tensor] = []
-    if state is not None:
-        zero = torch.zeros_like(state.mem)
-        found = [getattr(state, name) for name in states]
-        given = [(zero if s is None else s).permute([d - 1 for d in order[1:]]).contiguous() for s in found]
+    given = _parts(state, states, order)
     outputs = _Fused.apply(flat_x, recurrent, options, *flat_values, *given)  # type: ignore[no-untyped-call]
     back = [order.index(d) for d in range(len(order))]
     spk, mem = outputs[0].permute(back), outputs[1].permute(back)
@@ -78,20 +76,23 @@ def run_fused_layer(
     counts: bool,
     private: bool,
     more: Values | None = None,
+    noise: Tensor | None = None,
+    start: State | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Run a whole layer from rest, with what surrounds it in a network; see `run_layer`."""
+    """Run a whole layer, with what surrounds it in a network; see `run_layer`."""
     values = value_dict(alpha, beta, threshold, more)
-    order, flat_x, flat_values, options = _prepare(x, values, dynamics, backend, overwrite_input)
+    order, flat_x, flat_values, options = _prepare(x, values, dynamics, backend, overwrite_input, noise)
+    given = _parts(start, state_names(dynamics, values), order)
     grid = None if pool is None else _pool_grid(pool, flat_x, order)
     options = options._replace(counts=counts, private=private, pool=grid)
-    spk, mem, counted, *_ = _Fused.apply(flat_x, recurrent, options, *flat_values)  # type: ignore[no-untyped-call]
+    spk, mem, counted, *_ = _Fused.apply(flat_x, recurrent, options, *flat_values, *given)  # type: ignore[no-untyped-call]
     back = [order.index(d) for d in range(len(order))]
     counted = None if counted is None else counted.permute([d - 1 for d in back[1:]])
     return spk.permute(back), mem.permute(back), counted
 
 
 def _prepare(
-    x: Tensor, values: Values, dynamics: Dynamics, backend: Backend, overwrite_input: bool
+    x: Tensor, values: Values, dynamics: Dynamics, backend: Backend, overwrite_input: bool, noise: Tensor | None
 ) -> tuple[list[int], Tensor, list[Tensor], _Options]:
     """Bring input and values into the order of memory."""
     values, order = with_derived(dynamics, values), memory_order(x)
@@ -99,8 +100,18 @@ def _prepare(
     if not flat_x.is_contiguous():
         flat_x, overwrite_input = flat_x.contiguous(), True
     overwrite_input = overwrite_input and not (x.is_leaf and x.requires_grad)
-    options = _Options(dynamics, tuple(values), backend, overwrite_input)
+    flat_noise = None if noise is None else noise.permute(order).contiguous()
+    options = _Options(dynamics, tuple(values), backend, overwrite_input, noise=flat_noise)
     return order, flat_x, [_permute_value(v, order) for v in values.values()], options
+
+
+def _parts(state: State | None, names: Sequence[str], order: list[int]) -> list[Tensor]:
+    """A state's parts in the order of memory; none of no state."""
+    if state is None:
+        return []
+    found = [getattr(state, name) for name in names]
+    parts = [torch.zeros_like(state.mem) if s is None else s for s in found]
+    return [s.permute([d - 1 for d in order[1:]]).contiguous() for s in parts]
 
 
 def with_derived(dynamics: Dynamics, values: Values) -> Values:
@@ -162,7 +173,7 @@ class _Fused(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, recurrent: Tensor | None, options: _Options, *rest: Tensor) -> tuple[Any, ...]:
         dynamics, names, private = options.dynamics, options.names, options.private
         values, given = rest[: len(names)], rest[len(names) :]
-        ctx.options, ctx.input_dtype = options, x.dtype
+        ctx.options, ctx.input_dtype = options._replace(noise=None), x.dtype
         ctx.wants = frozenset(n for n, needed in zip(names, ctx.needs_input_grad[3:], strict=False) if needed)
         plan = forward_plan(dynamics, names, ctx.wants)
         call = _forward_call(x, recurrent is not None, options, plan, values, given, ctx.wants)
@@ -275,6 +286,7 @@ def _forward_call(
         counts=torch.zeros(columns, dtype=dtype, device=x.device) if options.counts else None,
         pool=pool,
         unpooled=None if pool is None else torch.empty(columns, dtype=dtype, device=x.device),
+        noise=None if options.noise is None else options.noise.view(steps, columns),
     )
 
 

@@ -35,9 +35,12 @@ def run(
     overwrite_input: bool = False,
     recurrent: Tensor | None = None,
     more: Mapping[str, Tensor] | None = None,
+    noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, State]:
     """Run all time steps of x [T, B, *shape] on the CPU; returns spikes, membranes (like x) and the last state."""
-    return run_fused(x, alpha, beta, threshold, dynamics, state, NumbaBackend(), overwrite_input, recurrent, more)
+    return run_fused(
+        x, alpha, beta, threshold, dynamics, state, NumbaBackend(), overwrite_input, recurrent, more, noise
+    )
 
 
 class NumbaBackend(Backend):
@@ -68,7 +71,8 @@ class NumbaBackend(Backend):
         size, steps = weight.shape[0], call.x.shape[0]
         from_to = weight.t().contiguous()
         limit = BUSY_SHARE if from_to.numel() <= SMALL_WEIGHTS else BUSY_SHARE_LARGE
-        use = ForwardUse(call.in_place, recurrent=True, store_input="x" in call.stored)
+        counting = call.counts is not None
+        use = ForwardUse(call.in_place, counting, recurrent=True, store_input="x" in call.stored)
         kernel = forward_kernel(call.dynamics, call.names, call.wants, use, self.compiled)
         silent = torch.zeros_like(call.mem[0])
         busy = False
@@ -78,7 +82,7 @@ class NumbaBackend(Backend):
                 self.forward_steps(call, weight, spk0, range(start, stop))
             else:
                 before = call.spk[start - 1] if start > 0 else silent if spk0 is None else spk0.reshape(-1)
-                rows = some_steps(call, slice(start, stop), ("x", "spk", "mem", "stored"))
+                rows = some_steps(call, slice(start, stop), ("x", "spk", "mem", "stored", "noise"))
                 arguments = _forward_arguments(replace(call, **rows, time=call.time + start))
                 arguments |= {"before": _array(before), "weight": _array(from_to.reshape(-1))}
                 self._launch(kernel, arguments, None, stop - start, call.x.shape[1], block=size)
@@ -125,6 +129,7 @@ class NumbaBackend(Backend):
 def _forward_arguments(call: ForwardCall) -> dict[str, Any]:
     """What a kernel may take, by name."""
     rows = {"x": call.x, "spk": call.spk, "mem": call.mem, **call.stored}
+    rows |= {} if call.noise is None else {"noise": call.noise}
     named = _shared_arguments(call, call.x.shape[0], rows | {"x": call.x})
     if "x" in call.stored:
         named["input_rows"] = _array(call.stored["x"])

@@ -133,7 +133,7 @@ def forward_kernel(
     """Return the forward kernel for neurons with values of these names, of which `wants` get gradients."""
     body = forward_plan(dynamics, names, wants).body
     out = _Frame(body, use.pool, [])
-    rows = ["x", *body.rows, *(["input"] if use.store_input else [])]
+    rows = list(dict.fromkeys(["x", *body.reads("row"), *body.rows, *(["input"] if use.store_input else [])]))
     local_rows = {"mem": "x_row"} if use.in_place else {}
     local_rows |= {"spk": "unpooled[c : c + width]"} if use.pool else {}
     out.begin("x_rows", ["pushed = x_rows[0, :1].repeat(block)"] if use.recurrent else [])
@@ -161,7 +161,8 @@ def forward_kernel(
                     outputs, called | {symbol: name for name, symbol in body.rows.items() if name in ("mem", "spk")}
                 )
                 if use.counting:
-                    out("counts_column[j] += spk_row[j]")
+                    one = "(one if spk_row[j] > zero else zero)" if dynamics.high_spikes else "spk_row[j]"
+                    out(f"counts_column[j] += {one}")
             if use.pool:
                 with out.block("if bands > 0:"):
                     out("pooled = spk_rows[t, pooled_row * wide : (pooled_row + bands) * wide]")

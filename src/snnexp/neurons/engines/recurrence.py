@@ -45,7 +45,7 @@ class Backend(ABC):
         keeps_input = "x" in call.stored
         before = spk0 if steps.start == 0 else call.spk[steps.start - 1].view(-1, size)
         for t in steps:
-            row = some_steps(call, slice(t, t + 1), ("spk", "mem", "stored"))
+            row = some_steps(call, slice(t, t + 1), ("spk", "mem", "stored", "noise"))
             drive = row["stored"]["x"] if keeps_input else row["mem"]
             target = drive.view(-1, size)
             if before is None:

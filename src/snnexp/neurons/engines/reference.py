@@ -19,6 +19,7 @@ def run(
     state: State,
     recurrent: Tensor | None = None,
     more: Mapping[str, Tensor] | None = None,
+    noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, State]:
     """Run all time steps of x [T, B, *shape]; returns spikes, membranes (like x) and the last state.
 
@@ -29,7 +30,7 @@ def run(
     for t, x_t in enumerate(steps):
         if recurrent is not None:
             x_t = torch.addmm(x_t, state.spk, recurrent.t())
-        state = advance(x_t, state, values, dynamics, t == len(steps) - 1)
+        state = advance(x_t, state, values, dynamics, t == len(steps) - 1, None if noise is None else noise[t])
         spks.append(state.spk)
         mems.append(state.mem)
     return torch.stack(spks), torch.stack(mems), state

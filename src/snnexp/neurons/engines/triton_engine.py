@@ -35,9 +35,12 @@ def run(
     overwrite_input: bool = False,
     recurrent: Tensor | None = None,
     more: Mapping[str, Tensor] | None = None,
+    noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, State]:
     """Run all time steps of x [T, B, *shape]; spikes in x's dtype, membranes and state in float32 (float64 for it)."""
-    return run_fused(x, alpha, beta, threshold, dynamics, state, TritonBackend(), overwrite_input, recurrent, more)
+    return run_fused(
+        x, alpha, beta, threshold, dynamics, state, TritonBackend(), overwrite_input, recurrent, more, noise
+    )
 
 
 class TritonBackend(Backend):
@@ -45,7 +48,7 @@ class TritonBackend(Backend):
 
     def forward(self, call: ForwardCall) -> None:
         kernel = forward_kernel(call.dynamics, call.names, call.wants)
-        rows = {"x": call.x, "spk": call.spk, "mem": call.mem, **call.stored}
+        rows = {"x": call.x, "spk": call.spk, "mem": call.mem, "noise": call.noise, **call.stored}
         _launch(kernel, call, rows | {"x": call.x}, call.x.shape[0])
 
     def backward(self, call: BackwardCall) -> None:

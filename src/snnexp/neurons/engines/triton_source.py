@@ -109,7 +109,8 @@ class _Frame(Writer):
 def forward_kernel(dynamics: Dynamics, names: Names, wants: frozenset[str], on_disk: bool = True) -> Kernel:
     """Return the forward kernel for neurons with values of these names, of which `wants` get gradients."""
     body = forward_plan(dynamics, names, wants).body
-    out = _Frame(body, ["x", *body.rows])
+    more = [name for name in body.reads("row") if name != "x"]
+    out = _Frame(body, ["x", *more, *body.rows])
     out.begin()
     with out.block("for chunk in range(tl.cdiv(steps, UNROLL)):"):
         out("x_ahead = ()")
@@ -119,6 +120,7 @@ def forward_kernel(dynamics: Dynamics, names: Names, wants: frozenset[str], on_d
         with out.block("for k in tl.static_range(UNROLL):"):
             out.place("chunk * UNROLL + k", "t < steps")
             out("x = x_ahead[k]")
+            out(*(f"{n} = tl.load({n}_rows + at, mask=active, other=0.0).to(number)" for n in more))
             called = {symbol: f"new_{name}" for name, symbol in body.columns.items()}
             called |= {symbol: name for name, symbol in body.rows.items() if name in ("mem", "spk")}
             outputs = {f"{name}_out": symbol for name, symbol in body.rows.items()}
