@@ -211,7 +211,7 @@ def test_the_layer_reports_its_engine():
     layer = build(surrogate=SurrogateConf(name="snntorch:SFS"))
     layer(torch.ones(2, 1, 4))
     assert layer.engine == "reference" and "SFS" in layer.engine_reason
-    with pytest.raises(ConfigError, match=r"neuron\.engine=numba: surrogate snntorch:SFS"):
+    with pytest.raises(ConfigError, match=r"neuron\.engine=numba: no kernel for surrogate snntorch:SFS"):
         build(engine="numba", surrogate=SurrogateConf(name="snntorch:SFS"))(torch.ones(2, 1, 4))
 
 
