@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -101,11 +108,6 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
 def test_a_browser_shows_the_runs_of_a_sweep_at_once(open_run: Callable[..., Any], start_dir: Path) -> None:
     """The address that a sweep prints, opened in a fresh browser: all children, and their charts in our order."""
-    import socket
-    import sys
-    import time
-    import urllib.request
-
     from snnexp.tracking.mlflow_store import connect
     from snnexp.tracking.sweep_pages import sweep_pages
 
