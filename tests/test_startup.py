@@ -12,10 +12,10 @@ import pytest
 from snnexp.collector import importing
 
 # Each costs between 0.1 s and as much as torch. The bundled data need none, and a network that is only looked at
-# needs no kernels, no optimizer, no record and no plots.
+# needs no kernels, no optimizer, no record and no plots; its picture of samples is Pillow's, which is quick.
 HEAVY = (
     *("sklearn", "scipy", "pandas", "pyarrow", "joblib", "numba", "llvmlite", "triton", "sympy", "torch._dynamo"),
-    *("mlflow", "sqlalchemy", "matplotlib", "PIL", "tonic", "h5py", "requests", "IPython", "torchvision"),
+    *("mlflow", "sqlalchemy", "matplotlib", "tonic", "h5py", "requests", "IPython", "torchvision"),
 )
 
 

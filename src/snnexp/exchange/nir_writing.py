@@ -159,6 +159,12 @@ def _unsayable(module: SpikingLayer) -> Iterator[str]:
         yield "its neurons fire once per sample (neuron.fire_once), which NIR's neurons do not"
     if dynamics.spiking and dynamics.reset != "zero":
         yield f"neuron.reset={dynamics.reset}: NIR's neurons are set to v_reset after a spike, which is reset=zero"
+    if dynamics.high_spikes:
+        yield "neuron.spike_height=threshold: the spikes of NIR's neurons are 1"
+    if module.initial_mem is not None:
+        yield "neuron.initial_mem=running_mean: NIR's neurons start at rest"
+    if module.noise and module.noise_always:
+        yield "neuron.noise_in=always: NIR's neurons have no noise (noise_in=training is not part of what is exported)"
     values = [module.beta] if module.alpha is None else [module.alpha, module.beta]
     plain_if = module.alpha is None and dynamics.spiking and not dynamics.tau_form
     if any(bool((value >= 1).any()) for value in values) and not (plain_if and bool((module.beta == 1).all())):
