@@ -200,6 +200,13 @@ def test_wrong_transforms(nmnist_root: Path, text: str, message: str) -> None:
         source(nmnist_root, transforms=[text])
 
 
+def test_transforms_without_tonic_say_what_to_install(nmnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tonic", None)  # as on Python 3.12, where it does not come by itself
+    with pytest.raises(ConfigError, match=r"needs the package tonic .*--no-deps tonic==1\.7\.0"):
+        source(nmnist_root, transforms=["CropTime(min=0, max=100000)"])
+    assert source(nmnist_root).info.counts["train"] > 0
+
+
 def test_wrong_configurations(nmnist_root: Path) -> None:
     with pytest.raises(ConfigError, match=r"dataset\.bin_ms"):
         source(nmnist_root, bin_by="width")

@@ -105,7 +105,7 @@ def read_idx(path: Path, dims: int) -> NDArray[np.uint8]:
         with cast("IO[bytes]", gzip.open(io.BytesIO(content)) if packed else io.BytesIO(content)) as file:
             return _parse(file, path, dims)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is damaged ({error or 'it ends too early'}).") from error
+        raise DataError(f"{path} is damaged ({str(error) or 'it ends too early'}).") from error
 
 
 def _parse(file: IO[bytes], path: Path, dims: int) -> NDArray[np.uint8]:

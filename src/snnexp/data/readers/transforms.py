@@ -26,6 +26,18 @@ EVENT_TYPE = np.dtype([("x", np.int64), ("y", np.int64), ("t", np.int64), ("p", 
 Transform = Callable[[NDArray[Any]], NDArray[Any]]
 
 
+def _tonic() -> Any:
+    """The package; imported here only, for it comes by itself with Python 3.11 alone (docs/installing.md)."""
+    try:
+        import tonic
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"dataset.transforms needs the package tonic ({error}): pip install importRosbag librosa tqdm, then pip "
+            "install --no-deps tonic==1.7.0. Or leave dataset.transforms=[]; nothing else needs it."
+        ) from None
+    return tonic
+
+
 def parse_transform(text: str, sensor: tuple[int, int, int]) -> Transform:
     """Make the transform that `Name` or `Name(key=value, ...)` describes; its sensor_size is filled in.
 
@@ -43,9 +55,7 @@ def parse_transform(text: str, sensor: tuple[int, int, int]) -> Transform:
     name = call.func.id
     if name not in ALLOWED:
         raise ConfigError(unknown_choice(key, name, ALLOWED))
-    from tonic import transforms
-
-    kind = getattr(transforms, name)
+    kind = getattr(_tonic().transforms, name)
     if "sensor_size" in {field.name for field in fields(kind)}:
         arguments.setdefault("sensor_size", (sensor[2], sensor[1], sensor[0]))
     if "delta" in arguments and isinstance(arguments["delta"], tuple):
@@ -61,8 +71,7 @@ class TransformedReader:
     """Another reader's recordings after the transforms; they get a store of their own."""
 
     def __init__(self, reader: EventReader, texts: list[str]) -> None:
-        import tonic
-
+        tonic = _tonic()
         self.reader = reader
         self.transforms = [(text.split("(")[0], parse_transform(text, reader.shape)) for text in texts]
         self.name, self.variant, self.shape = reader.name, reader.variant, reader.shape
