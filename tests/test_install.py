@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -50,14 +52,17 @@ def test_every_configuration_file_is_in_the_wheel(wheel: Path) -> None:
     assert len(ours) > 80
 
 
+def borrower(folder: Path) -> tuple[Path, Path, list[str | Path]]:
+    """An environment with nothing of its own, lent this one's packages: site-packages, bin and pip's command for it."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    (site,) = (folder / "lib").glob("python*/site-packages")
+    (site / "lent.pth").write_text(sysconfig.get_paths()["purelib"] + "\n", encoding="utf-8")
+    return site, folder / "bin", [sys.executable, "-m", "pip", "--python", folder / "bin" / "python"]
+
+
 def test_installed_wheel_runs_the_default_job(wheel: Path, tmp_path: Path) -> None:
     """The wheel alone is installed; its dependencies are lent by this environment."""
-    env = tmp_path / "env"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", env], check=True)
-    bin_dir = env / "bin"
-    (site,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
-    (site / "lent.pth").write_text(sysconfig.get_paths()["purelib"] + "\n", encoding="utf-8")
-    pip = [sys.executable, "-m", "pip", "--python", bin_dir / "python"]
+    site, bin_dir, pip = borrower(tmp_path / "env")
     subprocess.run([*pip, "install", "-q", "--no-deps", "--no-index", wheel], check=True)
     where = subprocess.run(
         [bin_dir / "python", "-c", "import snnexp; print(snnexp.__file__)"],
@@ -68,6 +73,42 @@ def test_installed_wheel_runs_the_default_job(wheel: Path, tmp_path: Path) -> No
     )
     assert where.stdout.startswith(str(site)), where
     run_default_job(bin_dir / "snnexp", tmp_path / "work", "trainer.max_epochs=2", least=0.8)  # chance is 0.1
+
+
+@pytest.mark.parametrize(
+    ("version", "stays"),
+    [
+        ("2.11.0+cu128", True),
+        pytest.param("2.9.0", True, marks=pytest.mark.slow),
+        pytest.param("2.8.0", False, marks=pytest.mark.slow),
+    ],
+)
+def test_a_torch_that_is_there_stays(wheel: Path, tmp_path: Path, version: str, stays: bool) -> None:
+    """docs/installing.md, as pip resolves it: only snnexp is new. This torch is one in name, before the lent one."""
+    site, _, pip = borrower(tmp_path / "env")
+    about = site / f"torch-{version}.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n", encoding="utf-8")
+    there, report = tmp_path / "there.txt", tmp_path / "report.json"
+    there.write_text(f"torch=={version}\n", encoding="utf-8")
+    words = ("install", "--no-index", "--dry-run", "--report", report, "-c", there, wheel)
+    done = subprocess.run([*pip, *words], capture_output=True, text=True)
+    assert (done.returncode == 0) == stays, done.stderr
+    if stays:
+        new = [item["metadata"]["name"] for item in json.loads(report.read_text(encoding="utf-8"))["install"]]
+        assert new == ["snnexp"]
+    else:
+        assert "depends on torch<3 and >=2.9" in done.stdout + done.stderr
+
+
+def test_links_of_the_package_page_are_absolute(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    (name,) = [name for name in archive.namelist() if name.endswith("dist-info/METADATA")]
+    text = archive.read(name).decode()
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(links) > 15 and all(link.startswith(("https://", "#")) for link in links)
+    assert re.search(r"!\[[^\]]*\]\(https://[^)]+/raw/main/docs/images/compare\.png\)", text)
+    assert "](https://snntorch" not in text and "](https://github.com/jeshraghian/snntorch)" in text
 
 
 @pytest.mark.slow
