@@ -37,7 +37,10 @@ PLACEHOLDER = re.compile(r"\.\.\.|…|<[a-z]|\b(NAME|OPTION|GROUP|DIR|FILE|X|S|L
 SMALL = ("trainer.max_epochs=1", "trainer.plots=false", "dataset.limit_train=24", "dataset.limit_val=12")
 SMALL = (*SMALL, "dataset.limit_test=12", "model.spec=FC8-SN-FC-SN")
 # What a reader has written by then.
-OWN = {"neuron/mine.yaml": "defaults: [/schema/neuron/base@_here_]\nname: mine\nthreshold: 0.7\n"}
+OWN = {
+    "neuron/mine.yaml": "defaults: [/schema/neuron/base@_here_]\nname: mine\nthreshold: 0.7\n",
+    "mine.py": "def step(x, mem, spk, *, spike, beta):\n    mem = beta * mem * (1 - spk) + x\n    return mem, spike(mem - 1)\n",
+}
 
 
 def commands() -> dict[str, str]:

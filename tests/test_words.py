@@ -48,6 +48,7 @@ def compose(*words: str) -> DictConfig:
 
 
 def test_every_string_key_is_known_as_one() -> None:
+    register_schemas()
     words = {key for key in all_keys() if is_word(kinds_of(key.split(".")))}
     assert {"run_id", "state_dir", "tracking.experiment", "dataset.variant", "neuron.surrogate.name"} <= words
     assert words.isdisjoint({"seed", "dataset.alpha", "dataset.download", "optimizer.betas", "neuron.threshold"})
