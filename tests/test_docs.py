@@ -39,7 +39,7 @@ SMALL = (*SMALL, "dataset.limit_test=12", "model.spec=FC8-SN-FC-SN")
 # What a reader has written by then.
 OWN = {
     "neuron/mine.yaml": "defaults: [/schema/neuron/base@_here_]\nname: mine\nthreshold: 0.7\n",
-    "mine.py": "def step(x, mem, spk, *, spike, beta):\n    mem = beta * mem * (1 - spk) + x\n    return mem, spike(mem - 1)\n",
+    "mine.py": "def step(x, mem, spk, *, spike, beta):\n    mem = beta * mem + x\n    return mem, spike(mem - 1)\n",
 }
 
 
