@@ -65,8 +65,8 @@ test-all: setup  ## all tests, the slow ones too
 	$(TEST) -m "slow or not slow"
 
 # What depends on Python itself and on the packages' versions: installing, composing, dataclasses, kernels, stores.
-CORE = tests/test_install.py tests/test_command.py tests/test_configs.py tests/test_docs.py tests/training/test_golden.py \
-  tests/neurons/test_neuron_equation.py tests/neurons/test_engines.py tests/data/test_event_readers.py tests/tracking/test_local_record.py
+CORE = tests/test_install.py tests/test_docs.py tests/training/test_golden.py tests/neurons/test_neuron_equation.py \
+  tests/data/test_event_readers.py tests/tracking/test_local_record.py
 test-core: setup  ## the part of the tests that runs on other Pythons:  make test-core PYTHON=python3.13 VENV=.venv-3.13
 	$(TEST) $(CORE)
 

@@ -72,7 +72,7 @@ def test_help_and_mistakes_import_nothing_heavy(arguments: list[str], tmp_path) 
         (["device=cpu", "neuron.engine=triton"], "neuron.engine=triton: needs device=cuda"),
         (["dataset=nmnist", "dataset.root=nowhere", "dataset.download=false"], "NMNIST"),
         (["task=evaluate"], "needs run_id="),
-        (["task=evaluate", "run_id=123"], "run_id=123: no best.safetensors"),
+        (["task=evaluate", "run_id=12345678"], "run_id=12345678: no best.safetensors"),
         (["seed"], "Write KEY=VALUE"),
         (["model.spec=(FC8-SN)x2-FC-SN"], """Quote it twice: 'model.spec="(FC8-SN)x2-FC-SN"'"""),
         (["dataset.root=${nope}"], "dataset.root"),

@@ -260,7 +260,7 @@ def test_choice_of_engine_says_why():
     assert choose_engine("auto", "cpu", PLAIN, torch.float32) == ("numba", "fastest on cpu")
     assert choose_engine("reference", "cpu", PLAIN, torch.float32) == ("reference", "asked for")
     name, reason = choose_engine("auto", "cpu", snntorch_surrogate, torch.float32)
-    assert name == "reference" and "numba cannot: surrogate snntorch:SFS" in reason
+    assert name == "reference" and "numba cannot: no kernel for surrogate snntorch:SFS" in reason
     assert choose_engine("auto", "meta", PLAIN, torch.float32) == ("reference", "no fused engine runs on meta")
 
 
