@@ -120,7 +120,7 @@ def test_what_only_the_experiment_chooses_does_not_win_over_its_values(own: str)
     [
         ("neuron=fixed,mine,child", {"neuron": ["fixed", "mine", "child"]}),
         ("neuron=choice(rouser,plain)", {"neuron": ["rouser", "plain"]}),
-        ("neuron=glob([m*,h*])", {"neuron": ["heir", "mine"]}),
+        ("neuron=glob([min*,h*])", {"neuron": ["heir", "mine"]}),
         ("+experiment=e,f,sub/g neuron=mine", {"+experiment": ["e", "f", "sub/g"]}),
         ("experiment=e,f neuron=plif,ltmd", {"experiment": ["e", "f"], "neuron": ["plif", "ltmd"]}),
         ("+experiment=e neuron=mine neuron.threshold=1,2", {"neuron.threshold": ["1", "2"]}),

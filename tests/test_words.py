@@ -165,7 +165,7 @@ def test_folders_and_dangling_links_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("scheduler=null", "scheduler=null: no such option. Did you mean none? Valid: cosine, none, step."),
+        ("scheduler=null", "scheduler=null: no such option. Did you mean none? Valid: cosine, none, step, "),
         ("tracking=false", "tracking=false: no such option. Did you mean off?"),
         ("model=10", "model=10: no such option."),
         ("neuron=", "neuron=: no such option."),

@@ -60,7 +60,8 @@ def _missing_option(error: MissingConfigException) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     if not error.options:
         return str(error).splitlines()[0]
-    valid = [o for o in error.options if not o.startswith("schema")]
+    options = [o for o in error.options if not o.startswith("schema")]
+    valid = sorted(options, key=lambda o: o[:1].isupper())  # our words before torch's classes
     if group == "":
         return f"{option}: no such configuration file.{did_you_mean(option, valid)}"
     nothing = next((o for o in valid if o in ("none", "off")), None)

@@ -235,7 +235,7 @@ def reference_of(kind: Kind, word: str) -> str:
         return word
     points = registered(kind.group).get(word, ())
     if len(points) > 1:
-        packages = " and ".join(f"{_package_of(p)} ({p.value})" for p in points)
+        packages = " and ".join(sorted(f"{_package_of(p)} ({p.value})" for p in points))
         raise ConfigError(f"{kind.key}={word}: {packages} have this name. Write which one: package.module:name.")
     if points:
         return points[0].value

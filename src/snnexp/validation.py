@@ -42,7 +42,7 @@ def validate(cfg: DictConfig) -> Config:
     """Return the configuration as typed objects, or raise one ConfigError that lists everything that is wrong."""
     errors = list(_unknown_keys(cfg, ""))
     if not errors:
-        errors += _spreads(cfg, "")
+        errors += wrong_spreads(cfg, "")
     if errors:
         raise ConfigError(_listed(errors))
     try:
@@ -90,7 +90,7 @@ def _unknown_keys(node: DictConfig, prefix: str) -> Iterator[str]:
             yield from _unknown_keys(node[key], f"{name}.")
 
 
-def _spreads(node: DictConfig, prefix: str) -> Iterator[str]:
+def wrong_spreads(node: DictConfig, prefix: str) -> Iterator[str]:
     """Keys that take a number or two to draw between: become floats in place, as OmegaConf makes them."""
     schema = OmegaConf.get_type(node)
     fields = dataclasses.fields(schema) if dataclasses.is_dataclass(schema) else ()
@@ -113,7 +113,7 @@ def _spreads(node: DictConfig, prefix: str) -> Iterator[str]:
             with read_write(node):
                 node[key] = numbers if isinstance(given, ListConfig) else numbers[0]
         elif isinstance(inner, DictConfig) and not inner._is_none() and not inner._is_missing():
-            yield from _spreads(inner, f"{prefix}{key}.")
+            yield from wrong_spreads(inner, f"{prefix}{key}.")
 
 
 def _number(value: Any) -> float:

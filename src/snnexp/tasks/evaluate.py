@@ -18,6 +18,7 @@ from snnexp.errors import ConfigError, DataError
 from snnexp.helptext import GROUPS
 from snnexp.own_code import CODE, refuse_untrusted, warn_of_changes
 from snnexp.tracking.identity import identity_config
+from snnexp.validation import validate, wrong_spreads
 
 if TYPE_CHECKING:
     from snnexp.experiment import Experiment
@@ -59,7 +60,6 @@ def restore(conf: Config, cfg: DictConfig) -> tuple[Found, Experiment]:
         from snnexp.tasks.environment import absolute_paths, environment
         from snnexp.tasks.find import found_checkpoint
         from snnexp.training.checkpoint import apply_weights
-        from snnexp.validation import validate
 
     env = environment(cfg)
     with found_checkpoint(conf, env.start_dir) as found:
@@ -89,6 +89,8 @@ def stored_config(found: Found) -> DictConfig:
         raise DataError(
             f"{found.path}: its configuration is none that this version of snnexp reads ({str(error).splitlines()[0]})."
         ) from error
+    for message in wrong_spreads(stored, ""):
+        raise DataError(f"{found.path}: its configuration is none that this version of snnexp reads ({message}).")
     return stored
 
 
