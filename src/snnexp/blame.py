@@ -44,5 +44,10 @@ def line_of(error: BaseException, is_theirs: Any) -> str:
     for frame, number in traceback.walk_tb(error.__traceback__):
         file = frame.f_code.co_filename
         if is_theirs(file) and "importlib" not in file:
-            found = f"{file}, line {number}: `{linecache.getline(file, number).strip()}`: "
+            found = place(file, number)
     return found
+
+
+def place(file: str, line: int) -> str:
+    """`FILE, line N: `text`: `."""
+    return f"{file}, line {line}: `{linecache.getline(file, line).strip()}`: "

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-import linecache
 import math
-import traceback
 from collections import namedtuple
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -23,6 +21,7 @@ from typing import Any
 
 import torch
 
+from snnexp.blame import line_of, place, said
 from snnexp.errors import ConfigError, did_you_mean
 from snnexp.neurons.compiler.symbols import Symbol
 from snnexp.registry import EQUATIONS, load
@@ -82,12 +81,8 @@ class Equation:
     def _blame(self, error: Exception) -> str:
         """The message for an error within the function: with the last of its lines on the way."""
         code = self.function.__code__
-        file, line = code.co_filename, code.co_firstlineno
-        for frame, number in traceback.walk_tb(error.__traceback__):
-            if frame.f_code.co_filename == file:
-                line = number
-        text = linecache.getline(file, line).strip()
-        return f"neuron.equation={self.reference}: {file}, line {line}: `{text}`: {type(error).__name__}: {error}"
+        where = line_of(error, lambda file: file == code.co_filename) or place(code.co_filename, code.co_firstlineno)
+        return f"neuron.equation={self.reference}: {where}{said(error)}"
 
 
 def _like(value: Any, x: Any) -> Any:
