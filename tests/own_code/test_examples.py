@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
+from own_jobs import compose_words
 
-from snnexp.cli import conf_dir
-from snnexp.config import Config, register_schemas
+from snnexp.config import Config
 from snnexp.errors import ConfigError, DataError
 from snnexp.experiment import assemble, open_source
 from snnexp.tasks.train import train
@@ -38,10 +37,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def composed(folder: Path, *overrides: str) -> tuple[Config, Any]:
-    register_schemas()
     typed = [*QUICK, f"state_dir={folder}/runs", f"dataset.root={folder}/data", *overrides]
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("config", overrides=typed)
+    cfg = compose_words(*typed)
     return validate(cfg), cfg
 
 

@@ -1,18 +1,16 @@
 """model.module: a user's network is trained, counted, recorded and restored like one of ours."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from own_jobs import compose_words
 from torch import nn
 
 from snnexp.analysis.activity import ActivityMeter
 from snnexp.analysis.synops import SynopsMeter
 from snnexp.any_run import for_any_run
-from snnexp.cli import conf_dir
-from snnexp.config import Config, register_schemas
+from snnexp.config import Config
 from snnexp.errors import ConfigError
 from snnexp.experiment import assemble
 from snnexp.models.observer import Observers
@@ -93,17 +91,8 @@ QUICK = (
 )
 
 
-@pytest.fixture
-def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "mine.py").write_text(MINE)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def composed(*overrides: str) -> tuple[Config, Any]:
-    register_schemas()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("config", overrides=for_any_run([*QUICK, *overrides]))
+    cfg = compose_words(*for_any_run([*QUICK, *overrides]))
     return validate(cfg), cfg
 
 

@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from own_jobs import compose_words
 
-from snnexp.cli import conf_dir
-from snnexp.config import register_schemas
 from snnexp.errors import ConfigError
 from snnexp.own_code import code_of, code_tags, with_code
 from snnexp.tracking.identity import run_identity
@@ -23,9 +21,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def composed(*overrides: str) -> dict[str, Any]:
-    register_schemas()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)
+    return OmegaConf.to_container(compose_words(*overrides), resolve=True)
 
 
 @pytest.mark.parametrize("key", ["decoder.loss", "neuron.surrogate.name", "neuron.equation", "neuron.module"])

@@ -1,14 +1,12 @@
 """Encoders, optimizers, schedulers and callbacks: torch's by name, and a user's own."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from own_jobs import compose_words
 
-from snnexp.cli import conf_dir
-from snnexp.config import Config, OptimizerConf, SchedulerConf, register_schemas
+from snnexp.config import Config, OptimizerConf, SchedulerConf
 from snnexp.errors import ConfigError
 from snnexp.registry import OPTIMIZERS, SCHEDULERS
 from snnexp.tasks.train import train
@@ -74,17 +72,8 @@ QUICK = ("device=cpu", "tracking=off", "trainer.plots=false", "dataset.limit_tra
 SMALL = (*QUICK, "dataset.limit_test=20", "dataset.num_steps=3", "model.spec=FC4-SN-FC-SN", "neuron.engine=reference")
 
 
-@pytest.fixture
-def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "mine.py").write_text(MINE)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def composed(*overrides: str) -> tuple[Config, Any]:
-    register_schemas()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("config", overrides=list(overrides))
+    cfg = compose_words(*overrides)
     return validate(cfg), cfg
 
 
