@@ -56,8 +56,11 @@ def test_runs_of_folders_alone_have_the_same_columns(run: snnexp.Run, tmp_path: 
     assert len(nothing) == 0 and "test/accuracy" in nothing
 
 
-def test_nothing_is_left_behind_and_twice_is_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_left_behind_and_twice_is_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = state_of_process()
+    monkeypatch.setattr("snnexp.tracking.runs._now", lambda: "2026-01-01T00:00:00+00:00")  # both in the same second
     words = [*JOB, "tracking=off", "trainer=smoke", f"state_dir={tmp_path}/runs"]
     first, second = snnexp.train(words), snnexp.train(words, progress=False)
     shown = capsys.readouterr().out

@@ -56,7 +56,8 @@ def runs(
             stored = [] if store is None else list(_from_store(store, here))
             known = {row["run_id"] for row in stored}
             rows = [*stored, *(row for row in rows if row["_off"] and row["run_id"] not in known)]
-    rows.sort(key=lambda row: row["started"], reverse=True)
+    # a folder's record knows its start to the second: attempts of one second go by their number
+    rows.sort(key=lambda row: (row["started"], row["folder"] or ""), reverse=True)
     names = {name for row in rows for name in row} - {"_off"}
     rest = sorted(names - set(FIRST), key=lambda name: ("/" in name, name))
     return pd.DataFrame(rows, columns=[*FIRST, *rest])
