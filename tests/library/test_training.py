@@ -12,6 +12,7 @@ from library_jobs import JOB
 
 import snnexp
 from snnexp import interrupts
+from snnexp.tasks.report import from_folders
 
 
 def state_of_process() -> tuple[object, ...]:
@@ -71,6 +72,8 @@ def test_nothing_is_left_behind_and_twice_is_once(
     assert state_of_process() == before
     table = snnexp.runs(state_dir=tmp_path / "runs", tracking_uri="off")
     assert table.run_id.tolist()[0].endswith("/002") and len(table) == 2
+    reported, _ = from_folders(tmp_path / "runs")
+    assert [result.run_id for result in reported] == table.run_id.tolist()
 
 
 def test_errors_are_exceptions_with_the_commands_words() -> None:

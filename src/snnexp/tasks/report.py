@@ -116,7 +116,7 @@ def from_folders(state_dir: Path) -> tuple[list[Result], list[Mapping[str, str]]
     from snnexp.tracking.metrics_log import read_history
     from snnexp.tracking.runs import read_record, run_folders
 
-    results: list[tuple[str, Result]] = []
+    results: list[tuple[tuple[str, str], Result]] = []
     others: list[Mapping[str, str]] = []
     for folder in run_folders(state_dir):
         record, local = read_record(folder, quiet=True), read_local(folder)
@@ -132,7 +132,7 @@ def from_folders(state_dir: Path) -> tuple[list[Result], list[Mapping[str, str]]
         trained = [v for epoch, v in vals if epoch > 0 and math.isfinite(v)] or [v for _, v in vals if math.isfinite(v)]
         name = f"{folder.parent.name}/{folder.name}"
         result = make_result(name, params, tags, test[-1] if test else None, max(trained, default=None))
-        results.append((record.created, result))
+        results.append(((record.created, name), result))  # the start is known to the second only
     results.sort(key=lambda pair: pair[0], reverse=True)  # newest first
     return [result for _, result in results], others
 
