@@ -47,7 +47,7 @@ papers: $(VENV)/.installed  ## every published table whose data is here: results
 	    || { code=$$?; [ $$code = 2 ] || exit $$code; };; esac; done
 	$(MAKE) results
 
-results: $(VENV)/.installed  ## docs/results.md from results/*.json
+results: $(VENV)/.installed  ## docs/results.md, and every figure in results/, from results/*.json
 	$(BIN)/python -m snnexp.claims.page results docs/results.md
 
 ui: $(VENV)/.installed  ## serve the record at http://127.0.0.1:$(PORT)

@@ -36,6 +36,7 @@ MADE = {"results.md"}  # by a command, of commands that have run
 PLACEHOLDER = re.compile(r"\.\.\.|…|<[a-z]|\b(NAME|OPTION|GROUP|DIR|FILE|X|S|L|K|N)\b")
 SMALL = ("trainer.max_epochs=1", "trainer.plots=false", "dataset.limit_train=24", "dataset.limit_val=12")
 SMALL = (*SMALL, "dataset.limit_test=12", "model.spec=FC8-SN-FC-SN")
+A_RUN = "0123abcd"  # stands where a page says `run_id=...`; for a test that runs the command, the reader's own run
 # What a reader has written by then.
 OWN = {
     "neuron/mine.yaml": "defaults: [/schema/neuron/base@_here_]\nname: mine\nthreshold: 0.7\n",
@@ -51,7 +52,7 @@ def commands() -> dict[str, str]:
         blocks = re.findall(r"^ *```[^\n]*\n(.*?)^ *```", text, re.S | re.M)
         lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
         lines += re.findall(r"`(snnexp [^`\n]+)`", re.sub(r"^ *```.*?^ *```", "", text, flags=re.S | re.M))
-        for line in lines:
+        for line in (line.replace("run_id=...", f"run_id={A_RUN}") for line in lines):
             start = re.match(r"\s*(?:\$ )?(?:[\w./-]*/)?snnexp(?=\s|$)", line)
             if start is None or page.name in MADE or PLACEHOLDER.search(line.split(" #")[0]):
                 continue
@@ -127,25 +128,45 @@ def test_every_command_is_legal(command: str, hydra: str) -> None:
         validate(cfg)
 
 
+def start(folder: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "snnexp", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_TRACKING")},
+    )
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which a reader has trained once."""
+    folder = tmp_path_factory.mktemp("trained")
+    done = start(folder, list(SMALL))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_runs(command: str, tmp_path: Path, own: Path, real_data: Path) -> None:
+def test_every_command_runs(
+    command: str, tmp_path: Path, own: Path, real_data: Path, request: pytest.FixtureRequest
+) -> None:
     shutil.copytree(own, tmp_path, dirs_exist_ok=True)
     words = shlex.split(command)
-    if not words or words[0] not in ("--help", "--version", "-sc"):
+    of_a_run = f"run_id={A_RUN}" in words
+    if of_a_run or "task=report" in words:
+        shutil.copytree(request.getfixturevalue("trained"), tmp_path, dirs_exist_ok=True)
+        (run,) = tmp_path.glob("runs/*/*/run.json")
+        words = [f"run_id={run.parent.parent.name}" if word == f"run_id={A_RUN}" else word for word in words]
+    elif not {"--help", "--version", "-sc"} & set(words):
         words += [
             *SMALL,
             f"hydra.searchpath=[file://{tmp_path}]",
             f"dataset.root={real_data}",
             "dataset.download=false",
         ]
-    done = subprocess.run(
-        [sys.executable, "-m", "snnexp", *words],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_TRACKING")},
-    )
+    done = start(tmp_path, words)
     if done.returncode == 2 and ("is not there" in done.stderr or "files are missing below" in done.stderr):
         pytest.skip(done.stderr)  # the machine lacks this data set
     assert done.returncode == 0, done.stderr

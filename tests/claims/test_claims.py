@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from PIL import Image
 
+from snnexp.analysis.drawing import COLUMN, DPI
 from snnexp.claims.arms import single_unless_trained
 from snnexp.claims.checks import check_claim
 from snnexp.claims.collect import read_results, runs_as_dicts, write_results
 from snnexp.claims.conf import ClaimConf, CompareConf, CurveConf, ValueConf
-from snnexp.claims.figure import draw
+from snnexp.claims.figure import _title, draw
 from snnexp.claims.judge import Run
-from snnexp.claims.page import page
+from snnexp.claims.page import draw_figures, page
 from snnexp.claims.table import markdown
 from snnexp.cli import conf_dir
 from snnexp.config import Config, register_schemas
@@ -209,7 +212,29 @@ def test_the_figure_has_published_and_ours(tmp_path: Path) -> None:
     assert [path.name for path in paths] == ["e.png", "e.pdf"]
     assert all(path.stat().st_size > 1000 for path in paths)
     claim.curves, claim.reading = [], "end"
-    assert draw(tmp_path / "bars", claim, runs)[0].is_file()
+    assert draw(tmp_path / "dots", claim, runs)[0].is_file()
+    for name in ("e", "dots"):
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert image.width == round(COLUMN * DPI)  # a paper's column, whatever the claim
+
+
+def test_figures_are_drawn_anew_from_the_files_alone(tmp_path: Path) -> None:
+    claim, runs = small()
+    content = {"claim": OmegaConf.to_container(OmegaConf.structured(claim)), "runs": runs_as_dicts(runs)}
+    write_results(tmp_path / "e.json", content)
+    write_results(tmp_path / "none.json", {**content, "runs": []})
+    first = {path.name: path.read_bytes() for path in draw_figures(tmp_path)}
+    assert set(first) == {"e.png", "e.pdf"}  # a claim without runs has no figure
+    assert {path.name: path.read_bytes() for path in draw_figures(tmp_path)} == first  # a diff shows what has changed
+
+
+def test_a_title_says_data_neuron_seeds_and_samples() -> None:
+    claim, runs = small()
+    facts = {"dataset": "nmnist", "neuron": "rouser"}
+    title = _title(claim, [replace(run, facts=facts) for run in runs]).replace("\xa0", " ")
+    assert title.startswith(f"{claim.paper}, {claim.where}: nmnist, rouser, n = ") and title.endswith("seeds 0 1 2")
+    both = [replace(run, facts={"dataset": "nmnist", "neuron": run.arm}) for run in runs]
+    assert ": nmnist, n = " in _title(claim, both)  # the neurons are the arms, which the legend has
 
 
 RESULTS = conf_dir().parent / "results"
@@ -227,6 +252,7 @@ def test_every_number_can_be_traced(path: Path) -> None:
     content, claim, runs = read_results(path)
     assert content["experiment"] in EXPERIMENTS
     assert runs and not any(run.dirty for run in runs)
+    assert path.with_suffix(".png").is_file() and path.with_suffix(".pdf").is_file()  # else: make results
     for run in runs:
         assert len(run.commit) == 40 and run.command.startswith(f"snnexp +experiment={content['experiment']} ")
         assert run.arm in claim.arms and run.samples["train"] > 0

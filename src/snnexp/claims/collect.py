@@ -64,8 +64,13 @@ def read_run(folder: Path, arm: str, seed: int, command: str, claim: ClaimConf) 
         seconds=round(seconds, 1),
         metrics={name: _rounded(points[-1][1]) for name, points in sorted(history.items())},
         curves=curves,
-        facts={key: tags[key] for key in FACTS if key in tags},
+        facts={key: tags[key] for key in FACTS if key in tags} | _names(record["params"]),
     )
+
+
+def _names(params: Mapping[str, str]) -> dict[str, str]:
+    """What a figure's title says: the data set and the neuron."""
+    return {group: params[f"{group}.name"] for group in ("dataset", "neuron") if f"{group}.name" in params}
 
 
 def _limited(params: Mapping[str, str]) -> bool:

@@ -75,11 +75,12 @@ class Quantity:
         if self.reading in ("epochs_to", "seconds_to"):
             unit = self.reading.removesuffix("_to")
             return f"{unit} until {self.metric} is {_number(100 * (self.level or 0))} %"
+        some = "" if self.epoch is None else f"{self.epoch} epoch{'s' * (self.epoch != 1)}"
         when = {
             "end": "",
             "epoch": f" at epoch {self.epoch}" if self.epoch is not None else " at the last epoch",
             "share_of": f" at epoch {self.epoch}, share of that at {self.whole}",
-            "best": f", best of {self.epoch} epochs" if self.epoch is not None else ", best epoch",
+            "best": f", best of {some}" if some else ", best epoch",
         }
         return self.metric + when[self.reading]
 

@@ -1,7 +1,7 @@
-"""docs/results.md from results/*.json: `python -m snnexp.claims.page [results [docs/results.md]]`.
+"""docs/results.md and the figures from results/*.json: `python -m snnexp.claims.page [results [docs/results.md]]`.
 
-Nothing on the page is typed by hand: tables and verdicts are worked out anew from the runs and the claim in each file,
-so that a change of a rule reaches every table.
+Nothing on the page is typed by hand: tables, verdicts and figures are worked out anew from the runs and the claim in
+each file, so that a change of a rule, or of how figures look, reaches all of them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from snnexp.claims.collect import read_results
+from snnexp.claims.figure import draw
 from snnexp.claims.judge import RULES, judge
 from snnexp.claims.table import difference_text, markdown
 
@@ -41,6 +42,8 @@ def page(folder: Path) -> str:
         figure = path.with_suffix(".png")
         if figure.is_file():
             text += f"\n![{title}: published and ours](../{folder.name}/{figure.name})\n"
+            if (pdf := path.with_suffix(".pdf")).is_file():
+                text += f"\n[The same as PDF](../{folder.name}/{pdf.name}), as wide as a paper's column.\n"
         sections.append(f'<a id="{path.stem}"></a>\n\n{text}')
     lines = [HEAD, f"{len(overview)} claims, {rows} rows, {runs_in_all} runs.", ""]
     lines += [
@@ -53,12 +56,23 @@ def page(folder: Path) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def draw_figures(folder: Path) -> list[Path]:
+    """Every figure anew, as PNG and PDF, from the runs and the claim in its file; nothing is run for it."""
+    written = []
+    for path in sorted(folder.glob("*.json")):
+        _, claim, runs = read_results(path)
+        if runs:
+            written += draw(path.with_suffix(""), claim, runs)
+    return written
+
+
 def main() -> None:
-    """Write the page."""
+    """Draw the figures and write the page, which links to them."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "results")
     target = Path(sys.argv[2] if len(sys.argv) > 2 else "docs/results.md")
+    figures = draw_figures(folder)
     target.write_text(page(folder), encoding="utf-8")
-    print(f"written: {target}")
+    print(f"written: {target}, and {len(figures)} figures in {folder}")
 
 
 if __name__ == "__main__":
