@@ -167,6 +167,9 @@ def _names(conf: Config) -> Iterator[str]:
             yield message
 
 
+VALUES = ("threshold", "beta", "alpha", "learn_alpha")  # of our equation, as snnTorch's classes call them, too
+
+
 def _foreign_neuron(n: NeuronConf) -> Iterator[str]:
     """A neuron of the user's own: nothing may be set that it would not heed."""
     if n.equation is not None and n.module is not None:
@@ -185,6 +188,9 @@ def _foreign_neuron(n: NeuronConf) -> Iterator[str]:
         if f.name in ours and getattr(n, f.name) != f.default:
             word = str(getattr(n, f.name)).lower()
             yield f"neuron.{f.name}={word}: neuron.{key} has a step of its own, without it. Start from neuron=fixed."
+        elif n.module is not None and f.name in VALUES and getattr(n, f.name) != f.default:
+            word = f"neuron.{f.name}={getattr(n, f.name)}"
+            yield f"{word}: neuron.module takes its values in neuron.kwargs. Say neuron.kwargs.{f.name}."
 
 
 def _neuron(conf: Config) -> Iterator[str]:

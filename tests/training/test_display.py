@@ -34,10 +34,10 @@ def display(width: int, name: str = "") -> tuple[Display, io.StringIO]:
 
 
 def network(learns: bool) -> Any:
+    values = {"threshold": torch.rand(3) if learns else torch.tensor(1.0), "beta": torch.tensor(0.9)}
     layer = SimpleNamespace(
         shape=(4096, 8, 8),
-        threshold=torch.rand(3) if learns else torch.tensor(1.0),
-        beta=torch.tensor(0.9),
+        effective=values.get,
         learned=lambda: {"threshold": None} if learns else {},
     )
     return SimpleNamespace(spiking_layers={"sn1": layer, "sn10": layer})

@@ -40,7 +40,7 @@ class LayerActivity:
     dead_fraction_batch: float
     dead_fraction_sample: float
     peaks: Tensor  # largest membrane in the first batch of the pass, float32
-    thresholds: Tensor  # in effect in that batch, float32; nan for a layer that is no `SpikingLayer`
+    thresholds: Tensor  # in effect in that batch, float32; nan for neurons that have none
     samples: int
     quiet_fraction: float  # share of samples in which no neuron of the layer spiked
 
@@ -79,8 +79,9 @@ class _Counter:
         self.shares = torch.zeros(3, dtype=torch.float64, device=mem.device)
         self.peaks = torch.full_like(self.spikes, -torch.inf, dtype=torch.float32)
         self.thresholds = torch.full_like(self.peaks, torch.nan)
-        if isinstance(layer, SpikingLayer):  # now: they may be learned while the pass goes on
-            self.thresholds = layer.threshold.detach().expand(layer.shape).flatten().float().clone()
+        # now: they may be learned while the pass goes on
+        if isinstance(layer, SpikingLayer) and (level := layer.effective("threshold")) is not None:
+            self.thresholds = level.detach().expand(layer.shape).flatten().float().clone()
         self.batches = self.samples = self.steps = 0
         self._so_far: Tensor | None = None  # spikes [B, neurons] of a batch whose last time steps are still to come
 

@@ -7,7 +7,7 @@ begin with. `Finding` cannot be made without one. Numbers beside each other belo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import floor, log10
+from math import floor, log10, nan
 
 import torch
 from torch import Tensor
@@ -148,9 +148,10 @@ class _Examination:
         )
         key = f"{self.name} threshold below zero"
         if self._start <= 0:
-            return Finding(key, facts, "Try neuron.threshold=1")
-        softplus = "neuron.threshold_param=softplus (it keeps them above zero)"
-        return Finding(key, facts, f"Try {self._smaller_lr_threshold()}", (softplus,))
+            return Finding(key, facts, f"Try {self._threshold_key}=1")
+        softplus = ("neuron.threshold_param=softplus (it keeps them above zero)",)
+        others = () if self.conf.neuron.module is not None else softplus
+        return Finding(key, facts, f"Try {self._smaller_lr_threshold()}", others)
 
     def _dead(self) -> Finding:
         activity, key = self.activity, f"{self.name} dead"
@@ -163,9 +164,10 @@ class _Examination:
         if quiet > MOSTLY:
             facts += f" No spike reached it in {_percent(quiet)} of them."
         peaks, thresholds = activity.peaks[dead], activity.thresholds[dead]
-        nearest = int((peaks - thresholds).argmax())
-        pair = _pair(peaks[nearest], thresholds[nearest])
-        facts += f" The one nearest to firing reached a membrane of {pair[0]}; its threshold is {pair[1]}."
+        nearest = int((peaks - thresholds).nan_to_num().argmax())
+        if self._threshold_key is not None:
+            pair = _pair(peaks[nearest], thresholds[nearest])
+            facts += f" The one nearest to firing reached a membrane of {pair[0]}; its threshold is {pair[1]}."
         advice = self._dead_by_learning(thresholds) or self._dead_from_the_start() or [self._dead_by_weights()]
         return Finding(key, facts, f"Try {advice[0]}", tuple(advice[1:]))
 
@@ -183,13 +185,14 @@ class _Examination:
         reachable, advice = self._reachable, []
         if not 0 < reachable < self._start:
             return []
-        advice.append(f"neuron.threshold={reachable:g}")
+        advice.append(f"{self._threshold_key}={reachable:g}")
         if self.gain is not None:
             # Half as much again, since biases do not grow with the weights; and where those are all there is, no factor
             # would be large enough: at least the usual weights.
             gain = max(1.5 * self.gain * self._start / reachable, 1.0)
             advice.append(f"model.gain={_round_up(gain):g} (larger initial weights)")
-        if not self._learns and reachable >= ROUSER_REACH:
+        plain = self.conf.neuron.module is None and self.conf.neuron.equation is None
+        if plain and not self._learns and reachable >= ROUSER_REACH:
             advice.append("neuron=rouser without neuron.threshold (it learns one)")
         return advice
 
@@ -201,7 +204,7 @@ class _Examination:
         if conf.optimizer.lr > _usual_lr(conf):
             return self._smaller_lr()
         if self.before is not None and self._start > 0:
-            return f"neuron.threshold={_round_down(self._start / 3):g} (more spikes reach it)"
+            return f"{self._threshold_key}={_round_down(self._start / 3):g} (more spikes reach it)"
         return f"seed={conf.seed + 1} (other initial weights)"
 
     def _saturated(self) -> Finding:
@@ -210,21 +213,25 @@ class _Examination:
         peaks, thresholds = activity.peaks[full], activity.thresholds[full]
         order = peaks.argsort()
         typical = order[len(order) // 2]
-        pair = _pair(peaks[typical], thresholds[typical])
         facts = (
             f"{self.name}: {_percent(activity.saturated_fraction)} of its {self._neurons:,} neurons fire at nearly "
-            f"every step. A typical one of them reaches a membrane of {pair[0]}; its threshold is {pair[1]}."
+            "every step."
         )
+        if self._threshold_key is None:
+            return Finding(f"{self.name} saturated", facts, f"Try {self._smaller_lr()}")
+        pair = _pair(peaks[typical], thresholds[typical])
+        facts += f" A typical one of them reaches a membrane of {pair[0]}; its threshold is {pair[1]}."
         # A membrane that goes back to zero is no larger than the input of one step, and must not reach the threshold
         # within one; others pile up what the spikes do not take away.
         peak, threshold = float(peaks[typical]), float(thresholds[typical])
         wanted = 1.2 * peak if self.layer.dynamics.reset == "zero" else max(peak / 2, 2 * threshold)
         if wanted <= 0:
-            return Finding(f"{self.name} saturated", facts, "Try neuron.threshold=1")
+            return Finding(f"{self.name} saturated", facts, f"Try {self._threshold_key}=1")
         others = []
         if self.gain is not None and threshold > 0:
             others.append(f"model.gain={_round_down(self.gain * threshold / wanted):g} (smaller initial weights)")
-        return Finding(f"{self.name} saturated", facts, f"Try neuron.threshold={_round_up(wanted):g}", tuple(others))
+        first = f"Try {self._threshold_key}={_round_up(wanted):g}"
+        return Finding(f"{self.name} saturated", facts, first, tuple(others))
 
     # --- values that are used above ---
 
@@ -239,8 +246,18 @@ class _Examination:
     @property
     def _start(self) -> float:
         """The threshold at the start of training, on average; a fixed one has stayed there."""
-        given = ends(self.conf.neuron.threshold)
+        neuron = self.conf.neuron
+        if self._threshold_key is None:
+            return nan
+        given = ends(neuron.threshold if neuron.module is None else neuron.kwargs.get("threshold", 1.0))  # snnTorch's 1
         return sum(given) / len(given)
+
+    @property
+    def _threshold_key(self) -> str | None:
+        """What sets the threshold; None of neurons without one."""
+        if self.layer.effective("threshold") is None:
+            return None
+        return "neuron.threshold" if self.conf.neuron.module is None else "neuron.kwargs.threshold"
 
     @property
     def _reachable(self) -> float:
@@ -252,7 +269,7 @@ class _Examination:
         conf = self.conf.optimizer
         rate = conf.lr if conf.lr_threshold is None else conf.lr_threshold
         start = invert("threshold", self._start, self.layer.threshold_param)
-        moved = float((self.layer.raw_threshold.detach() - start).abs().max())
+        moved = max(float((raw.detach() - start).abs().max()) for raw in self.layer.threshold_parameters())
         return f"optimizer.lr_threshold={_round_down(rate * abs(start) / (4 * moved)):g} (it is {rate:g})"
 
     def _smaller_lr(self) -> str:

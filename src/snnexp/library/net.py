@@ -111,4 +111,4 @@ class Net(Watched):
         )
 
     def extra_repr(self) -> str:
-        return f"{self._conf.dataset.name}, {self._conf.neuron.name}, input {list(self.input_shape)}"
+        return f"{self._conf.dataset.name}, {self._conf.neuron.called}, input {list(self.input_shape)}"

@@ -195,6 +195,11 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
         """All values in effect, by name; each broadcasts to `shape`."""
         return value_dict(self.alpha, self.beta, self.threshold, self.more_values())
 
+    def effective(self, name: str) -> Tensor | None:
+        """The value of this name that a step uses; None if there is none."""
+        equation = self.dynamics.equation
+        return None if equation is not None and name not in equation.values else self.values().get(name)
+
     def learned(self) -> dict[str, Tensor]:
         """Return the values in effect of what is learned: any of threshold, beta, alpha, and of a user's equation."""
         values = self.values()

@@ -2,25 +2,26 @@
 
     module(x_t, *states) -> spikes, *states       states: as many as it returns; the last one is the membrane
 
-States have the shape of the input and start at zero; how many there are, a first call of module(x_t) tells. It runs
-step by step, as the reference engine does.
+States have the shape of the input and start at zero; how many there are, a first call of module(x_t) tells. A forward
+whose first state is called `spk` gets the spikes of the step before, too. It runs step by step, as the reference engine
+does.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections import namedtuple
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from snntorch import SpikingNeuron
 from torch import Tensor, nn
 
 from snnexp.config import NeuronConf
 from snnexp.errors import ConfigError
 from snnexp.neurons.engines import LayerRun, spikes_over_time
 from snnexp.neurons.layer import NeuronOutput, SpikingLayer, Within
-from snnexp.registry import NEURON_MODULES, load
+from snnexp.neurons.modules import blame, make_module
 
 
 def build_layer(conf: NeuronConf, shape: tuple[int, ...], name: str, spiking: bool = True) -> SpikingLayer:
@@ -44,7 +45,9 @@ class ModuleLayer(SpikingLayer):
         if not spiking:
             raise ConfigError(f"{self.source}: it cannot be a readout without spikes; set decoder.integrate=false.")
         self.engine, self.engine_reason = self.engine_on(torch.device("cpu"))
-        self.module = _built(self.source, conf)
+        self.module = make_module(conf, self.shape, name)
+        takes = list(inspect.signature(self.module.forward).parameters)
+        self.sees_spikes = takes[1:2] == ["spk"]  # snntorch.RLeaky, RSynaptic
         with torch.no_grad():
             count = len(self._step(torch.zeros(1, *shape), [])) - 1
         self.state_type: Any = namedtuple("State", ["mem", "spk", *(f"state{i}" for i in range(count))])  # type: ignore[misc]
@@ -59,11 +62,16 @@ class ModuleLayer(SpikingLayer):
         """The module's parameters, by name."""
         return {name.replace(".", "_"): p for name, p in self.module.named_parameters()}
 
+    def effective(self, name: str) -> Tensor | None:
+        """The module's own value of this name, if it has one for each neuron or for all."""
+        found = getattr(self.module, name, None)
+        return found if isinstance(found, Tensor) else None
+
     @property
     def threshold(self) -> Tensor:
-        """The module's own, if it has one."""
-        found = getattr(self.module, "threshold", None)
-        return found if isinstance(found, Tensor) else super().threshold
+        """The module's own; nan if it has none."""
+        found = self.effective("threshold")
+        return torch.full_like(self.raw_threshold, torch.nan) if found is None else found
 
     def threshold_parameters(self) -> list[nn.Parameter]:
         """Those of the module's parameters that are called threshold."""
@@ -96,7 +104,7 @@ class ModuleLayer(SpikingLayer):
         spk = spk.to(x.dtype)
         if within is None:
             return NeuronOutput(spk, mem, after)
-        counts = spikes_over_time(spk) if within.counts else None
+        counts = spikes_over_time(spk, high=True) if within.counts else None  # graded spikes count as one
         if within.pool is not None:
             pooling = F.max_pool2d if within.pool.kind == "max" else F.avg_pool2d
             pooled = pooling(spk.flatten(0, 1), within.pool.size)
@@ -112,7 +120,7 @@ class ModuleLayer(SpikingLayer):
 
     def single_step(self, x_t: Tensor, state: Any, last: bool = False) -> tuple[Tensor, Tensor, Any]:
         """Run one step."""
-        spk, *states = self._step(x_t.to(state.mem.dtype), list(state[2:]))
+        spk, *states = self._step(x_t.to(state.mem.dtype), list(state[1 if self.sees_spikes else 2 :]))
         after = self.state_type(states[-1] if states else spk, spk, *states)
         return spk.to(x_t.dtype), after.mem, after
 
@@ -136,25 +144,18 @@ class ModuleLayer(SpikingLayer):
     def _step(self, x_t: Tensor, states: list[Tensor]) -> tuple[Tensor, ...]:
         try:
             out = self.module(x_t, *states)
-        except (TypeError, RuntimeError, ValueError) as error:
-            raise ConfigError(f"{self.source}: its step failed on {list(x_t.shape)}: {error}") from error
+        except Exception as error:
+            if type(error).__name__ == "OutOfMemoryError":  # torch's: what to lower is said elsewhere
+                raise
+            why = blame(type(self.module), error)
+            raise ConfigError(
+                f"{self.source}: its step failed in layer {self.name} with neurons {list(self.shape)}: {why}"
+            ) from error
         out = out if isinstance(out, tuple) else (out,)
         if not all(isinstance(o, Tensor) and o.shape == x_t.shape for o in out):
-            raise ConfigError(f"{self.source}: its step must return (spikes, *states), each of the shape of its input.")
+            shapes = ", ".join(str(list(o.shape)) if isinstance(o, Tensor) else type(o).__name__ for o in out)
+            raise ConfigError(
+                f"{self.source}: its step must return (spikes, *states), each of the shape of its input, "
+                f"{list(x_t.shape)}; it returned {shapes}."
+            )
         return out
-
-
-def _built(source: str, conf: NeuronConf) -> nn.Module:
-    """Make the module."""
-    kind = load(NEURON_MODULES, str(conf.module))
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise ConfigError(f"{source}: this is no torch.nn.Module.")
-    before = len(SpikingNeuron.instances)
-    try:
-        module = kind(**conf.kwargs)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"{source} neuron.kwargs={dict(conf.kwargs)}: {error}") from error
-    del SpikingNeuron.instances[before:]  # snntorch#328: it would keep every neuron alive
-    if getattr(module, "init_hidden", False):
-        raise ConfigError(f"{source}: init_hidden=true hides its state; leave it out.")
-    return module

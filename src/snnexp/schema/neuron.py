@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,3 +61,9 @@ class NeuronConf:
     params: dict[str, Any] = field(default_factory=dict)  # its values by name: {init, learn, per, low, high}
     module: str | None = None  # a neuron of snnTorch, or a module of your own: snntorch.Synaptic, package.module:name
     kwargs: dict[str, Any] = field(default_factory=dict)  # what it is made with
+
+    @property
+    def called(self) -> str:
+        """What people call this neuron: the preset, or the name of what takes its place."""
+        own = self.module or self.equation
+        return self.name if own is None or own.startswith("snnexp.") else re.split(r"[/\\]", own)[-1]

@@ -43,7 +43,7 @@ def evaluate(conf: Config, cfg: DictConfig) -> float:
     facts = {key: value for key, value in found.facts.items() if key != "input"}
     epoch = int(facts.get("epoch", 0))
     display = Display(restored.trainer.max_epochs)
-    display.say(f"{found.path}: {restored.dataset.name}, {restored.neuron.name}, weights of epoch {epoch}")
+    display.say(f"{found.path}: {restored.dataset.name}, {restored.neuron.called}, weights of epoch {epoch}")
     outcome = test(experiment, display, epoch)
     display.closing_table(experiment, outcome.metrics, outcome.synops.graded)
     if HydraConfig.initialized():

@@ -33,7 +33,7 @@ def probe(conf: Config, cfg: DictConfig) -> None:
     restored, env = experiment.conf, environment(cfg)
     display, timing = Display(restored.trainer.max_epochs), Timing(experiment)
     display.say(
-        f"{found.path}: {restored.dataset.name}, {restored.neuron.name}, T = {experiment.source.info.num_steps}"
+        f"{found.path}: {restored.dataset.name}, {restored.neuron.called}, T = {experiment.source.info.num_steps}"
     )
     rows: dict[str, float] = {}
 

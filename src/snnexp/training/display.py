@@ -132,7 +132,7 @@ class Display:
         for line in spec_lines(f"model: {conf.model.name}, {effective_spec(conf.model)}", self.columns):
             self.say(line)
         self.say(
-            f"       {parameters:,} parameters, {neurons:,} {conf.neuron.name} neurons, T = {info.num_steps}, "
+            f"       {parameters:,} parameters, {neurons:,} {conf.neuron.called} neurons, T = {info.num_steps}, "
             f"on {experiment.device}, engine {experiment.engine()[0]}",
             hang=0,
         )

@@ -133,7 +133,7 @@ def _draw(experiment: Experiment, state: Fit, outcome: Outcome, folder: RunFolde
 
     info = experiment.source.info
     samples = {split: planned_samples(experiment, split) for split in info.counts}
-    about = f"{info.name}, {experiment.conf.neuron.name}, seed {experiment.conf.seed}"
+    about = f"{info.name}, {experiment.conf.neuron.called}, seed {experiment.conf.seed}"
     for path in save_run_plots(
         folder.path / "plots", state.history, state.distributions, outcome, info.class_names, samples, about
     ):

@@ -79,7 +79,7 @@ def layer_table(network: Network, metrics: Mapping[str, float], columns: int) ->
         shares = [
             metrics[f"test/{key}/{name}"] for key in ("dead_fraction", "dead_fraction_sample", "saturated_fraction")
         ]
-        values = {"threshold": layer.threshold, "beta": layer.beta}
+        values = {key: layer.effective(key) for key in ("threshold", "beta")}
         learned = {key: learned[key] or key in layer.learned() for key in values}
         rows.append(
             [
@@ -124,7 +124,9 @@ def _aligned(table: Sequence[Sequence[str]], gap: int) -> list[str]:
     ]
 
 
-def _mean(values: Tensor) -> str:
-    """One value, or the mean of learned ones marked with a tilde."""
+def _mean(values: Tensor | None) -> str:
+    """One value, or the mean of several marked with a tilde; a dash if the neurons have none."""
+    if values is None:
+        return "-"
     values = values.detach().float()
     return f"{float(values):.3f}" if values.numel() == 1 else f"~{float(values.mean()):.3f}"
