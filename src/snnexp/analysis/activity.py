@@ -12,6 +12,9 @@ their share of all pairs of neuron and sample. A neuron is *saturated* if it spi
 of the pass.
 
 Dead says something about neuron and samples together: the more samples a pass has, the fewer neurons are dead in it.
+
+With `eps`, what the gradient reaches is counted as well (`analysis/reach.py`, `analysis/weight_gradients.py`): a third
+state beside dead and saturated. A *gradient-dead* neuron has a surrogate derivative below eps at every step and sample.
 """
 
 from __future__ import annotations
@@ -20,14 +23,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from snnexp.analysis.reach import NearCounter, quantile
+from snnexp.analysis.weight_gradients import Norms, WeightGradients
+from snnexp.config import TrainerConf
 from snnexp.data.base import EventFrames
 from snnexp.models.network import Network
 from snnexp.models.observer import Firing
 from snnexp.models.spec import WEIGHT_KINDS
 from snnexp.neurons.layer import SpikingLayer
+from snnexp.neurons.reach import Reach, reach_of
 
 SATURATED_RATE = 0.95  # spikes per time step
 
@@ -43,6 +52,9 @@ class LayerActivity:
     thresholds: Tensor  # in effect in that batch, float32; nan for neurons that have none
     samples: int
     quiet_fraction: float  # share of samples in which no neuron of the layer spiked
+    reach: Tensor | None = None  # share of steps and samples in the gradient's reach, float64; None: not counted
+    distances: NDArray[np.int64] | None = None  # sampled U - threshold, a histogram over `reach.EDGES`
+    gradients: Norms | None = None  # of the weights' gradients, in training
 
     @property
     def dead(self) -> Tensor:
@@ -53,6 +65,11 @@ class LayerActivity:
     def saturated(self) -> Tensor:
         """Which neurons spiked in at least 95 % of the time steps."""
         return self.rates >= SATURATED_RATE
+
+    @property
+    def gradient_dead(self) -> Tensor | None:
+        """Which neurons no gradient passed in the pass; None: not counted."""
+        return None if self.reach is None else self.reach == 0
 
     @property
     def dead_fraction(self) -> float:
@@ -73,7 +90,7 @@ class LayerActivity:
 class _Counter:
     """Running sums of one layer, on the device. float64 holds counts exactly up to 2**53."""
 
-    def __init__(self, layer: nn.Module, mem: Tensor) -> None:
+    def __init__(self, layer: nn.Module, mem: Tensor, reach: Reach | None) -> None:
         self.spikes = torch.zeros(mem[0, 0].numel(), dtype=torch.float64, device=mem.device)
         # sums of batch shares, of silent pairs of neuron and sample, of samples without a spike
         self.shares = torch.zeros(3, dtype=torch.float64, device=mem.device)
@@ -84,8 +101,11 @@ class _Counter:
             self.thresholds = level.detach().expand(layer.shape).flatten().float().clone()
         self.batches = self.samples = self.steps = 0
         self._so_far: Tensor | None = None  # spikes [B, neurons] of a batch whose last time steps are still to come
+        self.near = None if reach is None else NearCounter(reach, self.spikes.numel(), mem.device)
 
     def add(self, firing: Firing) -> None:
+        if self.near is not None:
+            self.near.add(firing, self._so_far)
         if self.batches == 0:
             self.peaks = torch.maximum(self.peaks, firing.mem.amax((0, 1)).flatten().float())
         self.steps += firing.mem.shape[0] * firing.mem.shape[1]
@@ -102,6 +122,10 @@ class _Counter:
         self.shares += torch.stack(sums)
         self.batches += 1
         self.samples += counts.shape[0]
+
+    def near_parts(self) -> tuple[Tensor, ...]:
+        """What there is to fetch of the gradient's reach."""
+        return () if self.near is None else (self.near.near,)
 
 
 class _InputCounter:
@@ -148,8 +172,11 @@ class ActivityMeter:
 
     reads_spikes = False
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, eps: float | None = None) -> None:
         self.network = network
+        self.eps = eps  # share of a surrogate's peak from which a gradient passes; None: nobody counts
+        self._reach: dict[str, Reach | None] = {}
+        self._gradients = WeightGradients(network)
         self.last: dict[str, LayerActivity] = {}  # of the pass closed last, by layer
         self.silent_input: float | None = None  # share of its samples whose input was zero throughout; None: not seen
         self._watched = _entrance(network)
@@ -162,7 +189,9 @@ class ActivityMeter:
         """Add the spikes of one batch, or of one segment of its time steps."""
         with torch.no_grad():
             if name not in self._counters:
-                self._counters[name] = _Counter(layer, firing.mem)
+                if self.eps is not None and name not in self._reach:
+                    self._reach[name] = reach_of(layer, self.eps)
+                self._counters[name] = _Counter(layer, firing.mem, self._reach.get(name))
             if isinstance(layer, SpikingLayer) and layer.training and layer.dynamics.force_last_spike:
                 forced = forced_spikes(layer, firing)
                 firing = replace(firing, counts=firing.counts - forced.to(firing.counts.dtype))
@@ -176,9 +205,15 @@ class ActivityMeter:
             with torch.no_grad():
                 self._input.see(x)
 
+    def after_backward(self) -> None:
+        """Look at the gradients of a batch of training, before the optimizer does."""
+        if self.eps is not None:
+            self._gradients.after_backward()
+
     def reset(self) -> None:
         """Forget a pass that was not finished."""
         self._counters = {}
+        self._gradients.reset()
         self._forced = {}
         self._input = _InputCounter()
 
@@ -198,6 +233,7 @@ class ActivityMeter:
             metrics[f"{split}/dead_neurons/{name}"] = float(layer.dead.sum())
             metrics[f"{split}/firing_rate/{name}"] = layer.firing_rate
             metrics[f"{split}/saturated_fraction/{name}"] = layer.saturated_fraction
+            metrics |= _gradient_metrics(split, name, layer)
             if split == "train" and name in self._dead_before:
                 before = self._dead_before[name]
                 metrics[f"train/revived/{name}"] = float((before & ~layer.dead).sum())
@@ -226,24 +262,58 @@ class ActivityMeter:
         parts = [
             part
             for c in self._counters.values()
-            for part in (c.spikes, c.shares, c.peaks.double(), c.thresholds.double())
+            for part in (c.spikes, c.shares, c.peaks.double(), c.thresholds.double(), *c.near_parts())
         ]
         if self._input.silent is not None:
             parts.append(self._input.silent.double().view(1))
         host = torch.cat(parts).cpu()  # the only copy from the device, once per pass
         self.silent_input = None if self._input.silent is None else float(host[-1]) / self._input.samples
-        layers, at = {}, 0
+        layers, at, norms = {}, 0, self._gradients.norms()
         for name, counter in self._counters.items():
             n = counter.spikes.numel()
             spikes, shares, peaks, thresholds = torch.split(host[at : at + 3 * n + 3], [n, 3, n, n])
             at += 3 * n + 3
+            reach, distances = None, None
+            if counter.near is not None:
+                reach, distances = host[at : at + n] / counter.steps, counter.near.distances()
+                at += n
             batch, silent, quiet = (
                 shares / torch.tensor([counter.batches, counter.samples * n, counter.samples])
             ).tolist()
             layers[name] = LayerActivity(
-                spikes / counter.steps, batch, silent, peaks.float(), thresholds.float(), counter.samples, quiet
+                spikes / counter.steps,
+                batch,
+                silent,
+                peaks.float(),
+                thresholds.float(),
+                counter.samples,
+                quiet,
+                reach,
+                distances,
+                norms.get(name),
             )
         return layers
+
+
+def counted_eps(trainer: TrainerConf, split: str) -> float | None:
+    """The eps with which a pass over this split counts what the gradient reaches, or None if it does not."""
+    where = trainer.gradient_activity
+    return None if where == "off" or (where == "evaluation" and split == "train") else trainer.gradient_eps
+
+
+def _gradient_metrics(split: str, name: str, layer: LayerActivity) -> dict[str, float]:
+    """What the gradient reaches, under the contract's names; empty if nobody counted."""
+    metrics = {}
+    if layer.reach is not None and layer.distances is not None:
+        metrics[f"{split}/gradient_dead/{name}"] = float((layer.reach == 0).double().mean())
+        metrics[f"{split}/gradient_reach/{name}"] = float(layer.reach.mean())
+        for share in (5, 50, 95):
+            metrics[f"{split}/distance/p{share:02d}/{name}"] = quantile(layer.distances, share / 100)
+    if layer.gradients is not None:
+        norms = layer.gradients.neurons
+        for statistic, value in (("min", norms.min()), ("mean", norms.mean()), ("max", norms.max())):
+            metrics[f"{split}/weight_gradient/{statistic}/{name}"] = float(value)
+    return metrics
 
 
 def forced_spikes(layer: SpikingLayer, firing: Firing) -> Tensor:

@@ -25,10 +25,14 @@ from snnexp.registry import SURROGATES, load
 
 @dataclass(frozen=True)
 class Formula:
-    """A surrogate of ours: its two constants (a, b), worked out once, and its derivative at x from them."""
+    """A surrogate of ours: its two constants (a, b), worked out once, and its derivative at x from them.
+
+    radius: of |x| in units of 1/b, within which the derivative is at least a share of its peak, which is at 0.
+    """
 
     constants: Callable[[Surrogate], tuple[float, float]]
     derivative: Callable[[Any, Any, Any], Any]
+    radius: Callable[[float], float]
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,27 @@ class Surrogate:
         return self.own(x) if self.own is not None else _formula(self.name).derivative(x, a, b)
 
     def derivative(self, x: Tensor) -> Tensor:
-        """Return the stand-in for dS/dx at x, same shape."""
-        return cast(Tensor, self.formula(x, *self.constants))
+        """Return the stand-in for dS/dx at x, same shape. snnTorch's random ones leave torch's random numbers alone."""
+        if self.function is None:
+            return cast(Tensor, self.formula(x, *self.constants))
+        with torch.enable_grad(), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+            at = x.detach().requires_grad_()
+            return torch.autograd.grad(self.function(at).sum(), at)[0]
+
+    def radius(self, share: float) -> float | None:
+        """The |x| up to which the derivative is at least `share` of its peak; None: it is not said by one number."""
+        if self.own is not None or self.function is not None:
+            return None
+        return _formula(self.name).radius(share) / self.constants[1]
+
+    @functools.cached_property
+    def peak(self) -> float:
+        """The largest derivative; of a user's or snnTorch's, that on a grid from -100 to 100, finest around 0."""
+        if self.radius(1.0) is not None:
+            return float(self.derivative(torch.zeros(1)))
+        positive = torch.logspace(-4, 2, 1201)
+        derivatives = self.derivative(torch.cat([-positive, torch.zeros(1), positive]))
+        return float(derivatives.nan_to_num(0.0).max())  # snnTorch's sigmoid is inf/inf far away
 
     def spike(self, x: Any, strict: bool) -> Any:
         """Return 1.0 where x >= 0 (strict: x > 0), else 0.0; backward multiplies by `derivative(x)`."""
@@ -146,12 +169,26 @@ def _triangular(x: Any, a: Any, b: Any) -> Any:
     return torch.where(1 - z <= 0, 0.0, a * (1 - z))  # this way round nan stays nan
 
 
-atan = Formula(lambda s: (s.alpha / 2, math.pi * s.alpha / 2), lambda x, a, b: a / (1 + (b * x) ** 2))
-fast_sigmoid = Formula(lambda s: (1.0, s.slope), lambda x, a, b: a / (1 + b * abs(x)) ** 2)
-sigmoid = Formula(lambda s: (s.slope, s.slope), _sigmoid)
-triangular = Formula(lambda s: (s.scale, 1 / s.width), _triangular)
-rectangular = Formula(lambda s: (s.scale, 1 / s.width), lambda x, a, b: torch.where(b * abs(x) < 1, a, 0.0 * x))
-exponential = Formula(lambda s: (s.scale / s.width, 1 / s.width), lambda x, a, b: a * exp_of_negative(-(b * abs(x))))
+atan = Formula(
+    lambda s: (s.alpha / 2, math.pi * s.alpha / 2),
+    lambda x, a, b: a / (1 + (b * x) ** 2),
+    lambda share: math.sqrt(1 / share - 1),
+)
+fast_sigmoid = Formula(
+    lambda s: (1.0, s.slope), lambda x, a, b: a / (1 + b * abs(x)) ** 2, lambda share: 1 / math.sqrt(share) - 1
+)
+sigmoid = Formula(lambda s: (s.slope, s.slope), _sigmoid, lambda share: 2 * math.acosh(1 / math.sqrt(share)))
+triangular = Formula(lambda s: (s.scale, 1 / s.width), _triangular, lambda share: 1 - share)
+rectangular = Formula(
+    lambda s: (s.scale, 1 / s.width),
+    lambda x, a, b: torch.where(b * abs(x) < 1, a, 0.0 * x),
+    lambda share: 1 - 2.0**-23,  # at 1 it is 0 already
+)
+exponential = Formula(
+    lambda s: (s.scale / s.width, 1 / s.width),
+    lambda x, a, b: a * exp_of_negative(-(b * abs(x))),
+    lambda share: -math.log(share),
+)
 
 
 @functools.cache

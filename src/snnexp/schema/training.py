@@ -55,6 +55,9 @@ class TrainerConf:
     smoke_steps: int | None = number(None, low=1)  # at most so many batches per pass: for trying things out
     plots: bool = True
     diagnose: bool = True  # say in words when a layer is dead or saturated
+    # count neurons that no gradient reaches, in all passes, or in all but those of training
+    gradient_activity: str = choice("all", "all", "evaluation", "off")
+    gradient_eps: float = number(0.01, above=0, high=1)  # share of the surrogate's peak from which a gradient passes
     deterministic: bool = True
     channels_last: bool = True
     checkpoint_steps: int | None = number(

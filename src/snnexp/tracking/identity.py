@@ -42,6 +42,8 @@ LATER: dict[str, Any] = {
     "trainer.callbacks": [],
     "model.module": None,
     "model.kwargs": {},
+    "trainer.gradient_activity": "all",
+    "trainer.gradient_eps": 0.01,
 }
 
 NAME_LENGTH = 80  # longer names are cut in MLflow's lists anyway

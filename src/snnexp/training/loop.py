@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from snnexp.analysis.activity import ActivityMeter
+from snnexp.analysis.activity import ActivityMeter, counted_eps
 from snnexp.analysis.diagnosis import diagnose
 from snnexp.errors import DataError
 from snnexp.experiment import Experiment
@@ -42,7 +42,7 @@ def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Di
     optimizer = build_optimizer(conf.optimizer, network.parameter_groups())
     scheduler = build_scheduler(conf.scheduler, optimizer, conf.trainer.max_epochs)
     callbacks = Callbacks(conf.trainer.callbacks)
-    meters = {split: ActivityMeter(network) for split in ("train", "val")}
+    meters = {split: ActivityMeter(network, counted_eps(conf.trainer, split)) for split in ("train", "val")}
     validates = experiment.source.num_batches("val") > 0
     made_on = {
         "identity": folder.record.identity,

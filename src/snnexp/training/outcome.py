@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snnexp.analysis.activity import ActivityMeter
+from snnexp.analysis.activity import ActivityMeter, counted_eps
 from snnexp.analysis.diagnosis import diagnose
 from snnexp.analysis.synops import SynopsMeter, neurobench_results
 from snnexp.analysis.tested import Outcome
@@ -58,7 +58,8 @@ class _Raster:
 
 def test(experiment: Experiment, display: Display, epoch: int) -> Outcome:
     """Run the network once over the test split, with every observer there is."""
-    activity, synops, raster = ActivityMeter(experiment.network), SynopsMeter(experiment.network), _Raster()
+    network, eps = experiment.network, counted_eps(experiment.conf.trainer, "test")
+    activity, synops, raster = ActivityMeter(network, eps), SynopsMeter(network), _Raster()
     classes = experiment.source.info.num_classes
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=experiment.device)
     first: list[tuple[int, int]] = []

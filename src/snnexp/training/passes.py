@@ -119,6 +119,7 @@ def train_pass(
             raise _non_finite(experiment, batch, epoch, tally.batches + 1)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        meter.after_backward()
         if conf.trainer.grad_clip is not None:
             torch.nn.utils.clip_grad_norm_(parameters, conf.trainer.grad_clip)
         optimizer.step()

@@ -1,0 +1,174 @@
+"""Counts, during a pass, how often each neuron's membrane is within its surrogate's reach, and where membranes lie.
+
+    gradient reach   of a neuron: the share of its steps and samples at which the surrogate's derivative is at least
+                     eps times its peak (`neurons/reach.py`)
+    gradient-dead    its reach is 0: no gradient passes its spikes in the whole pass, whether it fires or not
+
+On the CPU one compiled pass over the membranes, which the engine has left in memory; elsewhere, and for derivatives
+that are not said by one distance, plain torch, some steps at a time. Distances are sampled evenly over each batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from math import gcd
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from snnexp.models.observer import Firing
+from snnexp.neurons.engines.fused import memory_order
+from snnexp.neurons.reach import Reach, Window
+from snnexp.parallel import run_parallel
+
+SAMPLED = 512  # distances per batch (or segment of its time steps) and layer, at most
+SPARED, LEAST = 16, 64  # and at most one of so many, but never fewer than these
+PENDING = 64  # batches of distances that are binned together
+PIECE = 1 << 22  # membranes that torch looks at together
+SERIAL_BELOW = 1 << 16  # membranes: less work is done before a second thread has woken up
+# Distances span orders of magnitude: bins are even in asinh(20 x), a tenth of an e-fold where x is large.
+EDGES: NDArray[np.float64] = np.sinh(np.arange(-120, 121) / 10) / 20
+
+
+class NearCounter:
+    """Running sums of one layer in one pass."""
+
+    def __init__(self, reach: Reach, neurons: int, device: torch.device) -> None:
+        self.reach = reach
+        self._near = torch.zeros(neurons, dtype=torch.float64, device=device)  # by torch, in the order of the shape
+        self._host: dict[tuple[int, ...], NDArray[np.int64]] = {}  # by kernels, [parts, neurons], by order of memory
+        self._shape: tuple[int, ...] = ()
+        self._histogram = np.zeros(len(EDGES) + 1, np.int64)  # of distances between EDGES, and beyond both ends
+        self._picked = np.empty(SAMPLED * PENDING, np.float32)
+        self._filled = 0
+        self._pending: list[Tensor] = []
+
+    def add(self, firing: Firing, fired: Tensor | None) -> None:
+        """Add one batch, or one segment of its time steps; fired [B, neurons]: spikes in the segments before.
+
+        Nothing in it may ask for a gradient.
+        """
+        mem, window = firing.mem.detach(), self.reach.window()
+        self._shape = tuple(mem.shape[2:])
+        if window is not None and mem.device.type == "cpu" and mem.dtype in (torch.float32, torch.float64):
+            self._compiled(mem, window, fired)
+        else:
+            self._plain(mem, fired)
+
+    @property
+    def near(self) -> Tensor:
+        """At how many steps and samples each neuron was in reach, flat, float64."""
+        total = self._near
+        for order, parts in self._host.items():
+            sums = torch.from_numpy(parts.sum(0))
+            if order != tuple(sorted(order)):
+                back = [order.index(d) for d in sorted(order)]
+                sums = sums.view([self._shape[d - 2] for d in order]).permute(back).reshape(-1)
+            total = total + sums
+        return total
+
+    def distances(self) -> NDArray[np.int64]:
+        """The histogram of the sampled distances, over EDGES."""
+        self._bin()
+        return self._histogram
+
+    def _compiled(self, mem: Tensor, window: Window, fired: Tensor | None) -> None:
+        from snnexp.analysis.reach_kernels import count_near, count_near_once, pick  # numba takes 0.2 s to import
+
+        order = tuple(memory_order(mem)[2:]) if mem.dim() > 3 else (2,)
+        flat = mem if mem.dim() <= 3 else mem.permute(0, 1, *order)
+        values = flat.contiguous().view(-1).numpy()
+        neurons = self._near.numel()
+        columns = flat.shape[1] * neurons
+        center, radius = (_in_order(v, order, self._shape, mem.dtype) for v in window)
+        parts = torch.get_num_threads() if values.size >= SERIAL_BELOW else 1
+        near = self._host.get(order)
+        if near is None or len(near) < parts:
+            kept = near
+            near = self._host[order] = np.zeros((parts, neurons), np.int64)
+            near[0] += 0 if kept is None else kept.sum(0)
+        count: Callable[[int, int], None]
+        if self.reach.once:
+            spent = np.zeros(columns, np.float32) if fired is None else _permuted(fired, order, self._shape).numpy()
+            strict = self.reach.dynamics.strict
+            count = partial(count_near_once, values, center, radius, near[:parts], columns, spent, strict)
+        else:
+            count = partial(count_near, values, center, radius, near[:parts])
+        run_parallel(count, parts, parts)
+        if self._filled > len(self._picked) - SAMPLED:
+            self._bin()
+        free = self._picked[self._filled : self._filled + SAMPLED]
+        self._filled += pick(values, center, radius.size > 1, _stride(values.size, columns), free)
+
+    def _plain(self, mem: Tensor, fired: Tensor | None) -> None:
+        """Any device, precision and derivative."""
+        dynamics = self.reach.dynamics
+        near = torch.zeros(mem.shape[1:], dtype=torch.float64, device=mem.device)
+        waits = torch.ones(mem.shape[1:], dtype=torch.bool, device=mem.device)
+        if fired is not None and self.reach.once:
+            waits = fired.view(mem.shape[1:]) == 0
+        at_once = 1 if self.reach.once else max(1, PIECE // max(mem[0].numel(), 1))
+        stride, seen = _stride(mem.numel(), mem[0].numel()), 0
+        for piece in torch.split(mem, at_once):
+            distance = self.reach.distance(piece)
+            within = self.reach.within(distance)
+            if self.reach.once:
+                within = within & waits
+                waits = waits & ~(distance > 0 if dynamics.strict else distance >= 0)[0]
+            near += within.sum(0)
+            self._pending.append(distance.reshape(-1)[-seen % stride :: stride].float())
+            seen += distance.numel()
+        self._near += near.sum(0).view(-1)
+        if len(self._pending) > PENDING:
+            self._bin()
+
+    def _bin(self) -> None:
+        parts = [self._picked[: self._filled], *(t.cpu().numpy() for t in self._pending)]
+        self._filled, self._pending = 0, []
+        values = np.concatenate(parts).astype(np.float64)
+        values = values[~np.isnan(values)]
+        self._histogram += np.bincount(np.searchsorted(EDGES, values, side="right"), minlength=len(EDGES) + 1)
+
+
+def quantile(histogram: NDArray[np.int64], share: float) -> float:
+    """The distance below which that share of a histogram over EDGES lies; beyond the edges: the edge. nan: empty."""
+    total = histogram.sum()
+    if not total:
+        return float("nan")
+    below = np.cumsum(histogram)
+    number = int(np.searchsorted(below, share * total))
+    if number == 0 or number >= len(EDGES):
+        return float(EDGES[0 if number == 0 else -1])
+    within = (share * total - below[number - 1]) / histogram[number]
+    return float(EDGES[number - 1] + within * (EDGES[number] - EDGES[number - 1]))
+
+
+@lru_cache(256)
+def _stride(total: int, columns: int) -> int:
+    """As many membranes as wanted, from all columns in turn: the step has no factor in common with their number."""
+    wanted = max(min(SAMPLED, total // SPARED), min(total, LEAST))
+    stride = max(-(-total // max(wanted, 1)), 1)
+    while gcd(stride, columns) > 1 and stride > 1:
+        stride += 1
+    return stride
+
+
+def _in_order(
+    value: Tensor | float, order: tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype
+) -> NDArray[np.floating[Any]]:
+    """A value that broadcasts to the neurons' shape, flat in the order of memory: one number, or one per neuron."""
+    if not isinstance(value, Tensor):
+        return np.full(1, value, np.float64 if dtype == torch.float64 else np.float32)
+    if value.numel() > 1:
+        value = value.expand(shape)
+        value = value.permute([d - 2 for d in order]) if order != tuple(sorted(order)) else value
+    return value.detach().to(dtype).reshape(-1).numpy()
+
+
+def _permuted(fired: Tensor, order: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
+    """Spikes so far [B, neurons], flat in the order of memory."""
+    return fired.view(-1, *shape).permute([0, *(d - 1 for d in order)]).reshape(-1).float().contiguous()

@@ -1,0 +1,87 @@
+"""The norm of each neuron's weight gradient: how much of the loss comes back to the weights that feed it.
+
+Of a neuron: the Euclidean norm of the gradient of its incoming weights, recurrent ones among them, before
+trainer.grad_clip; of a convolution's channel: of its kernel, which all neurons of the channel share. Taken in some
+batches of a training pass, since reading all gradients costs a part of the optimizer's step: in the first, second,
+fourth and eighth, and in every eighth after that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from snnexp.models.network import Network
+from snnexp.models.spec import WEIGHT_KINDS
+
+EVERY = 8  # batches
+
+
+@dataclass(frozen=True)
+class Norms:
+    """Of one layer in one pass, on the host."""
+
+    neurons: Tensor  # mean over the measured batches, per neuron or channel, float64
+    batches: Tensor  # norm of the whole layer's gradient in each measured batch, float64
+
+
+class WeightGradients:
+    """Collects the norms over a pass."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._feeding = feeding(network) if isinstance(network, Network) else {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Start a pass."""
+        self._batch = 0
+        self._squares: dict[str, list[Tensor]] = {}
+
+    @torch.no_grad()
+    def after_backward(self) -> None:
+        """Look at the gradients, if it is this batch's turn."""
+        self._batch += 1
+        turn = self._batch % EVERY == 0 or self._batch in (1, 2, 4)
+        if not turn:
+            return
+        for name, modules in self._feeding.items():
+            grads = [w.grad for module in modules for w in _weights(module) if w.grad is not None]
+            if grads:
+                squares = [torch.linalg.vector_norm(g.flatten(1), dim=1).double() ** 2 for g in grads]
+                self._squares.setdefault(name, []).append(torch.stack(squares).sum(0))
+
+    def norms(self) -> dict[str, Norms]:
+        """By spiking layer, of the pass so far."""
+        found = {}
+        for name, squares in self._squares.items():
+            each = torch.stack(squares).cpu()  # [batches, neurons]
+            found[name] = Norms(each.sqrt().mean(0), each.sum(1).sqrt())
+        return found
+
+
+def feeding(network: Network) -> dict[str, list[nn.Module]]:
+    """The layers with weights whose sums drive each spiking layer: one, or one of each way through a residual block."""
+    found: dict[str, list[nn.Module]] = {}
+    current: list[nn.Module] = []
+    blocks: list[list[nn.Module]] = []  # of each open one: what drives its other way
+    for layer in network.layers:
+        if layer.kind == "spiking":
+            found[layer.name], current = current, []
+        elif layer.kind in WEIGHT_KINDS:
+            current = [network.get_submodule(layer.name)]
+        elif layer.kind == "fork":
+            blocks.append(current)
+        elif layer.kind == "shortcut":
+            current, blocks[-1] = blocks[-1], current
+        elif layer.kind == "join":
+            current = list(dict.fromkeys([*blocks.pop(), *current]))
+    return {name: modules for name, modules in found.items() if modules}
+
+
+def _weights(module: nn.Module) -> list[nn.Parameter]:
+    """The weights of a layer that a gradient comes to, [out, ...] each."""
+    recurrent = getattr(module, "recurrent", None)
+    owners = [module, recurrent] if isinstance(recurrent, nn.Module) else [module]
+    return [w for owner in owners if (w := owner._parameters.get("weight")) is not None]
