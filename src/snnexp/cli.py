@@ -163,9 +163,11 @@ def _unexpected(error: BaseException) -> str:
 def _hydra_main() -> None:
     import hydra
 
+    from snnexp import launchers
     from snnexp.config import register_schemas
 
     register_schemas()
+    launchers.register()
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_job)()
     if _failures:
         raise _failures.pop()
@@ -177,19 +179,19 @@ def _job(cfg: DictConfig) -> float | None:
     from hydra.types import RunMode
 
     from snnexp.errors import SnnexpError
-    from snnexp.secrets import guard_logging
+    from snnexp.launchers.worker import prepare_process
     from snnexp.settled import settle_store
     from snnexp.tasks import run_task
     from snnexp.validation import validate
 
-    interrupts.install()  # in the worker of a sweep's launcher, where main() did not run
-    guard_logging()
+    prepare_process()  # in the worker of a sweep's launcher main() did not run
     try:
         settle_store(cfg)
         conf = validate(cfg)
         return run_task(conf, cfg)
     except KeyboardInterrupt:
         log.warning("interrupted")
+        interrupts.hand_back()  # in a cluster's job whose time is up: it comes again, and goes on
         raise
     except Exception as error:
         log.exception("%s", error)  # the whole story goes to the job's log, the message to the terminal

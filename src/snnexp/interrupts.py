@@ -4,6 +4,10 @@ A signal may come anywhere, also while the record of a run is being closed. So t
 torn: not while `held` (the signal is kept for later), and not again once the end has begun (`ending`), since closing
 the record on both sides, run.json and the store, is what the user needs and takes a few seconds. Whoever cannot wait
 presses Ctrl-C three times more.
+
+In a cluster's worker submitit has handlers of its own: it passes over SIGTERM, and when the job's time is nearly up
+(SIGUSR2) it puts the job into the queue again and exits at once. Ours take their place: both interrupt the run, whose
+record is closed first; `hand_back` then lets submitit do its part.
 """
 
 from __future__ import annotations
@@ -15,8 +19,9 @@ import signal
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 PATIENCE = 3  # further signals that are ignored while the end is under way
 AGAIN_S = 1.0  # two presses within this time are one
@@ -26,22 +31,32 @@ _pending = False
 _ending = False
 _ignored = 0
 _raised_at: float | None = None
+_cause: int | None = None  # the signal that interrupted
+_time_up: tuple[int, Callable[..., Any]] | None = None  # submitit's signal, and what submitit does when it comes
 
 
 def install() -> None:
     """Take over the signals, in the main thread. One that the caller ignores stays ignored (nohup, a job in the
-    background); one that somebody else handles stays theirs (submitit)."""
+    background); one that somebody else handles stays theirs, unless it is submitit."""
+    global _time_up
     for number in _taken():
         atexit.register(signal.signal, number, signal.SIG_IGN)  # among the last at exit: all is written by then
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        handler = signal.getsignal(number)
+        if threading.current_thread() is threading.main_thread() and callable(handler) and _is_submitits(handler):
+            _time_up = (number, handler)
+            signal.signal(number, _handle)
 
 
 @contextlib.contextmanager
 def borrowed() -> Iterator[None]:
     """The signals are ours for a block in somebody else's process (a notebook), and then theirs as before."""
     global _held, _pending, _ending, _ignored, _raised_at
-    before = (_held, _pending, _ending, _ignored, _raised_at)
+    global _time_up
+    before, time_up = (_held, _pending, _ending, _ignored, _raised_at), _time_up
     handlers = {number: signal.getsignal(number) for number in _numbers()}
     reset()
+    _time_up = time_up
     taken = _taken()
     try:
         yield
@@ -59,14 +74,21 @@ def _taken() -> list[signal.Signals]:
     """Take over those signals that nobody handles or ignores; returns them."""
     if threading.current_thread() is not threading.main_thread():
         return []
-    free = [n for n in _numbers() if signal.getsignal(n) in (signal.SIG_DFL, signal.default_int_handler)]
+    ours_to_take = (signal.SIG_DFL, signal.default_int_handler)
+    free = [n for n in _numbers() if (h := signal.getsignal(n)) in ours_to_take or _is_submitits(h)]
     for number in free:
         signal.signal(number, _handle)
     return free
 
 
+def _is_submitits(handler: Any) -> bool:
+    return type(getattr(handler, "__self__", None)).__module__.startswith("submitit.")
+
+
 def _handle(number: int, _frame: FrameType | None) -> None:
-    global _pending, _raised_at, _ignored
+    global _pending, _raised_at, _ignored, _cause
+    if not _ending and not _pending:
+        _cause = number
     if number == getattr(signal, "SIGHUP", None):
         _let_go_of_terminal()
     if _ending:  # also inside a block that holds: a signal kept there would tear the end after it
@@ -132,8 +154,37 @@ def ending() -> None:
     _ending, _held, _pending = True, False, False
 
 
+def cause() -> int | None:
+    """The signal that interrupted, or None."""
+    return _cause
+
+
+def will_be_requeued() -> bool:
+    """Whether the interrupt was the cluster's word that time is up, and the job has starts left."""
+    if _time_up is None or _cause != _time_up[0]:
+        return False
+    submitit: Any = getattr(_time_up[1], "__self__", None)
+    try:
+        left = submitit._delayed._timeout_countdown - submitit.has_timed_out()
+        return bool(submitit.env.global_rank == 0 and left >= 0 and hasattr(submitit._delayed.function, "checkpoint"))
+    except AttributeError:  # another version of submitit
+        return True
+
+
+def hand_back() -> None:
+    """Let submitit put the job into the queue again, if that is why the run was interrupted: then it does not return.
+
+    Raises: SystemExit once it is queued; submitit's UncompletedJobError if the job had no start left.
+    """
+    global _cause
+    if _time_up is not None and _cause == _time_up[0]:
+        _cause = None
+        _time_up[1](_time_up[0], None)
+
+
 def reset() -> None:
     """As at the start of the process."""
-    global _held, _pending, _ending, _ignored, _raised_at
+    global _held, _pending, _ending, _ignored, _raised_at, _cause, _time_up
     _held = _pending = _ending = False
     _ignored, _raised_at = 0, None
+    _cause = _time_up = None

@@ -166,7 +166,7 @@ def test_a_command_waits_while_its_run_is_being_sent(
     first.log_epoch(1, {"loss": 3.0})
     folder.finish("KILLED")
     held = []
-    send = unsent._send_folder
+    send = unsent.send_folder
 
     def look(run: RunFolder, *rest: Any, **more: Any) -> bool:
         with pytest.raises(Timeout), FileLock(run.path.parent / "claim.lock", timeout=0):
@@ -174,7 +174,7 @@ def test_a_command_waits_while_its_run_is_being_sent(
         held.append(run.path)
         return send(run, *rest, **more)
 
-    monkeypatch.setattr(unsent, "_send_folder", look)
+    monkeypatch.setattr(unsent, "send_folder", look)
     open_run({**config, "seed": 1})
     assert held == [folder.path]
     assert client.client.get_run(first.run_id).info.status == "KILLED"

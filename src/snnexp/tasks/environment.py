@@ -12,7 +12,11 @@ from omegaconf import DictConfig
 from snnexp.config import Config
 from snnexp.tracking.sweep import Sweep, current_sweep
 
-OWN_TERMINAL = ("BasicLauncher", "submitit")  # one job after the other, or each into a file of its own
+OWN_TERMINAL = (
+    "BasicLauncher",
+    "submitit",
+    "snnexp_launchers",
+)  # one job after the other, or each into a file of its own
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ def report(conf: Config, cfg: DictConfig) -> None:
     """
     from snnexp.tasks.environment import environment
     from snnexp.tracking.address import resolve_experiment, resolve_uri
+    from snnexp.tracking.healing import heal_all
     from snnexp.tracking.mlflow_store import connect
     from snnexp.tracking.unsent import send_unsent
 
@@ -63,6 +64,7 @@ def report(conf: Config, cfg: DictConfig) -> None:
         store = connect(uri, name, create=False)
         if store is not None:
             send_unsent(Path(conf.state_dir), store)
+            heal_all(store)
         results, others = ([], []) if store is None else from_store(store)
         where, command = f"tracking.experiment={name} in {without_password(uri)}", ui_command(uri)
         way_out = "Train first, or set tracking.uri and tracking.experiment to where the runs are."

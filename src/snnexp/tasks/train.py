@@ -13,8 +13,10 @@ from snnexp import interrupts, waiting
 from snnexp.collector import importing
 from snnexp.config import Config
 from snnexp.errors import SnnexpError
+from snnexp.launchers.worker import requeues
 from snnexp.own_code import with_code
 from snnexp.tasks.environment import Environment, environment
+from snnexp.tracking.healing import after_job
 from snnexp.tracking.links import ui_command
 from snnexp.tracking.metrics_log import read_history
 from snnexp.tracking.runs import RunFolder, Status, claim
@@ -35,7 +37,10 @@ def train(conf: Config, cfg: DictConfig) -> float | None:
     """
     env = environment(cfg)
     waiting.begin(name_among_others(conf, env))
-    return train_run(conf, cfg, env)[1]
+    try:
+        return train_run(conf, cfg, env)[1]
+    finally:
+        after_job(conf.tracking, env.sweep, env.start_dir)
 
 
 def name_among_others(conf: Config, env: Environment) -> str:
@@ -154,6 +159,8 @@ def _train(
             interrupts.release()
             tracker.log_dataset(experiment.source.info)
             tracker.log_tags(experiment.tags())
+            if starts := requeues():
+                tracker.log_tags({"requeued": starts})
             state = fit(experiment, folder, tracker, display, config)
             close(experiment, state, folder, tracker, display)
             interrupts.hold()  # from here on it is finished: a signal that comes now stops nothing
@@ -164,6 +171,8 @@ def _train(
     except KeyboardInterrupt:
         interrupts.ending()
         status = "KILLED"
+        if interrupts.will_be_requeued():
+            tracker.log_tags({"requeued": requeues() + 1})
         raise
     finally:
         _close_record(tracker, folder, status)

@@ -24,6 +24,7 @@ from snnexp.locks import file_lock
 from snnexp.secrets import MARK, hide, mask, reveal
 from snnexp.tracking.address import engine_uri, sqlite_path
 from snnexp.tracking.database import file_identity, follow_move, prepare
+from snnexp.tracking.network_disk import warn_of_one
 from snnexp.tracking.reasons import telling_line
 
 log = logging.getLogger(__name__)
@@ -132,6 +133,7 @@ def connect(uri: str, experiment: str, *, create: bool = True) -> Store | None:
 def _open_database(uri: str, database: Path, experiment: str, create: bool) -> Store | None:
     if create:
         database.parent.mkdir(parents=True, exist_ok=True)
+    warn_of_one(uri)
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(file_lock(f"{os.path.realpath(database)}.lock", timeout=FIRST_TOUCH_TIMEOUT_S))

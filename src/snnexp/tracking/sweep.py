@@ -23,15 +23,16 @@ from hydra.experimental.callback import Callback
 from snnexp.atomic import write_atomically
 from snnexp.errors import TrackingError
 from snnexp.terminal import wrapped
+from snnexp.tracking import sweep_folder
 from snnexp.tracking.identity import is_bookkeeping
 from snnexp.tracking.provenance import code_tags
 from snnexp.tracking.queries import ROLE_TAG
+from snnexp.tracking.sweep_folder import SKIPPED_FOLDER, SWEEP_FILE
 from snnexp.tracking.sweep_pages import Pages, sweep_pages
 
 log = logging.getLogger(__name__)
 
-SWEEP_FILE = "mlflow_parent.json"
-SKIPPED_FOLDER = "skipped"  # one empty file per MLflow run that the sweep found finished
+FOLDER_TAG = "sweep_folder"
 SUMMARY = ("test/accuracy", "test/loss", "val/accuracy")
 
 
@@ -62,11 +63,8 @@ def current_sweep(folder: Path | None = None) -> Sweep | None:
         return None
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.cwd) / (folder or hydra.sweep.dir)
-    try:
-        values = json.loads((folder / SWEEP_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return Sweep(folder)
-    return Sweep(folder, values["run_id"], values["sweep_id"])
+    values = sweep_folder.read(folder)
+    return Sweep(folder, values.get("run_id"), values.get("sweep_id"))
 
 
 def sweep_id(overrides: list[str], params: dict[str, Any] | None = None) -> str:
@@ -107,6 +105,10 @@ class SweepParent(Callback):
         """Count jobs; other processes' copies count for nobody."""
         self._jobs["started"] += 1
 
+    def count(self, started: int, failed: int) -> None:
+        """Jobs that a launcher ran in other processes."""
+        self._jobs.update(started=started, failed=failed)
+
     def on_job_end(self, config: Any, job_return: Any, **_: Any) -> None:
         """Count jobs and failures; not called for a job that Ctrl-C ended."""
         from hydra.core.utils import JobStatus
@@ -139,14 +141,21 @@ class SweepParent(Callback):
             max_results=1,
             order_by=["attributes.start_time DESC"],
         )
+        folder = cwd / config.hydra.sweep.dir
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep_folder.hold_launcher_lock(folder)
+        before = None
         if found:
             run_id = str(found[0].info.run_id)
+            before = found[0].data.tags.get(FOLDER_TAG)
             store.client.update_run(run_id, status="RUNNING")
+            store.client.set_tag(run_id, FOLDER_TAG, str(folder))
         else:
             command = "snnexp -m " + " ".join(overrides)
             tags = {
                 ROLE_TAG: "sweep",
                 "sweep_id": identity,
+                FOLDER_TAG: str(folder),
                 "overrides": " ".join(overrides)[:8000],
                 "mlflow.source.type": "LOCAL",
                 "mlflow.source.name": "snnexp",
@@ -156,11 +165,9 @@ class SweepParent(Callback):
             }
             name = ("sweep " + " ".join(overrides))[:100]
             run_id = str(store.client.create_run(store.experiment_id, tags=tags, run_name=name).info.run_id)
-        folder = cwd / config.hydra.sweep.dir
-        folder.mkdir(parents=True, exist_ok=True)
-        names = {"run_id": run_id, "sweep_id": identity}
-        write_atomically(folder / SWEEP_FILE, json.dumps(names) + "\n")
-        self._open = {**names, "uri": uri, "experiment": store.experiment, "folder": str(folder)}
+        names = {"run_id": run_id, "sweep_id": identity, "uri": uri, "experiment": store.experiment}
+        write_atomically(folder / SWEEP_FILE, json.dumps({**names, "before": before}) + "\n")
+        self._open = {**names, "folder": str(folder)}
 
     def _close(self, complete: bool) -> None:
         opened = self._open
@@ -192,11 +199,12 @@ def close_parent(opened: dict[str, str], complete: bool, jobs: Counter[str]) -> 
     if skipped.is_dir():
         children += _found(client, [path.name for path in sorted(skipped.iterdir()) if path.name not in known])
     counts = Counter(str(run.info.status) for run in children)
+    queued = sweep_folder.queued(Path(opened["folder"])) if not complete else []
 
     closings = int(client.get_run(parent).data.tags.get("closings", "0")) + 1
     metrics = {f"children/{word.lower()}": float(counts[word]) for word in ("FINISHED", "FAILED", "KILLED")}
     tags = {"closings": str(closings)}
-    lines = _how_it_ended(counts, complete, jobs)
+    lines = _how_it_ended(counts, complete, jobs, len(queued))
     scored = [(best_value(store, run, "val/accuracy"), run) for run in children if run.info.status == "FINISHED"]
     ranked = sorted(((score, run) for score, run in scored if score is not None), key=lambda pair: -pair[0])
     if ranked:
@@ -216,13 +224,17 @@ def close_parent(opened: dict[str, str], complete: bool, jobs: Counter[str]) -> 
         client.log_metric(parent, key, number, step=closings)
     for key, text in tags.items():
         client.set_tag(parent, key, text)
-    client.set_terminated(parent, _status(complete, counts, jobs))
+    status = "RUNNING" if queued else _status(complete, counts, jobs)
+    if status == "RUNNING":
+        client.update_run(parent, status=status)
+    else:
+        client.set_terminated(parent, status)
     return [*lines, *table, *pages.lines]
 
 
-def _how_it_ended(counts: Counter[str], complete: bool, jobs: Counter[str]) -> list[str]:
+def _how_it_ended(counts: Counter[str], complete: bool, jobs: Counter[str], queued: int) -> list[str]:
     """Children by status, those without a record, and what an interrupt left."""
-    if not counts and not jobs["failed"]:
+    if not counts and not jobs["failed"] and not queued:
         how = "it had nothing to run" if complete else "it was interrupted before its first run began"
         return [f"Sweep: {how}. The same command starts it."]
     line = f"Sweep: {counts['FINISHED']} finished, {counts['FAILED']} failed, {counts['KILLED']} killed"
@@ -233,7 +245,9 @@ def _how_it_ended(counts: Counter[str], complete: bool, jobs: Counter[str]) -> l
     if unrecorded > 0:
         what = "run ended with an error before it" if unrecorded == 1 else "runs ended with errors before they"
         lines.append(f"{unrecorded} more {what} began, and left no record: see above.")
-    if not complete and not jobs["failed"]:
+    if queued:
+        lines.append(f"{queued} of its jobs are in Slurm's queue and go on by themselves.")
+    elif not complete and not jobs["failed"]:
         lines.append("It was interrupted; the same command goes on with what is left.")
     return lines
 

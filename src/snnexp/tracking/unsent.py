@@ -40,14 +40,14 @@ def send_unsent(state_dir: Path, store: Store, besides: Path | None = None) -> i
     if folders and store.made:
         log.warning("The database of %s was removed. What runs in %s had in it is sent again.", store.uri, state_dir)
     for folder in folders:
-        with _claimed(folder) as free:
+        with claimed(folder) as free:
             record = read_record(folder) if free else None  # again: its owner may have finished it in between
             if record is None or not _is_lacking(record, store):
                 continue
             try:
                 run = RunFolder(folder, record, "resume")
                 run_id = None if store.made else find_run(store, run)
-                done = _send_folder(run, store, run_id, blocked=blocked)
+                done = send_folder(run, store, run_id, blocked=blocked)
                 blocked, sent = blocked or not done, sent + done
             except Exception as error:  # an old run's trouble must not stop the new one
                 log.warning("%s could not be sent: %s", folder, telling_line(error))
@@ -55,7 +55,7 @@ def send_unsent(state_dir: Path, store: Store, besides: Path | None = None) -> i
 
 
 @contextlib.contextmanager
-def _claimed(folder: Path) -> Iterator[bool]:
+def claimed(folder: Path) -> Iterator[bool]:
     """Hold a run's folder, if nobody is working on it."""
     lock = None
     # claim.lock: a command that wants this run waits until it is sent, instead of finding it held
@@ -81,7 +81,7 @@ def _is_lacking(record: RunRecord | None, store: Store) -> bool:
     return record.unsent and old is not None and sqlite_path(store.uri) is not None and not old.exists()
 
 
-def _send_folder(
+def send_folder(
     folder: RunFolder, store: Store, run_id: str | None, parent: str | None = None, blocked: bool = False
 ) -> bool:
     """Bring the store up to date with a run that has ended; returns whether nothing is missing now.
@@ -107,7 +107,7 @@ def _send_folder(
         run_id, status, int(datetime.fromisoformat(ended).timestamp() * 1000) if ended else None
     )
     complete = not tracker.local.unsent_files
-    folder.update(unsent=not complete)
+    folder.update(unsent=not complete, status=status)
     if complete:
         log.info("Sent what %s had kept for the store.", folder.path)
     return complete
@@ -124,13 +124,13 @@ def restore_skipped(conf: TrackingConf, folder: RunFolder, start_dir: Path, pare
     try:
         store = connect(resolve_uri(conf.uri, start_dir), resolve_experiment(conf.experiment))
         assert store is not None  # create=True
-        with _claimed(folder.path) as free:
+        with claimed(folder.path) as free:
             if not free:
                 return
             folder.record = read_record(folder.path) or folder.record
             found = find_run(store, folder, same_experiment=True)
             if found is None:
-                _send_folder(folder, store, None, parent)
+                send_folder(folder, store, None, parent)
             elif (found, store.uri) != (folder.record.mlflow_run_id, folder.record.tracking_uri):
                 folder.update(mlflow_run_id=found, tracking_uri=store.uri, experiment=store.experiment)
     except Exception as error:
@@ -147,6 +147,6 @@ def tell_store(conf: TrackingConf, folder: RunFolder, start_dir: Path) -> None:
         run_id = find_run(store, folder) if store is not None else None
         if store is not None and run_id is not None:
             with short_waits():
-                _send_folder(folder, store, run_id)
+                send_folder(folder, store, run_id)
     except Exception as error:  # imports that the interrupt has torn, too
         log.info("%s: the store was not told: %s", folder.path, telling_line(error))

@@ -1,0 +1,80 @@
+"""How a sweep's jobs ended, in lines that a user can read, and as what Hydra's sweepers take."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from snnexp.launchers.worker import JobError
+
+How = Literal["finished", "failed", "killed", "lost"]
+LONGEST = 300
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one job: `killed` was asked for (scancel, Ctrl-C, its time was up), `lost` was not (kill -9, memory, a node).
+
+    `done` is Hydra's JobReturn.
+    """
+
+    number: int
+    how: How
+    done: Any
+    text: str = ""
+
+    def line(self) -> str:
+        """`#3 finished: seed=1 (best on validation 0.9324)`."""
+        words = f"#{self.number} {self.how}: {' '.join(own_words(self.done.overrides or ()))}".rstrip(": ")
+        return f"{words} ({self.text})" if self.text else words
+
+
+def own_words(overrides: Sequence[str]) -> list[str]:
+    """What the user typed, without what only says how the sweep is launched."""
+    return [word for word in overrides if not word.lstrip("+").startswith("hydra")]
+
+
+def ended(number: int, done: Any) -> Outcome:
+    """The outcome of a job that came back by itself."""
+    from hydra.core.utils import JobStatus
+
+    if done.status == JobStatus.COMPLETED:
+        value = done._return_value
+        text = f"best on validation {value:.4f}" if isinstance(value, float) else ""
+        return Outcome(number, "finished", done, text)
+    return Outcome(number, "failed", done, _short(str(done._return_value)))
+
+
+def broken_off(number: int, overrides: Sequence[str], how: How, why: str) -> Outcome:
+    """The outcome of a job that did not come back. why: "job 123_4 was cancelled"."""
+    from hydra.core.utils import JobReturn, JobStatus
+
+    done = JobReturn(overrides=list(overrides), status=JobStatus.FAILED)
+    done.return_value = JobError(f"{why}. The same command goes on with what is left.")
+    return Outcome(number, how, done, _short(why))
+
+
+def _short(text: str) -> str:
+    first = text.strip().splitlines()[0] if text.strip() else ""
+    return first if len(first) <= LONGEST else first[: LONGEST - 3] + "..."
+
+
+def summary(outcomes: Sequence[Outcome], where: str) -> list[str]:
+    """The counts, and where the rest of the story is."""
+    counts = Counter(outcome.how for outcome in outcomes)
+    parts = [f"{counts[how]} {how}" for how in ("finished", "failed", "killed", "lost") if counts[how]]
+    lines = [f"{len(outcomes)} jobs: {', '.join(parts)}. Their output: {where}"]
+    if counts["finished"] < len(outcomes):
+        lines.append("The same command goes on with what is left: finished runs are skipped, others continue.")
+    return lines
+
+
+def say(text: str) -> None:
+    """One line for the user, at once: a launcher's output is often a file that somebody follows."""
+    try:
+        print(text, flush=True)
+    except OSError:  # the terminal is gone
+        sys.stdout = None  # type: ignore[assignment]

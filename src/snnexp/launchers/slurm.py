@@ -1,0 +1,206 @@
+"""`hydra/launcher=slurm`: the jobs of a sweep as one Slurm array, by way of submitit.
+
+What submitit's own Hydra launcher leaves open: it ends at the first job that is lost, says nothing about the jobs that
+go on, and knows nothing of a record that has to be closed. Here every job's outcome is collected, Ctrl-C cancels the
+jobs (a closed terminal leaves them), and runs that died are told to the store.
+
+`executor: local` starts the same jobs with submitit's local executor: to try a sweep out, and to test this file.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.plugins.launcher import Launcher
+from omegaconf import OmegaConf
+
+from snnexp import interrupts
+from snnexp.errors import ConfigError
+from snnexp.launchers import queue
+from snnexp.launchers.outcomes import Outcome, own_words, say, summary
+from snnexp.launchers.watching import LocalJobs, SlurmJobs, Watch
+from snnexp.launchers.worker import Work
+
+OWN_KEYS = ("executor", "submitit_folder", "max_num_timeout", "array_parallelism", "python", "setup", "additional")
+COMMON = ("timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "name")
+END_WAIT_S = 60.0  # for cancelled jobs to close their records: Slurm kills them after KillWait, 30 s by default
+
+
+class SlurmLauncher(Launcher):
+    """See the module; `params` are the keys of conf/hydra/launcher/slurm.yaml."""
+
+    def __init__(self, **params: Any) -> None:
+        self.params = {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in params.items()}
+        self.config: Any = None
+        self.hydra_context: Any = None
+        self.task_function: Any = None
+
+    def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+        """Hydra's."""
+        self.config, self.hydra_context, self.task_function = config, hydra_context, task_function
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[Any]:
+        """Submit all jobs, wait for all of them, and return how each ended. Raises: ConfigError before any is there."""
+        _check(self.params)
+        folder = Path(self.config.hydra.runtime.cwd) / str(self.config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.params["executor"] == "slurm":
+            _refuse_shared_sqlite(self.config)
+            _wait_for_earlier(folder)
+        jobs = self._submit(folder, job_overrides, initial_job_idx)
+        watch = Watch(folder, jobs, [list(words) for words in job_overrides], initial_job_idx)
+        try:
+            outcomes = watch.until_all_ended()
+        except KeyboardInterrupt:
+            self._interrupted(watch)
+            raise
+        for line in summary(outcomes, str(self._logs(folder))):
+            say(line)
+        self._count(outcomes)
+        return [outcome.done for outcome in outcomes]
+
+    def _logs(self, folder: Path) -> Path:
+        return Path(self.config.hydra.runtime.cwd) / str(self.params["submitit_folder"]).partition("/%")[0]
+
+    def _submit(self, folder: Path, job_overrides: Sequence[Sequence[str]], first: int) -> SlurmJobs | LocalJobs:
+        from hydra.core.singleton import Singleton
+
+        work = Work(self.hydra_context, self.config, self.task_function)
+        state = Singleton.get_state()
+        calls = [(list(words), first + i, None, state) for i, words in enumerate(job_overrides)]
+        executor = _executor(self.params, folder)
+        logs = self._logs(folder)
+        for number, words in enumerate(job_overrides, first):
+            say(f"#{number}: {' '.join(own_words(words))}")
+        if self.params["executor"] == "local":
+            at_once: Any = self.params["array_parallelism"]
+            say(f"{len(calls)} jobs on this machine, {at_once} at a time. Their output: {logs}")
+            return LocalJobs(executor, work, calls, at_once, folder)
+        with interrupts.held():  # an array whose id nobody wrote down could not be cancelled
+            jobs = SlurmJobs(executor.map_array(work, *zip(*calls, strict=True)), folder)
+        where = f" in partition {self.params['partition']}" if self.params.get("partition") else ""
+        say(f"{len(calls)} jobs in Slurm{where}: {', '.join(jobs.arrays)} (squeue -j {jobs.arrays[0]}).")
+        say(f"Their output: {logs}. Ctrl-C cancels them; if this terminal is closed, they go on.")
+        return jobs
+
+    def _interrupted(self, watch: Watch) -> None:
+        """Ctrl-C cancels what is left; a closed terminal (SIGHUP) or a SIGTERM to this process leaves it."""
+        interrupts.ending()
+        left = watch.left()
+        if not left:
+            return
+        if interrupts.cause() in (None, signal.SIGINT) or self.params["executor"] == "local":
+            say(f"Cancelling {len(left)} jobs; their runs are closed and can be continued ...")
+            watch.jobs.cancel()
+            watch.until_gone(END_WAIT_S)
+        else:
+            names = " ".join(getattr(watch.jobs, "arrays", ()))
+            say(f"{len(left)} jobs go on in Slurm (scancel {names} ends them). The same command waits for them.")
+
+    def _count(self, outcomes: Sequence[Outcome]) -> None:
+        from snnexp.tracking.sweep import SweepParent
+
+        failed = sum(outcome.how == "failed" for outcome in outcomes)
+        for callback in self.hydra_context.callbacks.callbacks:
+            if isinstance(callback, SweepParent):
+                callback.count(len(outcomes), failed)
+
+
+def _check(params: dict[str, Any]) -> None:
+    """Refuse what submitit or Slurm would refuse in words of their own, or only on the node."""
+    try:
+        import submitit  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("hydra/launcher=slurm needs submitit: pip install 'snnexp[sweep]'.") from error
+    if params["executor"] not in ("slurm", "local"):
+        raise ConfigError(f"hydra.launcher.executor={params['executor']}: no such option. Valid: slurm, local.")
+    if params["executor"] == "slurm" and not queue.is_installed():
+        raise ConfigError(
+            "hydra/launcher=slurm: there is no sbatch here. Give the command on a login node of the cluster, or try "
+            "the sweep out on this machine: hydra.launcher.executor=local."
+        )
+    smallest = {"timeout_min": 1, "max_num_timeout": 0, "array_parallelism": 1, "signal_delay_s": 1, "nodes": 1}
+    for key, least in smallest.items():
+        if not isinstance(params.get(key), int) or params[key] < least:
+            raise ConfigError(f"hydra.launcher.{key}={params.get(key)}: must be a whole number, {least} or more.")
+    delay, minutes = params["signal_delay_s"], params["timeout_min"]
+    if delay >= 60 * minutes:
+        raise ConfigError(
+            f"hydra.launcher.signal_delay_s={delay}: a job of {minutes} min would be told at once that its time is up. "
+            "Lower it, or give the job more time with hydra.launcher.timeout_min."
+        )
+
+
+def _executor(params: dict[str, Any], folder: Path) -> Any:
+    """submitit's executor with our keys as its parameters."""
+    import submitit
+
+    kind = params["executor"]
+    python = params.get("python") or container_python(os.environ)
+    init: dict[str, Any] = {f"{kind}_max_num_timeout": params["max_num_timeout"]}
+    if python:
+        init[f"{kind}_python"] = python
+    executor = submitit.AutoExecutor(folder=params["submitit_folder"], cluster=kind, **init)
+    given = {key: value for key, value in params.items() if value is not None and key not in OWN_KEYS}
+    if kind == "local":
+        executor.update_parameters(**{key: given[key] for key in COMMON if key in given})
+        executor.update_parameters(local_setup=params["setup"] or [])
+        executor._executor.parameters["signal_delay_s"] = params["signal_delay_s"]
+        return executor
+    after = f"{python or shlex.quote(sys.executable)} -m snnexp.launchers.aftermath {shlex.quote(str(folder))}"
+    executor.update_parameters(
+        **{key if key in COMMON else f"slurm_{key}": value for key, value in given.items()},
+        slurm_array_parallelism=params["array_parallelism"],
+        slurm_setup=params["setup"],
+        slurm_additional_parameters=params["additional"],
+        # submitit's own command stands just before; the script ends as its job did
+        slurm_teardown=["code=$?", f"[ $code = 0 ] || {after}", "exit $code"],
+    )
+    return executor
+
+
+def container_python(environment: Any) -> str | None:
+    """How a job's script starts Python if this process lives in an Apptainer or Singularity container.
+
+    submitit writes `sys.executable` into the script, which the node runs outside of the container: there the path is
+    missing or is another Python.
+    """
+    for word in ("APPTAINER", "SINGULARITY"):
+        image = environment.get(f"{word}_CONTAINER")
+        if image:
+            gpu = " --nv" if environment.get(f"{word}_NV") or Path("/.singularity.d/libs/libcuda.so.1").exists() else ""
+            return f"{word.lower()} exec{gpu} {shlex.quote(image)} {shlex.quote(sys.executable)}"
+    return None
+
+
+def _refuse_shared_sqlite(config: Any) -> None:
+    """Several nodes write: a SQLite file on a network file system does not survive that."""
+    if config.tracking.name == "off":
+        return
+    from snnexp.tracking.address import resolve_uri
+    from snnexp.tracking.network_disk import refuse_for_many
+
+    refuse_for_many(resolve_uri(config.tracking.uri, Path(config.hydra.runtime.cwd)))
+
+
+def _wait_for_earlier(folder: Path) -> None:
+    """Jobs that an earlier launcher of the same sweep left in the queue come first: two of a kind would collide."""
+    import time
+
+    from snnexp.launchers.watching import STATES_EVERY_S
+    from snnexp.tracking import sweep_folder
+
+    before = sweep_folder.read(folder).get("before")
+    arrays = sweep_folder.arrays(Path(before)) if before else []
+    told = False
+    while arrays and (queue.active(arrays) or []):
+        if not told:
+            say(f"Jobs of this sweep are still in Slurm ({', '.join(arrays)}; scancel ends them): waiting for them ...")
+            told = True
+        time.sleep(STATES_EVERY_S)
