@@ -31,11 +31,8 @@ import time
 from pathlib import Path
 
 class Wait:
-    def __init__(self, folder):
-        self.folder = Path(folder)
-
     def on_epoch(self, context):
-        while context.epoch == 2 and not (self.folder / "go").exists():
+        while context.epoch == 2 and not Path(__file__).with_name("go").exists():
             time.sleep(0.1)
 """
 
@@ -47,15 +44,15 @@ class Sweep:
         self.folder = folder
         (folder / "wait.py").write_text(CALLBACK)
         self.words = ["trainer=smoke", "trainer.max_epochs=2", "trainer.plots=false", "trainer.smoke_steps=1"]
-        self.words += ["seed=0,1,2", f"trainer.callbacks=[{{class: '{folder}/wait.py:Wait', folder: '{folder}'}}]"]
+        self.words += ["seed=0,1,2", f"trainer.callbacks=[{folder}/wait.py:Wait]"]
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_TRACKING", "SNNEXP_START"))}
-        out = (self.folder / "out.txt").open("w")
         command = [sys.executable, "-m", "snnexp", "-m", *self.words, *words]
-        return subprocess.Popen(
-            command, cwd=self.folder, env=environment, stdout=out, stderr=subprocess.STDOUT, text=True, process_group=0
-        )
+        with (self.folder / "out.txt").open("w") as out:
+            return subprocess.Popen(
+                command, cwd=self.folder, env=environment, stdout=out, stderr=out, text=True, process_group=0
+            )
 
     @property
     def out(self) -> str:

@@ -11,13 +11,13 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from snnexp.errors import ConfigError
 from snnexp.launchers import queue, slurm, watching
-from snnexp.launchers.outcomes import summary
+from snnexp.launchers.outcomes import names, summary
 from snnexp.launchers.watching import Watch
 from snnexp.launchers.worker import JobError
 
 
 def returned(value: Any, status: JobStatus = JobStatus.COMPLETED) -> tuple[str, Any]:
-    done = JobReturn(overrides=["seed=0", "hydra.launcher.partition=gpu"], status=status)
+    done = JobReturn(status=status)
     done.return_value = value
     return "success", done
 
@@ -77,7 +77,7 @@ def test_one_lost_job_does_not_end_the_others(watch: Any, capsys: pytest.Capture
         with pytest.raises((JobError, ValueError)):
             _ = outcome.done.return_value
     out = capsys.readouterr().out
-    assert "#0 finished: seed=0 (best on validation 0.9000)" in out  # without what says how it was launched
+    assert "#0 finished: seed=0 (best on validation 0.9000)" in out
     assert "#1 killed: seed=1 (job 7_1 was cancelled; 7_1.err)" in out
     assert "#2 lost: seed=2 (job 7_2 needed more memory than hydra.launcher.mem_gb gives it; 7_2.err)" in out
     assert "[5/5]" in out
@@ -102,6 +102,12 @@ def test_the_last_time_limit_is_no_failure(watch: Any) -> None:
     [outcome] = watch(Jobs([["RUNNING"]], {0: (1, ("error", error))}), 1).until_all_ended()
     assert outcome.how == "killed"
     assert "max_num_timeout" in outcome.text
+
+
+def test_jobs_are_named_by_what_tells_them_apart() -> None:
+    usual = ["dataset=nmnist", "hydra.launcher.partition=gpu"]
+    assert names([[*usual, "seed=0"], [*usual, "seed=1"]]) == ["seed=0", "seed=1"]
+    assert names([[*usual, "seed=0"]]) == ["dataset=nmnist seed=0"]
 
 
 # --- what Slurm says ---

@@ -21,7 +21,7 @@ from hydra.plugins.launcher import Launcher
 
 from snnexp import interrupts
 from snnexp.errors import ConfigError
-from snnexp.launchers.outcomes import Outcome, broken_off, ended, own_words, say, summary
+from snnexp.launchers.outcomes import Outcome, broken_off, ended, names, say, summary
 from snnexp.launchers.worker import Work, prepare_process
 
 TRIES = 3  # starts of one job whose worker is killed, its own fault or not
@@ -56,8 +56,8 @@ class JoblibLauncher(Launcher):
         from snnexp.tracking.sweep_folder import note_jobs
 
         note_jobs(folder, len(job_overrides), [])
-        for number, words in enumerate(job_overrides, initial_job_idx):
-            say(f"#{number}: {' '.join(own_words(words))}")
+        for number, name in enumerate(names(job_overrides), initial_job_idx):
+            say(f"#{number}: {name}")
         say(f"{len(job_overrides)} jobs, {bench.at_once} at a time. Their output: {bench.outputs}/NUMBER.txt")
         work = Work(self.hydra_context, self.config, self.task_function)
         outcomes = bench.do(work, [list(words) for words in job_overrides], initial_job_idx)
@@ -88,6 +88,7 @@ class Bench:
     def do(self, work: Work, overrides: list[list[str]], first: int) -> list[Outcome]:
         """All jobs, whatever happens to some. Raises: KeyboardInterrupt, after all records are closed."""
         found: dict[int, Outcome] = {}
+        called = names(overrides)
         with self._handing_on():
             for again in range(TRIES):
                 numbers = [number for number in range(len(overrides)) if number not in found]
@@ -104,8 +105,9 @@ class Bench:
             interrupts.ending()
             raise KeyboardInterrupt
         why = f"its worker process was killed {TRIES} times; out of memory? hydra.launcher.n_jobs=1 needs less"
-        lost = {n: broken_off(first + n, overrides[n], "lost", why) for n in range(len(overrides)) if n not in found}
-        return [{**found, **lost}[number] for number in range(len(overrides))]
+        for n in set(range(len(overrides))) - set(found):
+            found[n] = broken_off(first + n, called[n], overrides[n], "lost", why)
+        return [found[n] for n in range(len(overrides))]
 
     def _round(
         self, work: Work, overrides: list[list[str]], first: int, numbers: list[int], found: dict[int, Outcome]
@@ -126,7 +128,7 @@ class Bench:
         try:
             for number, done in workers(calls):
                 if done is not None:
-                    found[number] = ended(first + number, done)
+                    found[number] = ended(first + number, names(overrides)[number], done)
                     say(f"{found[number].line()}  [{len(found)}/{len(overrides)}]")
         except BrokenProcessPool:
             for marker in self.outputs.glob("*.pid"):

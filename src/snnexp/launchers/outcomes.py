@@ -22,39 +22,42 @@ class Outcome:
     """
 
     number: int
+    name: str
     how: How
     done: Any
     text: str = ""
 
     def line(self) -> str:
         """`#3 finished: seed=1 (best on validation 0.9324)`."""
-        words = f"#{self.number} {self.how}: {' '.join(own_words(self.done.overrides or ()))}".rstrip(": ")
+        words = f"#{self.number} {self.how}: {self.name}".rstrip(": ")
         return f"{words} ({self.text})" if self.text else words
 
 
-def own_words(overrides: Sequence[str]) -> list[str]:
-    """What the user typed, without what only says how the sweep is launched."""
-    return [word for word in overrides if not word.lstrip("+").startswith("hydra")]
+def names(job_overrides: Sequence[Sequence[str]]) -> list[str]:
+    """What tells each job from the others: the words that they do not all have, or all words of a single one."""
+    own = [[word for word in words if not word.lstrip("+").startswith("hydra")] for words in job_overrides]
+    shared = set(own[0]).intersection(*own) if len(own) > 1 else set()
+    return [" ".join(word for word in words if word not in shared) for words in own]
 
 
-def ended(number: int, done: Any) -> Outcome:
+def ended(number: int, name: str, done: Any) -> Outcome:
     """The outcome of a job that came back by itself."""
     from hydra.core.utils import JobStatus
 
     if done.status == JobStatus.COMPLETED:
         value = done._return_value
         text = f"best on validation {value:.4f}" if isinstance(value, float) else ""
-        return Outcome(number, "finished", done, text)
-    return Outcome(number, "failed", done, _short(str(done._return_value)))
+        return Outcome(number, name, "finished", done, text)
+    return Outcome(number, name, "failed", done, _short(str(done._return_value)))
 
 
-def broken_off(number: int, overrides: Sequence[str], how: How, why: str) -> Outcome:
+def broken_off(number: int, name: str, overrides: Sequence[str], how: How, why: str) -> Outcome:
     """The outcome of a job that did not come back. why: "job 123_4 was cancelled"."""
     from hydra.core.utils import JobReturn, JobStatus
 
     done = JobReturn(overrides=list(overrides), status=JobStatus.FAILED)
     done.return_value = JobError(f"{why}. The same command goes on with what is left.")
-    return Outcome(number, how, done, _short(why))
+    return Outcome(number, name, how, done, _short(why))
 
 
 def _short(text: str) -> str:

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from snnexp import interrupts
 from snnexp.errors import ConfigError
 from snnexp.launchers import queue
-from snnexp.launchers.outcomes import Outcome, own_words, say, summary
+from snnexp.launchers.outcomes import Outcome, names, say, summary
 from snnexp.launchers.watching import LocalJobs, SlurmJobs, Watch
 from snnexp.launchers.worker import Work
 
@@ -76,8 +76,8 @@ class SlurmLauncher(Launcher):
         calls = [(list(words), first + i, None, state) for i, words in enumerate(job_overrides)]
         executor = _executor(self.params, folder)
         logs = self._logs(folder)
-        for number, words in enumerate(job_overrides, first):
-            say(f"#{number}: {' '.join(own_words(words))}")
+        for number, name in enumerate(names(job_overrides), first):
+            say(f"#{number}: {name}")
         if self.params["executor"] == "local":
             at_once: Any = self.params["array_parallelism"]
             say(f"{len(calls)} jobs on this machine, {at_once} at a time. Their output: {logs}")

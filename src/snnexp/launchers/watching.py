@@ -12,7 +12,7 @@ from typing import Any
 
 from snnexp import interrupts
 from snnexp.launchers import queue
-from snnexp.launchers.outcomes import How, Outcome, broken_off, ended, say
+from snnexp.launchers.outcomes import How, Outcome, broken_off, ended, names, say
 from snnexp.launchers.queue import ACTIVE
 
 log = logging.getLogger(__name__)
@@ -141,6 +141,7 @@ class Watch:
     def __init__(self, folder: Path, jobs: SlurmJobs | LocalJobs, overrides: list[list[str]], first: int) -> None:
         self.folder, self.jobs, self.overrides, self.first = folder, jobs, overrides, first
         self.outcomes: dict[int, Outcome] = {}
+        self.names = names(overrides)
         self._unseen = [0] * len(overrides)
 
     def left(self) -> list[int]:
@@ -174,15 +175,15 @@ class Watch:
             return
         kind, what = found
         if kind == "success":
-            self._settle(number, ended(self.first + number, what))
+            self._settle(number, ended(self.first + number, self.names[number], what))
             return
         last = str(what).strip().splitlines()[-1:] or [""]
         if "timed-out" in last[0]:
             why = f"{self.jobs.name(number)}: its time was up once more than hydra.launcher.max_num_timeout allows"
-            self._settle(number, broken_off(self.first + number, self.overrides[number], "killed", why))
+            self._broken_off(number, "killed", why)
             return
         why = f"{self.jobs.name(number)}: {last[0]}; {self.jobs.log(number)}"
-        self._settle(number, broken_off(self.first + number, self.overrides[number], "failed", why))
+        self._broken_off(number, "failed", why)
 
     def _look_at_states(self) -> None:
         states = self.jobs.states()
@@ -200,9 +201,12 @@ class Watch:
             how: How = "killed" if state in KILLED else "lost"
             words = KILLED.get(state) or REASONS.get(state, f"ended: {state}")
             why = f"{self.jobs.name(number)} {words}; {self.jobs.log(number)}"
-            self._settle(number, broken_off(self.first + number, self.overrides[number], how, why))
+            self._broken_off(number, how, why)
         for number in set(self.left()) - set(gone):
             self._unseen[number] = 0  # it is in the queue again
+
+    def _broken_off(self, number: int, how: How, why: str) -> None:
+        self._settle(number, broken_off(self.first + number, self.names[number], self.overrides[number], how, why))
 
     def _settle(self, number: int, outcome: Outcome) -> None:
         self.outcomes[number] = outcome

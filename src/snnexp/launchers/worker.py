@@ -33,10 +33,14 @@ def _threads_of_the_job() -> None:
         os.environ.setdefault("OMP_NUM_THREADS", cpus)  # the user's own comes first
 
 
-def requeues() -> int:
-    """How often Slurm has put this job into the queue again, after its time was up or it was preempted."""
-    count = os.environ.get("SLURM_RESTART_COUNT", "")
-    return int(count) if count.isdigit() else 0
+def requeued(once_more: bool = False) -> dict[str, int]:
+    """The tag `requeued`: how often Slurm has put this job into the queue again, if it has.
+
+    once_more: it is about to do so, since the job's time is up.
+    """
+    text = os.environ.get("SLURM_RESTART_COUNT", "")
+    count = (int(text) if text.isdigit() else 0) + once_more
+    return {"requeued": count} if count else {}
 
 
 class JobError(SnnexpError):

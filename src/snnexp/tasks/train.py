@@ -13,7 +13,7 @@ from snnexp import interrupts, waiting
 from snnexp.collector import importing
 from snnexp.config import Config
 from snnexp.errors import SnnexpError
-from snnexp.launchers.worker import requeues
+from snnexp.launchers.worker import requeued
 from snnexp.own_code import with_code
 from snnexp.tasks.environment import Environment, environment
 from snnexp.tracking.healing import after_job
@@ -152,15 +152,13 @@ def _train(
             parent_run_id=env.sweep.parent_run_id if env.sweep else None,
             sweep_id=env.sweep.sweep_id if env.sweep else None,
             source_overrides=env.overrides,
+            data=experiment.source.info,
+            more_tags={**experiment.tags(), **requeued()},
         )
     status: Status = "FAILED"
     try:
         try:
             interrupts.release()
-            tracker.log_dataset(experiment.source.info)
-            tracker.log_tags(experiment.tags())
-            if starts := requeues():
-                tracker.log_tags({"requeued": starts})
             state = fit(experiment, folder, tracker, display, config)
             close(experiment, state, folder, tracker, display)
             interrupts.hold()  # from here on it is finished: a signal that comes now stops nothing
@@ -171,8 +169,6 @@ def _train(
     except KeyboardInterrupt:
         interrupts.ending()
         status = "KILLED"
-        if interrupts.will_be_requeued():
-            tracker.log_tags({"requeued": requeues() + 1})
         raise
     finally:
         _close_record(tracker, folder, status)
@@ -191,6 +187,8 @@ def _train(
 def _close_record(tracker: Tracker, folder: RunFolder, status: Status) -> None:
     """Write how it ended on both sides. Raises OSError if the run folder's disk is full: then it has not FINISHED."""
     try:
+        if status == "KILLED" and interrupts.will_be_requeued():
+            tracker.log_tags(requeued(once_more=True))
         tracker.finish(status)
         folder.finish(status)
     except OSError:

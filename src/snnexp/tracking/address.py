@@ -51,5 +51,6 @@ def engine_uri(uri: str) -> str:
     """A resolved address as MLflow and SQLAlchemy must be given it: with its secrets, and `%`, `?`, `#` escaped."""
     path = sqlite_path(uri)
     if path is None:
-        return reveal(uri)
+        # psycopg 3, whatever SQLAlchemy's version takes for PostgreSQL's own driver
+        return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", reveal(uri))
     return "sqlite:///" + re.sub(r"[%?#]", lambda sign: quote(sign[0]), path.as_posix())

@@ -362,7 +362,9 @@ def _local_path(address: str | None) -> Path | None:
 
 
 def _same(one: Path, other: Path) -> bool:
-    """Whether both name one folder, by way of a link or another mount."""
+    """Whether both name one folder, by way of a link or another mount, also one that is not there yet."""
+    if one == other:
+        return True
     try:
         return os.path.samefile(one, other) or os.path.samefile(one.parent, other.parent)
     except OSError:

@@ -55,15 +55,17 @@ def _start(
     tags = {**tags, PARENT_TAG: parent} if parent is not None else tags
     local.add_tags({**tags, "mlflow.runName": run_name(cfg, tags.get("overrides", "").split())})
     try:
+        fresh = run_id is None and not (local.params or local.files or local.metrics.entries)
         if run_id is None:
             run_id = create_run(store, folder, local)
         else:
             folder.update(mlflow_run_id=run_id, tracking_uri=store.uri, experiment=store.experiment)
         tracker = MlflowTracker(folder, store, run_id)
-        tracker.local.add_tags({"mlflow.note.content": tracker._note()})
+        tracker.fresh = fresh
         if resumed:
             store.client.update_run(run_id, status="RUNNING")
-        tracker.catch_up()  # also fills a fresh run with what an earlier part of it did with tracking=off
+        if not fresh:
+            tracker.catch_up()  # also fills a new run with what an earlier part of it did with tracking=off
         tracker._is_up_to_date()
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):

@@ -26,9 +26,8 @@ def create_run(store: Store, folder: RunFolder, local: LocalRecord, started: str
 
     started: when the run really began (ISO), for a record that is sent again.
     """
-    first = {UID_TAG: folder.record.uid, "mlflow.source.type": "LOCAL", **_optional_tags(local.tags)}
-    if PARENT_TAG in local.tags:
-        first[PARENT_TAG] = local.tags[PARENT_TAG]  # at creation: the pages nest a run by it
+    # all that is known goes along: one request, and the pages nest a run by its parent from the start
+    first = {**local.tags, UID_TAG: folder.record.uid, "mlflow.source.type": "LOCAL", **_optional_tags(local.tags)}
     name = local.tags.get("mlflow.runName") or _name_from(local.params)
     time_ms = int(datetime.fromisoformat(started).timestamp() * 1000) if started else None
     run = store.client.create_run(store.experiment_id, start_time=time_ms, tags=first, run_name=name)

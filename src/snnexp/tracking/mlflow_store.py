@@ -157,6 +157,8 @@ def _open_database(uri: str, database: Path, experiment: str, create: bool) -> S
 def store_error(uri: str, error: Exception) -> SnnexpError:
     """What to raise for an error of MLflow, requests or SQLAlchemy: where, what, and the way out."""
     reason = telling_line(error)
+    if isinstance(error, ModuleNotFoundError) and error.name == "psycopg":
+        return TrackingError(f"tracking.uri={uri}: PostgreSQL needs its driver: pip install 'snnexp[postgres]'.")
     if "disk is full" in reason or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         where = getattr(error, "filename", None) or sqlite_path(uri) or uri
         return NoSpaceError(

@@ -15,6 +15,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,7 @@ class MlflowTracker(OffTracker):
         self._behind = False
         self._sending = False  # an interrupt in the middle of a request leaves it set
         self._files_blocked = self._files_named = False
+        self.fresh = False  # made just now, and nothing is in it
         self._database = file_identity(store.uri)
         self._wait_s = RETRY_FIRST_S
         self._next_try = 0.0
@@ -58,6 +60,22 @@ class MlflowTracker(OffTracker):
         self._inf_named: set[str] = set()
 
     # --- what the training loop calls ---
+
+    def log_start(self, params: dict[str, Any], tags: dict[str, Any], data: DataInfo | None) -> None:
+        """See `Tracker`. A run that was made just now has no parameters that could contradict these."""
+        new = self.local.add_params(params)
+        words = self.local.add_tags({**tags, "mlflow.note.content": self._note()})
+        if data is not None:
+            words |= self.local.add_dataset(data)
+        known: dict[str, str] | None = {} if self.fresh else None
+
+        def send() -> None:
+            self._send_params(new, known, words)
+            if data is not None:
+                self._send_dataset()
+
+        self._deliver(send)
+        self.fresh = False
 
     def log_params(self, params: dict[str, Any]) -> None:
         """See `Tracker`."""
@@ -216,8 +234,11 @@ class MlflowTracker(OffTracker):
 
     # --- one kind each ---
 
-    def _send_params(self, params: dict[str, str], known: dict[str, str] | None = None) -> None:
-        from mlflow.entities import Param
+    def _send_params(
+        self, params: dict[str, str], known: dict[str, str] | None = None, tags: dict[str, str] | None = None
+    ) -> None:
+        """Parameters that the store lacks; `tags` go with them, as far as there is room."""
+        from mlflow.entities import Param, RunTag
 
         if known is None:
             known = self.store.client.get_run(self.run_id).data.params
@@ -225,8 +246,9 @@ class MlflowTracker(OffTracker):
             if params[key] != known[key] and not is_bookkeeping(key):
                 log.warning("%s is %s, but its MLflow run says %s", key, params[key], known[key])
         new = [Param(key, value) for key, value in params.items() if key not in known]
-        for batch in _batches(new, 100):
-            self.store.client.log_batch(self.run_id, params=batch)
+        words = list(_batches([RunTag(key, value) for key, value in (tags or {}).items()], 100))
+        for params_sent, tags_sent in zip_longest(_batches(new, 100), words, fillvalue=()):
+            self.store.client.log_batch(self.run_id, params=list(params_sent), tags=list(tags_sent))
 
     def _send_tags(self, tags: dict[str, str]) -> None:
         from mlflow.entities import RunTag

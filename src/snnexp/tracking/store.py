@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from snnexp.tracking.tracker import OffTracker, Tracker, closed_if_cut_off
 
 if TYPE_CHECKING:
     from snnexp.config import TrackingConf
+    from snnexp.data.base import DataInfo
 
 __all__ = ["OffTracker", "Tracker", "open_tracker", "resolve_uri"]
 
@@ -29,6 +30,8 @@ def open_tracker(
     parent_run_id: str | None = None,
     sweep_id: str | None = None,
     source_overrides: Sequence[str] = (),
+    data: DataInfo | None = None,
+    more_tags: Mapping[str, Any] | None = None,
 ) -> Tracker:
     """Open the record of a claimed run: the resolved config, the code's version and the identity are logged here.
 
@@ -41,6 +44,8 @@ def open_tracker(
         start_dir: the folder that the command was started in.
         parent_run_id, sweep_id: see `sweep.current_sweep`.
         source_overrides: what the user typed, for the run's note.
+        data: the data set, for its entry in the store.
+        more_tags: what else is known before the first epoch.
     Raises: TrackingError if the store cannot be used; before any training, within seconds.
     """
     from omegaconf import OmegaConf
@@ -62,7 +67,7 @@ def open_tracker(
         uri = resolve_uri(conf.uri, start_dir)
         tracker = open_mlflow(conf, folder, cfg, uri, tags, parent_run_id)
     with closed_if_cut_off(tracker):
-        tracker.log_params(flatten(cfg))
+        tracker.log_start(flatten(cfg), dict(more_tags or {}), data)
         tracker.log_text(OmegaConf.to_yaml(OmegaConf.create(cfg)), "config.yaml")
         interrupts.hold()
     return tracker

@@ -24,6 +24,10 @@ class Tracker(Protocol):
         """The MLflow run, or None with tracking=off."""
         ...
 
+    def log_start(self, params: dict[str, Any], tags: dict[str, Any], data: DataInfo | None) -> None:
+        """All that is known before the first epoch, in as few requests as MLflow allows."""
+        ...
+
     def log_params(self, params: dict[str, Any]) -> None:
         """Parameters under dotted keys; what is there already is compared, not written again."""
         ...
@@ -72,6 +76,13 @@ class OffTracker:
 
     def __init__(self, folder: RunFolder) -> None:
         self.local = LocalRecord(folder)
+
+    def log_start(self, params: dict[str, Any], tags: dict[str, Any], data: DataInfo | None) -> None:
+        """See `Tracker`."""
+        self.local.add_params(params)
+        self.local.add_tags(tags)
+        if data is not None:
+            self.local.add_dataset(data)
 
     def log_params(self, params: dict[str, Any]) -> None:
         """See `Tracker`."""
