@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from snnexp.errors import ConfigError
-from snnexp.registry import KINDS, Kind, is_known_module, reference_of, source_file
+from snnexp.registry import CALLBACKS, KINDS, Kind, is_known_module, reference_of, source_file
 from snnexp.tracking.provenance import git
 
 log = logging.getLogger(__name__)
@@ -124,6 +124,11 @@ def refuse_untrusted(config: Any, where: str, trusted: bool, typed: Container[st
             f"{where}: its configuration names code that is not snnexp's: {', '.join(named)}. Nothing of it was "
             "imported. If you know and trust this code, say so: trust_code=true (in Python: trust_code=True)."
         )
+
+
+def asks_for_trust(config: Any) -> bool:
+    """Whether task=evaluate refuses such a run without trust_code=true; callbacks are for training only."""
+    return any(kind is not CALLBACKS and foreign(kind, word) for kind, word in own_words(config))
 
 
 def warn_of_changes(config: Any, then: Mapping[str, str], where: str) -> None:

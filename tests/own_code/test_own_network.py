@@ -1,5 +1,7 @@
 """model.module: a user's network is trained, counted, recorded and restored like one of ours."""
 
+import re
+import shlex
 from typing import Any
 
 import pytest
@@ -128,6 +130,9 @@ def test_a_residual_module_trains_is_counted_and_comes_back(mine, capsys):
     assert "mine.py:Net" in shown and "sn4" in shown and "4x8x8" in shown
     accuracy = train(conf, cfg)
     assert accuracy is not None
+    printed = re.search(r"^again: *(?:\n *)?(.*)$", capsys.readouterr().out, re.M)
+    assert printed is not None
+    said = shlex.split(printed[1])
     (record,) = mine.glob("runs/*/*/record.json")
     metrics = (record.parent / "metrics.jsonl").read_text()
     for name in ("val/dead_fraction/sn1", "val/firing_rate/sn4", "beta/mean/sn3", "test/synops", "test/macs"):
@@ -137,7 +142,8 @@ def test_a_residual_module_trains_is_counted_and_comes_back(mine, capsys):
     conf, cfg = composed(*about)
     with pytest.raises(ConfigError, match=r"model.module=mine.py:Net.*trust_code=true"):
         evaluate(conf, cfg)
-    conf, cfg = composed(*about, "trust_code=true")
+    assert said[1:] == [about[0], run_id, "trust_code=true"]  # the folder of the states is the usual one
+    conf, cfg = composed(*said[1:])
     assert 0 <= evaluate(conf, cfg) <= 1
 
 

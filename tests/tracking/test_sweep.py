@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from snnexp import commands
 from snnexp.tracking.links import compare_link, experiment_link, run_link, ui_command, without_password
 from snnexp.tracking.mlflow_store import connect
 from snnexp.tracking.sweep import sweep_id
@@ -233,7 +234,7 @@ def test_links() -> None:
     assert compare is not None
     assert "runs=%5B%22a%22%2C%22b%22%5D&experiments=%5B%223%22%5D" in compare
     assert run_link("databricks", "3", "abc") is None
-    assert ui_command(local) == f"mlflow ui --backend-store-uri {local} --workers 1"
+    assert ui_command(local) == f"{commands.program('mlflow')} ui --backend-store-uri {local} --workers 1"
     assert ui_command(server) is None
     assert without_password("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
     assert without_password(local) == local

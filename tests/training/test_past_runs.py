@@ -19,7 +19,7 @@ from snnexp.any_run import for_any_run
 from snnexp.cli import conf_dir
 from snnexp.config import Config, EventDatasetConf, register_schemas
 from snnexp.errors import ConfigError, DataError
-from snnexp.own_code import code_of
+from snnexp.own_code import asks_for_trust, code_of
 from snnexp.registry import KINDS, LOSSES, Kind
 from snnexp.tasks.environment import Environment
 from snnexp.tasks.evaluate import as_trained, evaluate
@@ -244,6 +244,9 @@ def test_code_that_a_checkpoint_names_is_not_imported_without_the_users_word(
             config[last] = [word] if isinstance(config.get(last), list) else word
 
         path = rewritten(runs, name_it)
+        # what a run's last line says about itself is what is asked for here
+        config = json.loads(safe_open(path, framework="pt").metadata()["config"])
+        assert asks_for_trust(config) is (kind.key not in NOT_USED_AGAIN)
         if kind.key in NOT_USED_AGAIN:
             restored(path, runs)
         else:

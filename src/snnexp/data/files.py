@@ -13,6 +13,7 @@ import re
 import stat
 from pathlib import Path
 
+from snnexp.commands import command_line, start_folder
 from snnexp.errors import DataError
 
 # What systems leave beside the files of a user, besides hidden files: Windows, macOS, file servers, file systems.
@@ -308,8 +309,15 @@ def missing_files(name: str, wanted: str, root: Path, fetchable: bool = True) ->
     return (
         f"dataset={name}: found no {wanted} under {root}. Put the unpacked data set there, or set dataset.root"
         " (or SNNEXP_DATA) to the folder that holds it"
-        + (f", or fetch it with: snnexp task=prepare dataset={name}" if fetchable else ".")
+        + (f", or fetch it with: {_prepare(name, root)}" if fetchable else ".")
     )
+
+
+def _prepare(name: str, root: Path) -> str:
+    """The command that fetches a data set to where it was looked for; `name` may have other keys behind it."""
+    usual = Path(os.environ.get("SNNEXP_DATA", "data"))
+    there = [] if root in (usual, start_folder() / usual) else [f"dataset.root={root}"]
+    return command_line(["task=prepare", f"dataset={name}", *there], printed=True)
 
 
 def some(names: list[str]) -> str:

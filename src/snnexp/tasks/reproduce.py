@@ -18,6 +18,7 @@ from snnexp.claims.collect import find_finished, on_the_same_data, read_run, run
 from snnexp.claims.conf import ClaimConf
 from snnexp.claims.judge import Run, judge
 from snnexp.claims.table import markdown
+from snnexp.commands import command_line, option_folders
 from snnexp.config import Config
 from snnexp.errors import ConfigError, TrainingError
 from snnexp.own_code import with_code
@@ -100,7 +101,7 @@ def _jobs(experiment: str, overrides: list[str], claim: ClaimConf) -> list[Job]:
             absolute_paths(conf, cfg)
             config = OmegaConf.to_container(cfg, resolve=True)
             assert isinstance(config, dict)
-            command = "snnexp " + " ".join(words)
+            command = command_line([*words, *option_folders()])
             jobs.append(Job(arm, int(seed), with_code(config), Path(conf.state_dir), command))  # type: ignore[arg-type]
     return jobs
 
@@ -113,12 +114,8 @@ def _sweep(experiment: str, overrides: list[str], jobs: list[Job], start_dir: Pa
     """Run the sweep as the command that a user would type, in a process of its own; returns its exit code."""
     seeds = ",".join(dict.fromkeys(str(job.seed) for job in jobs))
     arms = ",".join(dict.fromkeys(job.arm for job in jobs))
-    added = [
-        str(source.path) for source in HydraConfig.get().runtime.config_sources if source.provider == "command-line"
-    ]
-    folders = [f"--config-dir={path}" for path in added]
-    words = ["-m", *folders, f"+experiment={experiment}", *overrides, f"seed={seeds}", f"arm={arms}"]
-    print(f"running: snnexp {' '.join(words)}", flush=True)
+    words = ["-m", *option_folders(), f"+experiment={experiment}", *overrides, f"seed={seeds}", f"arm={arms}"]
+    print(f"running: {command_line(words, printed=True)}", flush=True)
     process = subprocess.Popen([sys.executable, "-m", "snnexp", *words], cwd=start_dir)
     try:
         return process.wait()
@@ -133,10 +130,10 @@ def _report(conf: Config, experiment: str, overrides: list[str], runs: list[Run]
     assert conf.claim is not None
     changed = [text for text in overrides if not _is_harmless(text, conf.claim)]
     judgement = judge(conf.claim, runs, changed)
-    words = " ".join([f"+experiment={experiment}", *overrides])
+    words = [f"+experiment={experiment}", *overrides, *option_folders()]
     content = {
         "experiment": experiment,
-        "command": f"snnexp task=reproduce {words}",
+        "command": command_line(["task=reproduce", *words]),
         "changed": changed,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "runs_wanted": wanted,

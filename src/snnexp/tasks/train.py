@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from snnexp import interrupts, waiting
 from snnexp.collector import importing
+from snnexp.commands import evaluate_command
 from snnexp.config import Config
 from snnexp.errors import SnnexpError
 from snnexp.launchers.worker import requeued
@@ -176,7 +177,8 @@ def _train(
         interrupts.release()  # a signal that came in between ends the sweep
     else:
         interrupts.ending()  # all is written: what follows are a few lines for the user
-    display.farewell(tracker.link(), tracker.run_id, folder)
+    run = tracker.run_id[:12] if tracker.run_id else f"{folder.path.parent.name}/{folder.path.name}"
+    display.farewell(tracker.link(), evaluate_command(run, conf, env.start_dir), folder)
     store = folder.record.tracking_uri
     command = ui_command(store) if store and not env.in_sweep else None  # a sweep says it once, at its end
     if command:

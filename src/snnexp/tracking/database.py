@@ -25,6 +25,7 @@ from urllib.request import url2pathname
 
 from snnexp.atomic import sync_folder
 from snnexp.collector import importing
+from snnexp.commands import program
 from snnexp.errors import TrackingError
 from snnexp.tracking.address import engine_uri, sqlite_path
 
@@ -300,9 +301,10 @@ def _other_version(database: Path, contents: Contents) -> str:
             f"back, {other}"
         )
     folder, name = shlex.quote(str(database.parent)), shlex.quote(database.name)
+    mlflow = program("mlflow", anywhere=True)
     return (
         f"{address}: made by an older MLflow. Nothing was changed. Upgrade it, with a copy kept:\n"
-        f"  cd {folder} && cp {name} {name}.backup && mlflow db upgrade {shlex.quote(f'sqlite:///{database.name}')}\n"
+        f"  cd {folder} && cp {name} {name}.backup && {mlflow} db upgrade {shlex.quote(f'sqlite:///{database.name}')}\n"
         f"{other.capitalize()}"
     )
 

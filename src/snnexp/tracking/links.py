@@ -11,6 +11,7 @@ import shlex
 from pathlib import PurePosixPath
 from urllib.parse import quote, urlsplit, urlunsplit
 
+from snnexp.commands import program
 from snnexp.secrets import mask
 
 LOCAL_UI = "http://127.0.0.1:5000"  # where `mlflow ui` serves a local store
@@ -74,5 +75,6 @@ def ui_command(uri: str) -> str | None:
     if uri.startswith("sqlite:///") and re.search("[%?#]", uri):  # MLflow would take these for escapes
         path = PurePosixPath(uri.removeprefix("sqlite:///"))
         address = f"sqlite:///{path.name}"
-        return f"cd {shlex.quote(str(path.parent))} && mlflow ui --backend-store-uri {address} --workers 1"
-    return f"mlflow ui --backend-store-uri {shlex.quote(mask(uri))} --workers 1"
+        mlflow = program("mlflow", anywhere=True)
+        return f"cd {shlex.quote(str(path.parent))} && {mlflow} ui --backend-store-uri {address} --workers 1"
+    return f"{program('mlflow')} ui --backend-store-uri {shlex.quote(mask(uri))} --workers 1"

@@ -31,8 +31,8 @@ def run_note(local: LocalRecord, folder: Path, run_id: str) -> str:
     keys = finished if "test/accuracy" in history else ("val/accuracy", "train/accuracy")
     results = [f"{key} {history[key][-1][1]:.4f}" for key in keys if key in history]
     parts = [f"**{what}, seed {params.get('seed', '?')}**" + (": " + ", ".join(results) if results else "")]
-    if "overrides" in tags:
-        parts.append(f"`snnexp {tags['overrides'][:2000]}`")
+    command = tags.get("command") or f"snnexp {tags.get('overrides', '')}"  # runs of earlier versions have no command
+    parts.append(f"`{command.strip()[:2000]}`")
     if SUMMARY in local.files and local.file(SUMMARY).is_file():
         parts.append(f"```\n{local.file(SUMMARY).read_text(encoding='utf-8')[:3500].rstrip()}\n```")
     if "split_hash" in tags:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snnexp import interrupts
+from snnexp.commands import command_line, option_folders
 from snnexp.secrets import mask
 from snnexp.tracking.address import resolve_experiment, resolve_uri
 from snnexp.tracking.local import flatten
@@ -55,6 +56,7 @@ def open_tracker(
     tags = {**code_tags(), "identity": folder.record.identity, "run_folder": str(folder.path), "status": "RUNNING"}
     if source_overrides:
         tags["overrides"] = " ".join(source_overrides)
+    tags["command"] = command_line([*option_folders(), *source_overrides])
     if sweep_id is not None:
         tags["sweep_id"] = sweep_id
     tracker: Tracker

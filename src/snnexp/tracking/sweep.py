@@ -21,6 +21,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 
 from snnexp.atomic import write_atomically
+from snnexp.commands import command_line, option_folders
 from snnexp.errors import TrackingError
 from snnexp.terminal import wrapped
 from snnexp.tracking import sweep_folder
@@ -151,7 +152,7 @@ class SweepParent(Callback):
             store.client.update_run(run_id, status="RUNNING")
             store.client.set_tag(run_id, FOLDER_TAG, str(folder))
         else:
-            command = "snnexp -m " + " ".join(overrides)
+            command = command_line(["-m", *option_folders(config.hydra), *overrides])
             tags = {
                 ROLE_TAG: "sweep",
                 "sweep_id": identity,

@@ -186,11 +186,10 @@ class Display:
             self.say(line)
         return "\n".join([title, *lines(WHOLE), *(wrapped(line, WHOLE) for line in after)])
 
-    def farewell(self, link: str | None, run_id: str | None, folder: RunFolder) -> None:
-        """Where the record is, and what to type next."""
+    def farewell(self, link: str | None, again: str, folder: RunFolder) -> None:
+        """Where the record is, and what to type next: a command that evaluates the run again."""
         self.command("record:", link or str(folder.path))
-        if run_id is not None:
-            self.command("again: ", f"snnexp task=evaluate run_id={run_id[:12]}")
+        self.command("again: ", again)
 
 
 def recipe_lines(conf: Config, parameters: Mapping[str, Sequence[Any]]) -> list[str]:
