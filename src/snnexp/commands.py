@@ -72,8 +72,8 @@ def folder_words(conf: Config, start: Path) -> list[str]:
     from snnexp.schema.dataset import DatasetConf
 
     usual = OmegaConf.create({"state_dir": Plain.state_dir, "dataset.root": DatasetConf.root, "dataset.store": None})
-    is_at = {"state_dir": conf.state_dir, "dataset.root": conf.dataset.root}
-    is_at["dataset.store"] = getattr(conf.dataset, "store", None)
+    is_at: dict[str, str | None] = {"state_dir": conf.state_dir, "dataset.root": conf.dataset.root}
+    is_at["dataset.store"] = getattr(conf.dataset, "store", None)  # of event sets only
     return [
         f"{key}={_seen_from(_absolute(folder, start), start)}"
         for key, folder in is_at.items()

@@ -54,7 +54,7 @@ def _later(text: str, after_s: float) -> threading.Timer:
 
 
 class _Compilation:
-    """Listens to numba: one line for all kernels together, since each of them may take less than a second."""
+    """One line for all kernels together, since each of them may take less than a second."""
 
     TEXT = "compiling kernels for this processor; they are kept for later runs"
 
@@ -64,14 +64,15 @@ class _Compilation:
         self.started = 0.0
         self.timer: threading.Timer | None = None
 
-    def notify(self, event: Any) -> None:
-        """Numba calls it at the start and the end of each compilation; compilations nest."""
-        if event.is_start:
-            self.depth += 1
-            if self.depth == 1:
-                self.started = time.monotonic()
-                self.timer = _later(self.TEXT, max(AFTER_S - self.spent, 0.0)) if self.TEXT not in _told else None
-            return
+    def begin(self) -> None:
+        """A kernel's compilation starts, perhaps within another one's."""
+        self.depth += 1
+        if self.depth == 1:
+            self.started = time.monotonic()
+            self.timer = _later(self.TEXT, max(AFTER_S - self.spent, 0.0)) if self.TEXT not in _told else None
+
+    def end(self) -> None:
+        """It is done."""
         self.depth -= 1
         if self.depth == 0:
             self.spent += time.monotonic() - self.started
@@ -79,22 +80,36 @@ class _Compilation:
                 self.timer.cancel()
 
 
-_compilation: _Compilation | None = None
+_compilation = _Compilation()
+_listening = False
+
+
+@contextlib.contextmanager
+def compiling() -> Iterator[None]:
+    """Around what compiles a kernel, or finds it compiled: Triton's first launch. Numba's are heard by themselves."""
+    if not _speaking:
+        yield
+        return
+    _compilation.begin()
+    try:
+        yield
+    finally:
+        _compilation.end()
 
 
 def watch_compilation() -> None:
     """Say so when numba compiles for more than a second in all; to be called when numba is there."""
-    global _compilation
-    if not _speaking or _compilation is not None:
+    global _listening
+    if not _speaking or _listening:
         return
     from numba.core import event
 
     class Listener(event.Listener):  # type: ignore[misc]
         def on_start(self, event: Any) -> None:
-            watch.notify(event)
+            _compilation.begin()
 
         def on_end(self, event: Any) -> None:
-            watch.notify(event)
+            _compilation.end()
 
-    watch = _compilation = _Compilation()
+    _listening = True
     event.register("numba:compile", Listener())

@@ -19,6 +19,7 @@ from snnexp.neurons.engines.fused import run_fused
 from snnexp.neurons.engines.recurrence import Backend
 from snnexp.neurons.engines.triton_source import Kernel, backward_kernel, forward_kernel
 from snnexp.neurons.equation import Dynamics, State
+from snnexp.waiting import compiling
 
 BLOCK = 64  # columns per program: small, since programs are few (batch x neurons / BLOCK) and each walks alone
 UNROLL = 4  # steps whose loads are in flight together
@@ -71,10 +72,22 @@ def _launch(kernel: Kernel, call: ForwardCall | BackwardCall, rows: dict[str, An
         named |= dict(zip(("SURROGATE_A", "SURROGATE_B"), call.dynamics.surrogate.constants, strict=True))
     grad_spk = rows.get("grad_spk")
     named["SPK_CONSTANT"] = grad_spk is not None and grad_spk.shape[0] < steps
-    with _device(call.mem):
-        kernel.function[(triton.cdiv(columns, BLOCK),)](
-            **{name: named[name] for name in kernel.arguments}, num_warps=WARPS, enable_fp_fusion=False
-        )
+    arguments = {name: named[name] for name in kernel.arguments}
+    with _device(call.mem), _first_of_its_kind(kernel, arguments):
+        kernel.function[(triton.cdiv(columns, BLOCK),)](**arguments, num_warps=WARPS, enable_fp_fusion=False)
+
+
+_launched: set[Any] = set()
+
+
+def _first_of_its_kind(kernel: Kernel, arguments: Mapping[str, Any]) -> Any:
+    """Triton compiles at a launch with types or sizes that it has not seen: that takes seconds, and is to be said."""
+    values = (value.dtype if isinstance(value, Tensor) else value for value in arguments.values())
+    key = (kernel.source, *values)
+    if key in _launched:
+        return nullcontext()
+    _launched.add(key)
+    return compiling()
 
 
 def _device(tensor: Tensor) -> Any:
