@@ -305,7 +305,12 @@ def _network(conf: Config) -> list[str]:
         layers = plan(effective_spec(conf.model), frame_shape(conf.dataset), num_classes(conf.dataset), votes)
     except ConfigError as error:
         return [str(error)]
-    problems = [*_delays(conf), why_not_on_engine(layers, conf.neuron.engine), *_agreement(conf, layers)]
+    problems = [
+        *_delays(conf),
+        *_budget(conf, layers),
+        why_not_on_engine(layers, conf.neuron.engine),
+        *_agreement(conf, layers),
+    ]
     steps = conf.trainer.checkpoint_steps
     if steps is not None and steps < conf.dataset.num_steps:
         problems.append(why_not_in_segments(layers, conf.model.bn_per_step, conf.encoder.name == "direct"))
@@ -318,6 +323,18 @@ def _network(conf: Config) -> list[str]:
             "trainer.gradient_cutoff with trainer.checkpoint_steps: what is cut off needs no recomputing. Use one."
         )
     return [problem for problem in problems if problem is not None]
+
+
+def _budget(conf: Config, layers: Sequence[LayerPlan]) -> Iterator[str]:
+    """Whether any spikes of the network's own cause synaptic operations that a budget could limit."""
+    if conf.decoder.synops is None:
+        return
+    word, later = f"decoder.synops={conf.decoder.synops:g}", [la.kind for la in layers]
+    first = later.index("spiking")
+    if not {"linear", "conv", "recurrent"} & set(later[first:]) and "recurrent" not in later:
+        yield f"{word}: no layer with weights follows the network's spikes. Use decoder.synops=null."
+    if conf.neuron.spike_height != "one":
+        yield f"{word} with neuron.spike_height={conf.neuron.spike_height}: such spikes are multiplied, not added up."
 
 
 def _agreement(conf: Config, layers: Sequence[LayerPlan]) -> Iterator[str]:
@@ -340,6 +357,8 @@ def _own_network(conf: Config) -> Iterator[str]:
         value = getattr(conf.model, f.name)
         if f.name not in ("module", "kwargs") and value != getattr(plain, f.name):
             yield f"model.{f.name}: {conf.model.module} is built by its own code, which does not see this key."
+    if conf.decoder.synops is not None:
+        yield f"decoder.synops: what the spikes of {conf.model.module} reach is its own affair. Leave it out."
     if conf.model.name != "own":
         yield f"model.module with model={conf.model.name}: a network of your own has no spec. Use model=own."
     for key in ("checkpoint_steps", "gradient_cutoff"):

@@ -11,7 +11,7 @@ from snnexp.tracking.identity import is_bookkeeping
 from snnexp.tracking.local import with_group_names
 
 # The groups' own words explain most differences: `neuron` stands for all the keys that a preset sets.
-GROUPS = ("dataset", "neuron", "encoder", "decoder", "model", "optimizer", "scheduler", "trainer")
+GROUPS = ("dataset", "neuron", "rescue", "encoder", "decoder", "model", "optimizer", "scheduler", "trainer")
 
 DATA = "data"  # the column that tells runs on different data apart
 

@@ -63,8 +63,7 @@ class _Connection:
 
     def operations(self) -> tuple[float, float, bool]:
         """Effective and dense operations in all, and whether they are accumulates."""
-        module = self.module  # the recurrent matrix of an RFC is a plain nn.Linear
-        weight = module.effective_weight() if isinstance(module, (Linear, Conv2d)) else module.get_parameter("weight")
+        weight = _acting(self.module)
         effective = (self.nonzero * self._fan_out((weight != 0).double())).sum()
         dense = self._fan_out(torch.ones_like(weight, dtype=torch.float64)).sum() * self.rows
         return float(effective), float(dense), bool(self.binary)
@@ -85,6 +84,18 @@ class _Connection:
         rest = (height - covered[0], width - covered[1])  # pixels that no window reaches
         ones = torch.ones(1, weight.shape[0], *outputs, dtype=weight.dtype, device=weight.device)
         return F.conv_transpose2d(ones, weight, None, stride, pad, rest, conv.groups, apart)[0]
+
+
+def fan_out(module: nn.Module, shape: torch.Size) -> Tensor:
+    """How many non-zero weights an input at each position reaches, float64 in the shape of the input, flat."""
+    weight = _acting(module)
+    counted = _Connection(module, shape, weight.device)
+    return counted._fan_out((weight != 0).double()).flatten()
+
+
+def _acting(module: nn.Module) -> Tensor:
+    """The weights that act; the recurrent matrix of an RFC is a plain nn.Linear."""
+    return module.effective_weight() if isinstance(module, (Linear, Conv2d)) else module.get_parameter("weight")
 
 
 class SynopsMeter:

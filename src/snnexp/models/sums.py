@@ -31,6 +31,10 @@ class Sums:
         """Add what a segment of time found."""
         self.found[name] = self.found[name] + value if name in self.found else value
 
+    def joined(self, other: Sums | None) -> Sums:
+        """The wishes of both."""
+        return self if other is None else Sums(self.counts | other.counts, self.prices | other.prices)
+
     def part(self) -> Sums:
         """The same wishes, for one segment."""
         return Sums(self.counts, self.prices)

@@ -29,7 +29,7 @@ class Bounds(Cure):
 
     def term(self, sums: Sums) -> Tensor:
         """The equation above."""
-        terms = [self.of_layer(counts / self.network.num_steps) for name, counts in sums.found.items()]
+        terms = [self.of_layer(sums.found[name] / self.network.num_steps) for name in self.since]
         return torch.stack(terms).sum()
 
     def of_layer(self, rates: Tensor) -> Tensor:

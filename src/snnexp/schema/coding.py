@@ -60,6 +60,8 @@ class DecoderConf:
     tet_level: float = number(1.0)  # tet: what outputs are drawn to, whatever their class
     # each batch goes through the network twice, with other masks of dropout: weight of the distance of the two outputs
     agreement: float = number(0.0, low=0)
+    synops: float | None = number(None, above=0)  # budget of synaptic operations per sample, kept by a term of the loss
+    synops_weight: float = number(1.0, above=0)
     weights: str = choice("linear", "linear", "exponential")  # temporal_weight: gamma (T-t)/T, or gamma^-t
     gamma: float = number(1.0, above=0)
     votes: int = number(1, low=1)  # vote: output neurons per class

@@ -45,6 +45,8 @@ LATER: dict[str, Any] = {
     "trainer.gradient_activity": "all",
     "trainer.gradient_eps": 0.01,
     "rescue": {"name": "none"},
+    "decoder.synops": None,
+    "decoder.synops_weight": 1.0,
 }
 
 NAME_LENGTH = 80  # longer names are cut in MLflow's lists anyway

@@ -17,7 +17,9 @@ from snnexp.errors import TrainingError
 from snnexp.experiment import Experiment
 from snnexp.models.network import Output
 from snnexp.models.observer import Firing, Observer
+from snnexp.models.sums import Sums
 from snnexp.rescue.manager import Rescue
+from snnexp.training.budget import Budget
 from snnexp.training.seeding import derive_seed, seed_everything
 
 REFRESH_S = 0.25  # how often the display may ask the device for numbers
@@ -115,15 +117,19 @@ def train_pass(
         rescue = Rescue()
     rescue.before_epoch(epoch)
     observer = rescue.watched(meter)
+    budget = Budget(experiment) if conf.decoder.synops is not None else None
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     tally, start, shown = _Tally(experiment.device), time.perf_counter(), 0.0
     clock = _Clock(experiment.source.batches("train", epoch, conf.seed), conf.trainer.smoke_steps)
     on_cpu = experiment.device.type == "cpu"
     for batch in clock:
-        sums = rescue.sums()
+        wished = rescue.sums()
+        sums = wished if budget is None else Sums(prices=budget.prices).joined(wished)
         output, loss = experiment.trained_on(batch, observer, sums)
-        if sums is not None:
+        if sums is not None and wished is not None:
             loss = loss + rescue.term(sums)
+        if sums is not None and budget is not None:
+            loss = loss + budget.term(sums, len(batch.labels))
         if on_cpu and not math.isfinite(loss.item()):  # on the CPU this look costs nothing, and names the batch
             raise _non_finite(experiment, batch, epoch, tally.batches + 1)
         optimizer.zero_grad(set_to_none=True)
