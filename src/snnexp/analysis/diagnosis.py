@@ -6,6 +6,7 @@ begin with. `Finding` cannot be made without one. Numbers beside each other belo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import floor, log10, nan
 
@@ -13,12 +14,13 @@ import torch
 from torch import Tensor
 
 from snnexp.analysis.activity import ActivityMeter, LayerActivity
+from snnexp.analysis.cause_words import advice, sentence
+from snnexp.analysis.causes import MOSTLY, Cause, Verdict
 from snnexp.config import Config, DeltaEncoderConf, EventDatasetConf, LatencyEncoderConf, RateEncoderConf
 from snnexp.models.network import Network
 from snnexp.neurons.layer import SpikingLayer, invert
 from snnexp.schema.fields import ends
 
-MOSTLY = 0.5  # share of a layer, or of the samples, from which it is worth a word
 SILENT_INPUT = 0.05  # share of samples without input from which the data is to be looked at
 ROUSER_REACH = 0.1  # neuron=rouser sums its input up over time: it gets by with membranes this small
 
@@ -37,8 +39,12 @@ class Finding:
         return f"{self.facts} {', or '.join((self.first, *self.others))}."
 
 
-def diagnose(network: Network, meter: ActivityMeter, conf: Config) -> list[tuple[str, str]]:
+def diagnose(
+    network: Network, meter: ActivityMeter, conf: Config, causes: Mapping[str, Verdict] | None = None
+) -> list[tuple[str, str]]:
     """Findings about the pass that `meter` closed last: a short key such as "sn1 dead", and the text.
+
+    causes: why, by layer, where that was looked into (`causes.Explainer`).
 
     The input comes first: what gets nothing cannot fire. Then the layers in order; only the first one with a finding
     gets values to try, since these are for all layers, and what comes later depends on what comes before.
@@ -52,7 +58,8 @@ def diagnose(network: Network, meter: ActivityMeter, conf: Config) -> list[tuple
         activity = meter.last.get(name)
         if activity is None:
             continue
-        found = _Examination(name, layer, activity, before, conf, _gain(network)).findings()
+        verdict = (causes or {}).get(name)
+        found = _Examination(name, layer, activity, before, conf, _gain(network), verdict).findings()
         findings += [_after(begin, finding) for finding in found]
         if found and begin is None:
             begin = name
@@ -117,6 +124,7 @@ class _Examination:
     before: LayerActivity | None
     conf: Config
     gain: float | None  # of the initial weights, where it matters
+    verdict: Verdict | None = None  # why it is as it is
 
     def findings(self) -> list[Finding]:
         """At most one about thresholds below zero, and one about membranes, dead or saturated neurons."""
@@ -130,7 +138,17 @@ class _Examination:
                 found.append(self._dead())
             elif self.activity.saturated_fraction > MOSTLY and not self.layer.dynamics.fire_once and not found:
                 found.append(self._saturated())
+            elif self.verdict is not None and self.verdict.cause == Cause.surrogate_out_of_reach:
+                found.append(self._out_of_reach(self.verdict))
         return found
+
+    def _out_of_reach(self, verdict: Verdict) -> Finding:
+        facts = (
+            f"{self.name}: no gradient passes {_percent(verdict.numbers['gradient_dead'])} of its {self._neurons:,} "
+            f"neurons in {self.activity.samples:,} samples. {sentence(verdict)}"
+        )
+        first, *others = advice(verdict, self.conf)
+        return Finding(f"{self.name} gradient-dead", facts, f"Try {first}", tuple(others))
 
     def _not_finite(self) -> Finding:
         lost = int((~torch.isfinite(self.activity.peaks)).sum())
@@ -168,8 +186,13 @@ class _Examination:
         if self._threshold_key is not None:
             pair = _pair(peaks[nearest], thresholds[nearest])
             facts += f" The one nearest to firing reached a membrane of {pair[0]}; its threshold is {pair[1]}."
-        advice = self._dead_by_learning(thresholds) or self._dead_from_the_start() or [self._dead_by_weights()]
-        return Finding(key, facts, f"Try {advice[0]}", tuple(advice[1:]))
+        own = []
+        if self.verdict is not None:
+            facts += f" {sentence(self.verdict)}"
+            own = advice(self.verdict, self.conf)
+        usual = self._dead_by_learning(thresholds) or self._dead_from_the_start() or [self._dead_by_weights()]
+        first, *others = dict.fromkeys([*own, *usual])
+        return Finding(key, facts, f"Try {first}", tuple(others))
 
     def _dead_by_learning(self, thresholds: Tensor) -> list[str]:
         """Thresholds that have risen away from their membranes."""

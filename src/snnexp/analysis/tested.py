@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from snnexp.analysis.causes import Verdict
 from snnexp.analysis.synops import Synops
 
 
@@ -21,3 +22,4 @@ class Outcome:
     raster_prediction: int
     rates: dict[str, Tensor]  # layer -> firing rate of every neuron
     findings: list[tuple[str, str]]  # what is wrong with which layer, in words
+    causes: dict[str, Verdict] = field(default_factory=dict)  # and why, by layer

@@ -61,6 +61,22 @@ class WeightGradients:
         return found
 
 
+def weight_norms(network: Network) -> dict[str, float]:
+    """Euclidean norm of everything that is learned between each spiking layer and the neurons before it."""
+    found: dict[str, float] = {}
+    squares: list[Tensor] = []
+    modules = dict(network.named_modules())
+    for layer in network.layers:
+        if layer.kind == "spiking":
+            if squares:
+                found[layer.name] = float(torch.stack(squares).sum().sqrt())
+            squares = []
+        elif (module := modules.get(layer.name)) is not None or layer.kind in WEIGHT_KINDS:
+            module = network.get_submodule(layer.name) if module is None else module
+            squares += [torch.linalg.vector_norm(p.detach()).double() ** 2 for p in module.parameters()]
+    return found
+
+
 def feeding(network: Network) -> dict[str, list[nn.Module]]:
     """The layers with weights whose sums drive each spiking layer: one, or one of each way through a residual block."""
     found: dict[str, list[nn.Module]] = {}

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 
 from snnexp.analysis.activity import ActivityMeter, counted_eps
+from snnexp.analysis.causes import Explainer, Verdict
 from snnexp.analysis.diagnosis import diagnose
+from snnexp.analysis.weight_gradients import weight_norms
 from snnexp.errors import DataError
 from snnexp.experiment import Experiment
 from snnexp.rescue.manager import Rescue
@@ -61,7 +63,7 @@ def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Di
         weights, trained_with, _ = load_stored(path, to_start_from=True)
         apply_weights(network, weights, path, trained_with)
     rescue.start()
-    curves = Curves(experiment)
+    curves, explainer = Curves(experiment), Explainer(experiment)
     if folder.state.is_file():
         state = _restore(folder, experiment, optimizer, scheduler, meters, callbacks, rescue)
         for epoch in range(state.epoch + 1):  # what the record may have missed when the run was cut off
@@ -114,7 +116,10 @@ def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Di
             facts = {"epoch": epoch, "role": "best", **accuracy, **made_on}
             state.best.digest = save_weights(folder.next_best, network.final_state(), config, facts)
         asked = conf.trainer.diagnose or rescue.waits
-        findings = diagnose(network, meters["val" if validates else "train"], conf) if asked else []
+        split = "val" if validates else "train"
+        known = state.with_latest(epoch, metrics)
+        causes = explainer.explain(meters[split], split, known) if conf.trainer.diagnose else {}
+        findings = diagnose(network, meters[split], conf, causes) if asked else []
         if epoch < conf.trainer.max_epochs and not state.stopped_early:  # after the best weights: these were judged
             metrics |= rescue.between_epochs(epoch, meters["train"], findings)
         state.record(epoch, metrics)
@@ -125,12 +130,19 @@ def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Di
         tracker.log_epoch(epoch, metrics)
         display.finish_epoch(epoch, metrics, improved)
         if conf.trainer.diagnose:
-            display.advise(findings)
+            _tell(findings, causes, tracker, display)
     tracker.log_tags(rescue.tags())
     callbacks.call("on_end", context)
     facts = {"epoch": state.epoch, "role": "last", **made_on}
     folder.note_weights("last", state.epoch, save_weights(folder.last, network.final_state(), config, facts))
     return state
+
+
+def _tell(findings: list[tuple[str, str]], causes: dict[str, Verdict], tracker: Tracker, display: Display) -> None:
+    """Say what is wrong, once for each layer, state and cause; the causes are tags as soon as they are known."""
+    display.advise([(f"{key} {getattr(causes.get(key.split()[0]), 'cause', '')}", text) for key, text in findings])
+    if causes:
+        tracker.log_tags({f"cause.{name}": str(verdict.cause) for name, verdict in causes.items()})
 
 
 def _before_training(
@@ -165,6 +177,8 @@ def _learned(experiment: Experiment, state: Fit, epoch: int) -> dict[str, float]
         if delay.learns:
             learned.append((name, "delay", delay.position))
             metrics[f"delay/sigma/{name}"] = delay.sigma
+    if experiment.conf.trainer.gradient_activity == "all":
+        metrics |= {f"weights/norm/{name}": norm for name, norm in weight_norms(network).items()}
     for name, quantity, values in learned:
         values = values.detach().float().cpu().flatten()
         for statistic, value in (("min", values.min()), ("mean", values.mean()), ("max", values.max())):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from snnexp.analysis.activity import ActivityMeter, counted_eps
+from snnexp.analysis.causes import Explainer
 from snnexp.analysis.diagnosis import diagnose
 from snnexp.analysis.energy import energy_metrics, energy_results
 from snnexp.analysis.synops import SynopsMeter, neurobench_results
@@ -26,7 +27,7 @@ from snnexp.tracking.store import Tracker
 from snnexp.training.checkpoint import AFRESH, Mark, apply_weights, load_weights
 from snnexp.training.display import Display
 from snnexp.training.passes import evaluation_pass, planned_batches, planned_samples
-from snnexp.training.state import Fit
+from snnexp.training.state import Fit, History
 from snnexp.waiting import telling
 
 log = logging.getLogger(__name__)
@@ -57,8 +58,8 @@ class _Raster:
         """Inputs of layers are not drawn."""
 
 
-def test(experiment: Experiment, display: Display, epoch: int) -> Outcome:
-    """Run the network once over the test split, with every observer there is."""
+def test(experiment: Experiment, display: Display, epoch: int, history: History | None = None) -> Outcome:
+    """Run the network once over the test split, with every observer there is; history: of the run, if known."""
     network, eps = experiment.network, counted_eps(experiment.conf.trainer, "test")
     activity, synops, raster = ActivityMeter(network, eps), SynopsMeter(network), _Raster()
     classes = experiment.source.info.num_classes
@@ -86,6 +87,8 @@ def test(experiment: Experiment, display: Display, epoch: int) -> Outcome:
         metrics["test/decision_steps"] = float(decided[0] / decided[1])
     label, prediction = first[0] if first else (0, 0)
     matrix = confusion.view(classes, classes).cpu()
+    until = {key: [point for point in points if point[0] <= epoch] for key, points in (history or {}).items()}
+    causes = Explainer(experiment).explain(activity, "test", until) if experiment.conf.trainer.diagnose else {}
     return Outcome(
         metrics,
         synops.result(),
@@ -94,7 +97,8 @@ def test(experiment: Experiment, display: Display, epoch: int) -> Outcome:
         label,
         prediction,
         activity.rates(),
-        diagnose(experiment.network, activity, experiment.conf),
+        diagnose(experiment.network, activity, experiment.conf, causes),
+        causes,
     )
 
 
@@ -105,7 +109,7 @@ def close(experiment: Experiment, state: Fit, folder: RunFolder, tracker: Tracke
         mark = Mark("best", state.best.epoch, state.best.digest, folder.record.identity)
         weights, _, _ = load_weights(folder.best, mark, AFRESH.format(folder=folder.path))
         apply_weights(experiment.network, weights, folder.best)
-    outcome = test(experiment, display, state.best.epoch)
+    outcome = test(experiment, display, state.best.epoch, state.history)
     reached = epochs_to(state, milestones(experiment.conf.claim))
     firsts = {f"epochs_to/{percent:g}": float(epoch) for percent, epoch in reached.items() if epoch is not None}
     metrics = outcome.metrics | firsts
@@ -127,7 +131,8 @@ def close(experiment: Experiment, state: Fit, folder: RunFolder, tracker: Tracke
     if experiment.conf.trainer.plots:
         with telling("drawing the plots"):
             _draw(experiment, state, outcome, folder, tracker)
-    tracker.log_tags({"diagnosis": ", ".join(key for key, _ in outcome.findings) or "none"})
+    causes = {f"cause.{name}": str(verdict.cause) for name, verdict in outcome.causes.items()}
+    tracker.log_tags({"diagnosis": ", ".join(key for key, _ in outcome.findings) or "none", **causes})
     return outcome
 
 

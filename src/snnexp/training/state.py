@@ -44,3 +44,10 @@ class Fit:
         """Add the metrics of an epoch to the history."""
         for name, value in metrics.items():
             self.history.setdefault(name, []).append((epoch, value))
+
+    def with_latest(self, epoch: int, metrics: dict[str, float]) -> History:
+        """The history with an epoch that is not recorded yet."""
+        return {
+            name: [*self.history.get(name, []), *([(epoch, metrics[name])] if name in metrics else [])]
+            for name in (self.history | metrics)
+        }
