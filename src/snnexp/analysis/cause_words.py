@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from snnexp.analysis.causes import Cause, Verdict
+from snnexp.analysis.causes import BURST, LARGE_UPDATE, Cause, Verdict
 from snnexp.config import Config
 
 LONG_MEMORY = 0.99  # beta that keeps two thirds of an input over 40 steps
@@ -35,9 +35,9 @@ def sentence(verdict: Verdict) -> str:
             )
         case Cause.killed_by_update:
             how = []
-            if n["weights"] >= 2:
+            if n["weights"] >= LARGE_UPDATE:
                 how.append(f"its weights grew {n['weights']:.3g} times")
-            if n["burst"] >= 1000:
+            if n["burst"] >= BURST:
                 how.append(f"its largest gradient was {n['burst']:.2g} times the usual one")
             text = f"epoch {verdict.epoch} killed it: {' and '.join(how) or 'at once'}"
         case Cause.surrogate_out_of_reach:
@@ -54,9 +54,10 @@ def advice(verdict: Verdict, conf: Config) -> list[str]:
         case Cause.leak_too_strong if plain and not isinstance(conf.neuron.beta, list) and conf.neuron.beta < 0.99:
             return [f"neuron.beta={LONG_MEMORY:g} (it is {conf.neuron.beta:g})"]
         case Cause.killed_by_update:
-            rate = conf.optimizer.lr
-            clip = ["trainer.grad_clip=1"] if conf.trainer.grad_clip is None else []
-            return [*clip, f"optimizer.lr={rate / 10:g} (it is {rate:g})"]
+            rate, usual = conf.optimizer.lr, 0.1 if conf.optimizer.name == "sgd" else 1e-3
+            bursts = verdict.numbers["burst"] >= BURST and conf.trainer.grad_clip is None
+            clip = ["trainer.grad_clip=1"] if bursts else []
+            return [*clip, f"optimizer.lr={min(rate / 10, usual):.2g} (it is {rate:g})"]
         case Cause.surrogate_out_of_reach:
             return _wider(conf)
     return []
