@@ -21,6 +21,8 @@ from snnexp.version import __version__
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from snnexp.search.trial import Outcome
+
 log = logging.getLogger(__name__)
 
 _failures: list[Exception] = []
@@ -173,7 +175,7 @@ def _hydra_main() -> None:
         raise _failures.pop()
 
 
-def _job(cfg: DictConfig) -> float | None:
+def _job(cfg: DictConfig) -> float | Outcome | None:
     """One run (one job of a sweep): validate, then hand over to the task."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode

@@ -28,6 +28,7 @@ from snnexp.schema.model import DelayConf, ModelConf, NeuNormConf
 from snnexp.schema.neuron import NeuronConf, SurrogateConf
 from snnexp.schema.rescue import RESCUES, CureConf, RescueConf
 from snnexp.schema.training import OptimizerConf, SchedulerConf, TrackingConf, TrainerConf
+from snnexp.search.conf import SearchConf
 
 __all__ = [
     "SCHEMAS",
@@ -144,6 +145,7 @@ def _store_schemas() -> None:
     if there is not None and OmegaConf.get_type(there.node) is Config:
         return  # they are the same each time, and making them takes longer than reading conf/
     store.store(group="schema", name="main", node=Config, package="_global_")
+    store.store(group="schema", name="search", node=SearchConf)  # hydra/sweeper=optuna
     for group, options in SCHEMAS.items():
         for name, node in options.items():
             store.store(group=f"schema/{group}", name=name, node=open_schema(node))

@@ -9,6 +9,7 @@ No pyplot: its global state would collect the figures of every job of a sweep.
 from __future__ import annotations
 
 import functools
+import logging
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -94,6 +95,7 @@ def new_figure(height: float, title: str = "", width: float = COLUMN) -> Figure:
 @in_style
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
     """Write <stem>.png and <stem>.pdf; the same figure gives the same bytes."""
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # fifty lines for each PDF
     paths = [stem.with_name(stem.name + suffix) for suffix in SUFFIXES]
     for path in paths:
         figure.savefig(path, dpi=DPI, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)

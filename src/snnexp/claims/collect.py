@@ -32,7 +32,7 @@ def find_finished(cfg: dict[str, Any], state_dir: Path) -> Path | None:
         return None
     for path in sorted((p for p in home.iterdir() if ATTEMPT.fullmatch(p.name)), key=lambda p: -int(p.name)):
         record = read_record(path)
-        if record is not None and record.status == "FINISHED":
+        if record is not None and record.whole:
             return path
     return None
 

@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FIRST = ("run_id", "status", "started", "folder", "dataset", "neuron", "model", "seed", "test/accuracy")
-TAGS = ("best_epoch", "data_fingerprint", "diagnosis", "engine", "git.commit", "sweep_id")  # no parameter is called so
+TAGS = (
+    "best_epoch",
+    "data_fingerprint",
+    "diagnosis",
+    "engine",
+    "git.commit",
+    "pruned",
+    "sweep_id",
+)  # no parameter is called so
 
 
 def runs(

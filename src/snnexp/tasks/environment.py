@@ -10,6 +10,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from snnexp.config import Config
+from snnexp.search.trial import Trial, current_trial
 from snnexp.tracking.sweep import Sweep, current_sweep
 
 OWN_TERMINAL = (
@@ -29,6 +30,7 @@ class Environment:
     sweep: Sweep | None
     beside_others: bool = False  # other jobs of the sweep print to the same terminal meanwhile
     number: int = 0  # of the job in its sweep
+    trial: Trial | None = None  # in a search
 
 
 def environment(cfg: DictConfig) -> Environment:
@@ -44,6 +46,7 @@ def environment(cfg: DictConfig) -> Environment:
         sweep=current_sweep(Path(hydra.sweep.dir)) if in_sweep else None,
         beside_others=in_sweep and not any(word in str(hydra.launcher.get("_target_")) for word in OWN_TERMINAL),
         number=int(hydra.job.num) if in_sweep else 0,
+        trial=current_trial(hydra.runtime.cwd, cfg) if in_sweep else None,
     )
 
 

@@ -104,12 +104,12 @@ def _there_are(results: Sequence[Result], wanted: Mapping[str, str]) -> str:
 
 def from_store(store: Store) -> tuple[list[Result], list[Mapping[str, str]]]:
     """Finished runs of an experiment, newest first, and the parameters of the others."""
-    from snnexp.tracking.queries import ROLE_TAG, best_value, search_all
+    from snnexp.tracking.queries import ROLE_TAG, best_value, is_whole, search_all
 
     found = [run for run in search_all(store) if ROLE_TAG not in run.data.tags]
-    finished = [run for run in found if run.info.status == "FINISHED"]
+    finished = [run for run in found if is_whole(run)]
     results = [as_result(run, best_value(store, run, "val/accuracy")) for run in finished]
-    return results, [with_group_names(run.data.params) for run in found if run.info.status != "FINISHED"]
+    return results, [with_group_names(run.data.params) for run in found if not is_whole(run)]
 
 
 def from_folders(state_dir: Path) -> tuple[list[Result], list[Mapping[str, str]]]:
@@ -125,7 +125,7 @@ def from_folders(state_dir: Path) -> tuple[list[Result], list[Mapping[str, str]]
         if record is None or local is None:
             continue
         params, tags = local
-        if record.status != "FINISHED":
+        if not record.whole:
             others.append(with_group_names(params))
             continue
         history = read_history(folder / "metrics.jsonl")

@@ -16,6 +16,7 @@ from snnexp.config import Config
 from snnexp.errors import SnnexpError
 from snnexp.launchers.worker import requeued
 from snnexp.own_code import with_code
+from snnexp.search.trial import Outcome
 from snnexp.tasks.environment import Environment, environment
 from snnexp.tracking.healing import after_job
 from snnexp.tracking.links import ui_command
@@ -31,17 +32,37 @@ log = logging.getLogger(__name__)
 LOADING = "loading PyTorch and what else training needs"
 
 
-def train(conf: Config, cfg: DictConfig) -> float | None:
+def train(conf: Config, cfg: DictConfig) -> float | Outcome | None:
     """Run the whole experiment; returns the best validation accuracy, which a sweeper may maximise.
+
+    The trial of a search (`hydra/sweeper=optuna`) returns its objectives.
 
     The record is FINISHED, FAILED or KILLED whatever happens short of `kill -9`, and resumable unless FINISHED.
     """
     env = environment(cfg)
     waiting.begin(name_among_others(conf, env))
     try:
-        return train_run(conf, cfg, env)[1]
+        folder, value = train_run(conf, cfg, env)
+        if env.trial is None:
+            return value
+        return env.trial.outcome(folder, _measured(conf, folder) if env.trial.lacks(folder) else None)
     finally:
         after_job(conf.tracking, env.sweep, env.start_dir)
+
+
+def _measured(conf: Config, folder: RunFolder) -> dict[str, float]:
+    """What a search needs of a run that was finished before it asked: from its best weights."""
+    with waiting.telling(LOADING), importing(freeze=True):
+        from snnexp.experiment import assemble
+        from snnexp.training.checkpoint import apply_weights
+        from snnexp.training.display import Display
+        from snnexp.training.outcome import measure_best
+        from snnexp.training.stored import load_stored
+
+    experiment = assemble(conf)
+    weights, _, facts = load_stored(folder.best)
+    apply_weights(experiment.network, weights, folder.best)
+    return measure_best(experiment, Display(conf.trainer.max_epochs), int(facts["epoch"]))
 
 
 def name_among_others(conf: Config, env: Environment) -> str:
@@ -55,7 +76,8 @@ def train_run(conf: Config, cfg: DictConfig, env: Environment, quiet: bool = Fal
     config.pop("claim", None)  # what a paper says is no parameter of the run
     config = with_code(config)
     data = _Data(conf)
-    folder = claim(config, conf.state_dir, conf.trainer.resume, env.in_sweep, data.fingerprint)  # type: ignore[arg-type]
+    study = env.trial.study if env.trial else ""
+    folder = claim(config, conf.state_dir, conf.trainer.resume, env.in_sweep, data.fingerprint, study)  # type: ignore[arg-type]
     try:
         interrupts.release()
         if folder.action == "skip":
@@ -129,7 +151,7 @@ def _train(
         from snnexp.training.display import Display
         from snnexp.training.foresight import check_training
         from snnexp.training.loop import fit
-        from snnexp.training.outcome import close
+        from snnexp.training.outcome import close, close_pruned
 
     try:
         # wrong data, an impossible network or too little memory stop here, before any record is made
@@ -154,14 +176,20 @@ def _train(
             sweep_id=env.sweep.sweep_id if env.sweep else None,
             source_overrides=env.overrides,
             data=experiment.source.info,
-            more_tags={**experiment.tags(), **requeued()},
+            more_tags={**experiment.tags(), **requeued(), **(env.trial.tags() if env.trial else {})},
         )
     status: Status = "FAILED"
     try:
         try:
             interrupts.release()
-            state = fit(experiment, folder, tracker, display, config)
-            close(experiment, state, folder, tracker, display)
+            if folder.record.pruned:  # and cut off before that was told
+                folder.update(pruned="")
+                tracker.log_tags({"pruned": ""})
+            state = fit(experiment, folder, tracker, display, config, env.trial)
+            if env.trial is not None and state.pruned:
+                close_pruned(state, folder, tracker, display, env.trial)
+            else:
+                close(experiment, state, folder, tracker, display, env.trial)
             interrupts.hold()  # from here on it is finished: a signal that comes now stops nothing
             status = "FINISHED"
         except Exception:

@@ -9,6 +9,7 @@ from snnexp.tracking.mlflow_store import Store
 
 ROLE_TAG = "snnexp.role"  # "sweep" on parents, absent on runs
 PARENT_TAG = "mlflow.parentRunId"
+PRUNED_TAG = "pruned"  # the epoch after which a search ended the run
 
 
 def search_all(store: Store, filter_string: str = "") -> list[Any]:
@@ -21,6 +22,11 @@ def search_all(store: Store, filter_string: str = "") -> list[Any]:
         token = page.token
         if not token:
             return runs
+
+
+def is_whole(run: Any) -> bool:
+    """Whether a run was trained to its end and tested; one that a search pruned is FINISHED, too."""
+    return run.info.status == "FINISHED" and not run.data.tags.get(PRUNED_TAG)
 
 
 def best_value(store: Store, run: Any, key: str) -> float | None:

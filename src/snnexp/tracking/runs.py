@@ -67,9 +67,15 @@ class RunRecord:
     cpu_capability: str = ""
     # role (best, last) -> epoch and digest of the weights written last: what the files must hold
     weights: dict[str, dict[str, Any]] = field(default_factory=dict)
+    pruned: str = ""  # the search that ended it before its last epoch; such a run was never tested
     uid: str = (
         ""  # random; also a tag of the MLflow run, which can so be found if a kill came before its id was written
     )
+
+    @property
+    def whole(self) -> bool:
+        """Whether it was trained to its end and tested."""
+        return self.status == "FINISHED" and not self.pruned
 
     def is_of(self, data: str | None) -> bool:
         """Whether it was made on the data with this fingerprint, as far as one can tell (None, or none recorded)."""
@@ -202,6 +208,7 @@ def claim(
     resume: Literal["auto", "never"] = "auto",
     in_sweep: bool = False,
     fingerprint: Callable[[], str | None] = lambda: None,
+    search: str = "",
 ) -> RunFolder:
     """Decide what the command does with its identity, and hold the folder for it.
 
@@ -217,6 +224,7 @@ def claim(
         state_dir: parent of all runs' folders; made if missing.
         fingerprint: gives that of the data as they are now, or None if they are not there; asked only where there are
             earlier attempts to compare with.
+        search: the study of the search whose trial this is. What it pruned is finished for it, and for nobody else.
     Raises: ConfigError if another live process runs this identity (resume=auto), or the folder cannot be written;
         DataError if the unfinished run was begun on other data.
     """
@@ -230,7 +238,7 @@ def claim(
         with file_lock(home / "claim.lock", timeout=CLAIM_TIMEOUT_S):
             interrupts.hold()
             try:
-                return _decide(home, identity, resume, in_sweep, data)
+                return _decide(home, identity, resume, in_sweep, data, search)
             except BaseException:
                 interrupts.release()
                 raise
@@ -274,7 +282,7 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def _decide(home: Path, identity: str, resume: str, in_sweep: bool, data: str | None) -> RunFolder:
+def _decide(home: Path, identity: str, resume: str, in_sweep: bool, data: str | None, search: str) -> RunFolder:
     attempts = _attempts(home)
     finished: RunFolder | None = None
     unfinished: RunFolder | None = None
@@ -300,6 +308,8 @@ def _decide(home: Path, identity: str, resume: str, in_sweep: bool, data: str | 
             lock.release()
         elif record.status == "FINISHED":
             lock.release()
+            if record.pruned not in ("", search):
+                continue  # left as it is: what was pruned is no result of this configuration
             if record.is_of(data):
                 finished = RunFolder(path, record, "skip")
                 _release(unfinished)  # done by a later attempt: whoever began anew must not be led back to it

@@ -22,7 +22,9 @@ from hydra.experimental.callback import Callback
 
 from snnexp.atomic import write_atomically
 from snnexp.commands import command_line, option_folders
-from snnexp.errors import TrackingError
+from snnexp.errors import SnnexpError
+from snnexp.search.conf import search_identity, search_of
+from snnexp.search.preparing import prepare
 from snnexp.terminal import wrapped
 from snnexp.tracking import sweep_folder
 from snnexp.tracking.identity import is_bookkeeping
@@ -34,6 +36,7 @@ from snnexp.tracking.sweep_pages import Pages, sweep_pages
 log = logging.getLogger(__name__)
 
 FOLDER_TAG = "sweep_folder"
+SEARCH_TAG = "search"  # of a parent whose runs are trials
 SUMMARY = ("test/accuracy", "test/loss", "val/accuracy")
 
 
@@ -78,6 +81,16 @@ def sweep_id(overrides: list[str], params: dict[str, Any] | None = None) -> str:
     return hashlib.sha256("\n".join(sorted(asked)).encode()).hexdigest()[:12]
 
 
+def sweep_id_of(config: Any) -> str:
+    """The id of the sweep that a composed configuration is for; a search is another one than a sweep over the same."""
+    from omegaconf import OmegaConf
+
+    params = OmegaConf.select(config, "hydra.sweeper.params")
+    search = search_of(config)
+    asked = {"hydra/sweeper": search_identity(search)} if search is not None else {}
+    return sweep_id(list(config.hydra.overrides.task), {**(dict(params) if params else {}), **asked})
+
+
 class SweepParent(Callback):
     """Hydra callback that opens and closes the parent run. It holds plain values only: joblib pickles it."""
 
@@ -92,11 +105,13 @@ class SweepParent(Callback):
         An unreachable store ends the sweep here with the message and exit code of a single run; Hydra would turn an
         ordinary exception of a callback into a warning and let every job find out by itself.
         """
-        if config.tracking.name == "off" or config.task != "train":
-            return
         try:
+            if search_of(config) is not None:
+                prepare(config, sweep_id_of(config))
+            if config.tracking.name == "off" or config.task != "train":
+                return
             self._start(config)
-        except TrackingError as error:
+        except SnnexpError as error:
             print(f"snnexp: error: {error}", file=sys.stderr, flush=True)
             raise SystemExit(error.exit_code) from error
         # on_multirun_end is not called after a failed job or Ctrl-C
@@ -122,8 +137,6 @@ class SweepParent(Callback):
         self._close(complete=True)
 
     def _start(self, config: Any) -> None:
-        from omegaconf import OmegaConf
-
         from snnexp.tracking.address import resolve_experiment, resolve_uri
         from snnexp.tracking.mlflow_store import connect
         from snnexp.tracking.unsent import send_unsent
@@ -134,8 +147,7 @@ class SweepParent(Callback):
         assert store is not None  # create=True
         send_unsent(cwd / Path(config.state_dir).expanduser(), store)  # of runs that this sweep will skip as finished
         overrides = list(config.hydra.overrides.task)
-        params = OmegaConf.select(config, "hydra.sweeper.params")
-        identity = sweep_id(overrides, dict(params) if params else None)
+        identity = sweep_id_of(config)
         found = store.client.search_runs(
             [store.experiment_id],
             f"tags.sweep_id = '{identity}' and tags.`{ROLE_TAG}` = 'sweep'",
@@ -152,12 +164,13 @@ class SweepParent(Callback):
             store.client.update_run(run_id, status="RUNNING")
             store.client.set_tag(run_id, FOLDER_TAG, str(folder))
         else:
-            command = command_line(["-m", *option_folders(config.hydra), *overrides])
+            command = command_line(["-m", *option_folders(config.hydra), *_of_sweeper(config), *overrides])
             tags = {
                 ROLE_TAG: "sweep",
                 "sweep_id": identity,
                 FOLDER_TAG: str(folder),
                 "overrides": " ".join(overrides)[:8000],
+                **({SEARCH_TAG: "optuna"} if search_of(config) is not None else {}),
                 "mlflow.source.type": "LOCAL",
                 "mlflow.source.name": "snnexp",
                 "command": command[:5000],
@@ -189,7 +202,7 @@ def close_parent(opened: dict[str, str], complete: bool, jobs: Counter[str]) -> 
     The best child is the one with the best validation accuracy; its test accuracy is reported, not selected by.
     """
     from snnexp.tracking.mlflow_store import connect
-    from snnexp.tracking.queries import best_value, search_all
+    from snnexp.tracking.queries import PRUNED_TAG, best_value, is_whole, search_all
 
     store = connect(opened["uri"], opened["experiment"])
     assert store is not None
@@ -204,9 +217,11 @@ def close_parent(opened: dict[str, str], complete: bool, jobs: Counter[str]) -> 
 
     closings = int(client.get_run(parent).data.tags.get("closings", "0")) + 1
     metrics = {f"children/{word.lower()}": float(counts[word]) for word in ("FINISHED", "FAILED", "KILLED")}
+    if pruned := sum(bool(run.data.tags.get(PRUNED_TAG)) for run in children):
+        metrics["children/pruned"] = float(pruned)
     tags = {"closings": str(closings)}
-    lines = _how_it_ended(counts, complete, jobs, len(queued))
-    scored = [(best_value(store, run, "val/accuracy"), run) for run in children if run.info.status == "FINISHED"]
+    lines = _how_it_ended(counts, complete, jobs, len(queued), pruned)
+    scored = [(best_value(store, run, "val/accuracy"), run) for run in children if is_whole(run)]
     ranked = sorted(((score, run) for score, run in scored if score is not None), key=lambda pair: -pair[0])
     if ranked:
         best = ranked[0][1]
@@ -218,14 +233,20 @@ def close_parent(opened: dict[str, str], complete: bool, jobs: Counter[str]) -> 
         tags["best_child_overrides"] = best.data.tags.get("overrides", "")
         results = ", ".join(f"{key} {values[key]:.4f}" for key in ("val/accuracy", "test/accuracy") if key in values)
         lines.append(f"Best on validation: {best.info.run_name}: {results}")
-    table = _means([(run, score) for score, run in scored])
+    asked = client.get_run(parent).data.tags
+    searched = SEARCH_TAG in asked
+    # a search's trials, ordered by what they reached on test, would ask to be selected by it
+    table = [] if searched else _means([(run, score) for score, run in scored])
     pages = sweep_pages(store, opened, children)
-    tags["mlflow.note.content"] = _note(client.get_run(parent).data.tags, lines, table, pages)
+    said = _search_note(Path(opened["folder"])) if searched else table
+    tags["mlflow.note.content"] = _note(asked, lines, said, pages)
     for key, number in metrics.items():
         client.log_metric(parent, key, number, step=closings)
     for key, text in tags.items():
         client.set_tag(parent, key, text)
     status = "RUNNING" if queued else _status(complete, counts, jobs)
+    if status == "FAILED" and searched and complete and counts["FINISHED"]:
+        status = "FINISHED"  # a search goes on without what failed
     if status == "RUNNING":
         client.update_run(parent, status=status)
     else:
@@ -233,12 +254,29 @@ def close_parent(opened: dict[str, str], complete: bool, jobs: Counter[str]) -> 
     return [*lines, *table, *pages.lines]
 
 
-def _how_it_ended(counts: Counter[str], complete: bool, jobs: Counter[str], queued: int) -> list[str]:
+def _of_sweeper(config: Any) -> list[str]:
+    """What was typed about a sweeper that is not Hydra's own."""
+    if search_of(config) is None:
+        return []
+    return [word for word in config.hydra.overrides.hydra if word.startswith(("hydra/sweeper=", "hydra.sweeper."))]
+
+
+def _search_note(folder: Path) -> list[str]:
+    try:
+        return [str(line) for line in json.loads((folder / sweep_folder.SEARCH_NOTE).read_text(encoding="utf-8"))]
+    except (OSError, ValueError):
+        return []  # it was cut off
+
+
+def _how_it_ended(
+    counts: Counter[str], complete: bool, jobs: Counter[str], queued: int, pruned: int
+) -> list[str]:
     """Children by status, those without a record, and what an interrupt left."""
     if not counts and not jobs["failed"] and not queued:
         how = "it had nothing to run" if complete else "it was interrupted before its first run began"
         return [f"Sweep: {how}. The same command starts it."]
-    line = f"Sweep: {counts['FINISHED']} finished, {counts['FAILED']} failed, {counts['KILLED']} killed"
+    line = f"Sweep: {counts['FINISHED']} finished{f' ({pruned} of them pruned)' if pruned else ''}"
+    line += f", {counts['FAILED']} failed, {counts['KILLED']} killed"
     if counts["RUNNING"]:
         line += f", {counts['RUNNING']} still running"
     lines = [line + "."]

@@ -2,6 +2,7 @@
 
 mlflow_parent.json   the parent run and its store
 jobs.json            how many jobs were launched, and which Slurm arrays they are in
+search.json          what a search found, in lines (hydra/sweeper=optuna)
 skipped/             one empty file per MLflow run that the sweep found finished
 launcher.lock        held for as long as the launching process lives
 """
@@ -21,6 +22,7 @@ from snnexp.locks import Lock, file_lock
 
 SWEEP_FILE = "mlflow_parent.json"
 JOBS_FILE = "jobs.json"
+SEARCH_NOTE = "search.json"
 SKIPPED_FOLDER = "skipped"
 
 _held: dict[str, Lock] = {}  # until the process ends

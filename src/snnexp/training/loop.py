@@ -22,6 +22,7 @@ from snnexp.analysis.weight_gradients import weight_norms
 from snnexp.errors import DataError
 from snnexp.experiment import Experiment
 from snnexp.rescue.manager import Rescue
+from snnexp.search.trial import Trial
 from snnexp.tracking.runs import RunFolder
 from snnexp.tracking.store import Tracker
 from snnexp.training.callbacks import Callbacks, Context
@@ -36,10 +37,18 @@ from snnexp.training.stored import load_stored, settle_best
 log = logging.getLogger(__name__)
 
 
-def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Display, config: dict[str, Any]) -> Fit:
+def fit(
+    experiment: Experiment,
+    folder: RunFolder,
+    tracker: Tracker,
+    display: Display,
+    config: dict[str, Any],
+    trial: Trial | None = None,
+) -> Fit:
     """Train until trainer.max_epochs or early stopping; the best and the last weights are in `folder` afterwards.
 
-    Continues from `folder.state` if there is one, and then ends with the same bits as an uninterrupted run.
+    Continues from `folder.state` if there is one, and then ends with the same bits as an uninterrupted run. A `trial`
+    of a search may be pruned after any epoch but the last.
     """
     conf, network = experiment.conf, experiment.network
     optimizer = build_optimizer(conf.optimizer, network.parameter_groups())
@@ -78,11 +87,15 @@ def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Di
         _before_training(experiment, state, meters, tracker, display, validates, curves, rescue)
         _save(folder, state, experiment, optimizer, scheduler, meters, callbacks, config, rescue)
 
+    if trial is None:
+        state.pruned = False  # by a search that was cut off; this is no trial of it
+    else:
+        trial.prunes(state.history, 0)  # refuses an objective that is not there before anything is trained
     context = Context(state.epoch, conf.trainer.max_epochs, network, optimizer, folder.path)
     callbacks.call("on_start", context)
 
     # --- epochs ---
-    while state.epoch < conf.trainer.max_epochs and not state.stopped_early:
+    while state.epoch < conf.trainer.max_epochs and not (state.stopped_early or state.pruned):
         epoch, started = state.epoch + 1, time.perf_counter()
         with display.epoch(epoch, planned_batches(experiment, "train")) as progress:
             trained = train_pass(experiment, optimizer, epoch, meters["train"], progress, rescue)
@@ -123,6 +136,8 @@ def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Di
         if epoch < conf.trainer.max_epochs and not state.stopped_early:  # after the best weights: these were judged
             metrics |= rescue.between_epochs(epoch, meters["train"], findings)
         state.record(epoch, metrics)
+        ends = state.stopped_early or epoch == conf.trainer.max_epochs
+        state.pruned = trial is not None and trial.prunes(state.history, epoch) and not ends
         _save(folder, state, experiment, optimizer, scheduler, meters, callbacks, config, rescue)
         if improved:
             folder.next_best.replace(folder.best)
@@ -214,6 +229,7 @@ def _save(
             "fit": {
                 "epoch": state.epoch,
                 "stopped_early": state.stopped_early,
+                **({"pruned": True} if state.pruned else {}),
                 "best": asdict(state.best),
                 "seconds": state.seconds,
                 "history": state.history,

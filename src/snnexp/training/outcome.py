@@ -21,6 +21,7 @@ from snnexp.decoders import first_spike_time
 from snnexp.experiment import Experiment
 from snnexp.models.network import Output
 from snnexp.models.observer import Firing, Observers
+from snnexp.search.trial import Trial
 from snnexp.tracking.note import SUMMARY
 from snnexp.tracking.runs import RunFolder
 from snnexp.tracking.store import Tracker
@@ -102,17 +103,36 @@ def test(experiment: Experiment, display: Display, epoch: int, history: History 
     )
 
 
-def close(experiment: Experiment, state: Fit, folder: RunFolder, tracker: Tracker, display: Display) -> Outcome:
-    """Test the best weights once, and complete the record: metrics, results.json, checkpoints, plots."""
+def measure_best(experiment: Experiment, display: Display, epoch: int) -> dict[str, float]:
+    """Operations per sample of the network as it is now, on the validation split: val/synops, val/macs, ..."""
+    synops = SynopsMeter(experiment.network)
+    with display.validation(epoch, planned_batches(experiment, "val")) as progress:
+        evaluation_pass(experiment, "val", Observers([synops]), epoch, progress)
+    return synops.metrics("val")
+
+
+def close(
+    experiment: Experiment,
+    state: Fit,
+    folder: RunFolder,
+    tracker: Tracker,
+    display: Display,
+    trial: Trial | None = None,
+) -> Outcome:
+    """Test the best weights once, and complete the record: metrics, results.json, checkpoints, plots.
+
+    A `trial` may want more of its best weights, measured on the validation split.
+    """
     has_best = state.best.epoch > 0  # max_epochs=0 has no best epoch: the untrained network is what there is
     if has_best:
         mark = Mark("best", state.best.epoch, state.best.digest, folder.record.identity)
         weights, _, _ = load_weights(folder.best, mark, AFRESH.format(folder=folder.path))
         apply_weights(experiment.network, weights, folder.best)
+    measured = measure_best(experiment, display, state.best.epoch) if trial is not None and trial.at_the_end else {}
     outcome = test(experiment, display, state.best.epoch, state.history)
     reached = epochs_to(state, milestones(experiment.conf.claim))
     firsts = {f"epochs_to/{percent:g}": float(epoch) for percent, epoch in reached.items() if epoch is not None}
-    metrics = outcome.metrics | firsts
+    metrics = outcome.metrics | firsts | measured
     if "val/accuracy" in state.history:
         metrics |= {"best/val_accuracy": state.best.accuracy, "best/epoch": float(state.best.epoch)}
     tracker.log_epoch(state.epoch, metrics)
@@ -134,6 +154,16 @@ def close(experiment: Experiment, state: Fit, folder: RunFolder, tracker: Tracke
     causes = {f"cause.{name}": str(verdict.cause) for name, verdict in outcome.causes.items()}
     tracker.log_tags({"diagnosis": ", ".join(key for key, _ in outcome.findings) or "none", **causes})
     return outcome
+
+
+def close_pruned(state: Fit, folder: RunFolder, tracker: Tracker, display: Display, trial: Trial) -> None:
+    """Complete the record of a run that its search has seen enough of. It is not tested."""
+    folder.update(pruned=trial.study)
+    tracker.log_epoch(state.epoch, {"best/val_accuracy": state.best.accuracy, "best/epoch": float(state.best.epoch)})
+    tracker.log_tags({"best_epoch": str(state.best.epoch), "test_runs": "0", "pruned": str(state.epoch)})
+    objective = trial.conf.objectives[0]
+    value = state.history[objective][-1][1]
+    display.say(f"Pruned after epoch {state.epoch}: {objective} {value:.4f} is not among the better ones. Not tested.")
 
 
 def _draw(experiment: Experiment, state: Fit, outcome: Outcome, folder: RunFolder, tracker: Tracker) -> None:

@@ -34,6 +34,7 @@ class Fit:
 
     epoch: int = 0
     stopped_early: bool = False
+    pruned: bool = False  # a search has seen enough of it
     best: Best = field(default_factory=Best)
     seconds: float = 0.0  # spent in finished epochs, over all attempts
     history: History = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""Search: `hydra/sweeper=optuna`, on Optuna's ask and tell."""

@@ -1,0 +1,56 @@
+"""A search as it was asked for, checked before a record or a study is made."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from snnexp.search.conf import SearchConf, check, resolve_storage, sampler_name, search_of
+from snnexp.search.space import Space, Texts, parse_space
+from snnexp.search.study import make_pruner, make_sampler
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search as it was asked for, checked."""
+
+    conf: SearchConf
+    space: Space
+    study: str  # its name
+    storage: str  # resolved and masked
+    max_epochs: int
+    folder: Path  # the sweep's
+    lock: Path  # its folder, beside the runs
+
+
+def study_name(sweep_id: str) -> str:
+    """Of the study of a sweep; it begins with letters, so that nothing reads it as a number."""
+    return f"search-{sweep_id}"
+
+
+def prepare(config: DictConfig, sweep_id: str) -> Search:
+    """Check everything that can be checked before a record or a study is made.
+
+    Raises: ConfigError.
+    """
+    conf = search_of(config)
+    assert conf is not None
+    check(conf, config.task)
+    space = parse_space(list(config.hydra.overrides.task), conf.params, GlobalHydra.instance().config_loader())
+    if sampler_name(conf) == "grid":
+        space.grid()
+    if sampler_name(conf) == "cmaes" and (texts := [k for k, d in space.dimensions.items() if isinstance(d, Texts)]):
+        log.warning("sampler=cmaes is for numbers: it draws %s at random", ", ".join(texts))
+    max_epochs = int(config.trainer.max_epochs)
+    make_sampler(conf, 0)
+    make_pruner(conf, max_epochs)
+    start = Path(config.hydra.runtime.cwd)
+    lock = start / Path(config.state_dir).expanduser() / study_name(sweep_id)
+    storage = resolve_storage(conf, config.tracking, str(start))
+    return Search(conf, space, study_name(sweep_id), storage, max_epochs, start / config.hydra.sweep.dir, lock)
