@@ -31,8 +31,19 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, ConfigCompositionException | OmegaConfBaseException):
         return _bad_key_or_value(error)
     if isinstance(error, HydraException):
-        return str(error).strip()
+        return _of_sweeps(str(error).strip())
     return None
+
+
+def _of_sweeps(said: str) -> str:
+    """Hydra's words about a sweep that it cannot do, with the flag or the sweeper that can."""
+    if flagless := re.search(r"Sweep parameters '(.+)' requires --multirun", said, re.DOTALL):
+        return f"{flagless[1]}: several values. To run one after the other: -m {flagless[1]}"
+    if "does not support sweep type : INTERVAL" in said:
+        return (
+            "interval(...) is for a search, which needs a sweeper of its own: -m hydra/sweeper=optuna (docs/search.md)."
+        )
+    return said
 
 
 def _bad_override(error: OverrideParseException) -> str:

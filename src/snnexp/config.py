@@ -145,7 +145,7 @@ def _store_schemas() -> None:
     if there is not None and OmegaConf.get_type(there.node) is Config:
         return  # they are the same each time, and making them takes longer than reading conf/
     store.store(group="schema", name="main", node=Config, package="_global_")
-    store.store(group="schema", name="search", node=SearchConf)  # hydra/sweeper=optuna
+    store.store(group="schema", name="search", node=open_schema(SearchConf))  # hydra/sweeper=optuna
     for group, options in SCHEMAS.items():
         for name, node in options.items():
             store.store(group=f"schema/{group}", name=name, node=open_schema(node))

@@ -31,7 +31,7 @@ from snnexp.naming import path_word
 from snnexp.secrets import mask_composed
 
 EXPERIMENT = "experiment/"
-FREE = {"params", "kwargs"}  # keys of `neuron` within which keys of any name are legal
+FREE = {"params", "kwargs", "sampler_kwargs", "pruner_kwargs"}  # within these, keys of any name are legal
 OWN = {"model": "model.module", "dataset": "dataset.reader"}  # groups -> keys that stand on an option `own`
 ARM = "arm"  # in a composition, the path of what an arm stands for
 

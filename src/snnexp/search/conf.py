@@ -43,7 +43,7 @@ class SearchConf:
     storage: str | None = None  # null: sqlite:///optuna.db beside mlflow.db
     sampler_kwargs: dict[str, Any] = field(default_factory=dict)  # of Optuna's class
     pruner_kwargs: dict[str, Any] = field(default_factory=dict)
-    params: dict[str, Any] | None = None  # what is searched, in a file: KEY: interval(...)
+    params: dict[str, Any] = field(default_factory=dict)  # what is searched, in a file: KEY: interval(...)
     study: str | None = None  # set for a job, not by you: its study
     trial: int | None = None  # and its trial
 

@@ -67,7 +67,7 @@ class Space:
         dimension = self.dimensions[key]
         if isinstance(dimension, Texts):
             return str(value)
-        if dimension.values is not None:  # of 0.1 + 2 * 0.1 the nearest that Hydra would count
+        if dimension.values is not None:  # Optuna has 0.1 + 2 * 0.1
             value = min(dimension.values, key=lambda v: abs(v - value))
         return repr(int(value) if dimension.whole else float(value))
 
@@ -105,7 +105,7 @@ def parse_space(words: Sequence[str], params: Mapping[str, Any] | None, loader: 
     for name, override in last.items():
         key = override.get_key_element()
         if not override.is_sweep_override():
-            found.append((key, override.get_value_element_as_str()))
+            found.append((key, override.get_value_string()))  # as it was typed
             continue
         _check_seed(name, override)
         dimension = _dimension(name, override)
@@ -132,7 +132,7 @@ def _check_seed(name: str, override: Override) -> None:
 
 def _dimension(name: str, override: Override) -> Dimension:
     value: Any = override.value()
-    tags = set(value.tags)
+    tags = set(getattr(value, "tags", ()))  # glob(*) has none
     if tags - {"log"}:
         raise ConfigError(f"{override.input_line}: tag({', '.join(sorted(tags - {'log'}))}, ...): the one tag is log.")
     if isinstance(value, IntervalSweep):
@@ -160,7 +160,9 @@ def _interval(name: str, override: Override, value: IntervalSweep, log: bool) ->
 def _range(override: Override, value: RangeSweep, log: bool) -> Dimension:
     span = value.range()
     whole = not isinstance(span, FloatRange)
-    values = tuple(sorted(span))
+    # 0.3 as it is meant, and not Hydra's 0.1 + 0.1 + 0.1, which may also fall short of the stop
+    counted = [number if whole else float(f"{number:.12g}") for number in span]
+    values = tuple(sorted(number for number in counted if number != value.stop))
     if not values:
         raise ConfigError(f"{override.input_line}: there is no number in it.")
     _check_ends(override, values[0], values[-1], log)

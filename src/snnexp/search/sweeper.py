@@ -22,7 +22,6 @@ from snnexp.locks import file_lock
 from snnexp.search.closing import close
 from snnexp.search.conf import SearchConf, sampler_name
 from snnexp.search.preparing import Search, prepare
-from snnexp.search.space import Texts
 from snnexp.search.study import Asking, open_study, opened
 from snnexp.search.trial import ObjectiveError, Outcome
 from snnexp.tracking.sweep import sweep_id_of
@@ -43,8 +42,6 @@ def run_search(config: DictConfig, launcher: Launcher, compose: Callable[[list[s
     Raises: ConfigError for what cannot work; the first trial's error if none came to an end.
     """
     search = prepare(config, sweep_id_of(config))
-    ends = {key: d.texts[0] if isinstance(d, Texts) else d.low for key, d in search.space.dimensions.items()}
-    compose(search.space.overrides(ends))  # a wrong key or option, before anything is asked
     search.folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, search.folder / "multirun.yaml")
     returned: list[Any] = []

@@ -368,6 +368,6 @@ def _same(one: Path, other: Path) -> bool:
     if one == other:
         return True
     try:
-        return os.path.samefile(one, other) or os.path.samefile(one.parent, other.parent)
+        return one == other or os.path.samefile(one, other) or os.path.samefile(one.parent, other.parent)
     except OSError:
         return False
