@@ -27,6 +27,8 @@ from snnexp.claims.arms import single_unless_trained
 from snnexp.cli import conf_dir
 from snnexp.config import register_schemas
 from snnexp.overrides import arranged
+from snnexp.search.conf import search_of
+from snnexp.search.space import parse_space
 from snnexp.validation import validate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,6 +105,10 @@ def composed(words: list[str]) -> Iterator[DictConfig]:
     words = [word for word in words if word not in ("-m", "--multirun")]
     master = loader.load_configuration("config", words, RunMode.MULTIRUN)
     params = OmegaConf.select(master, "hydra.sweeper.params") or {}
+    if search_of(master) is not None:
+        space = parse_space(list(master.hydra.overrides.task), params, loader)
+        yield loader.load_sweep_config(master, space.overrides(space.first()))
+        return
     asked = [f"{key}={value}" for key, value in params.items()] + list(master.hydra.overrides.task)
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(asked)
     jobs = BasicSweeper.split_arguments(parsed, None)[0]

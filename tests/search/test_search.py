@@ -15,6 +15,7 @@ import pytest
 from search_launcher import LR, Launcher
 
 from snnexp.errors import ConfigError, TrainingError
+from snnexp.launchers.worker import JobLost
 from snnexp.search.trial import ObjectiveError
 
 Searching = Callable[..., list[Any]]
@@ -130,12 +131,25 @@ def test_where_all_fail_the_search_ends(search: Searching, undrawn: None) -> Non
     assert len(launcher.jobs) == 3
 
     def no_metric(job: dict[str, str]) -> float:
-        raise ObjectiveError("no metric")
+        raise ObjectiveError("hydra.sweeper.objectives: no metric")
 
     launcher = Launcher(no_metric)
     with pytest.raises(ObjectiveError):
         search(launcher, LR, "hydra.sweeper.objectives=[val/nothing]")
     assert len(launcher.jobs) == 1
+
+
+def test_a_lost_job_is_continued_by_the_same_command(search: Searching, undrawn: None) -> None:
+    def lost(job: dict[str, str]) -> float:
+        if job["hydra.sweeper.trial"] == "1":
+            raise JobLost("its node failed")
+        return near(job)
+
+    words = (LR, "hydra.sweeper.n_trials=3")
+    first, second = Launcher(lost), Launcher(near)
+    assert states(search(first, *words)) == {"COMPLETE": 2, "RUNNING": 1}
+    assert states(search(second, *words)) == {"COMPLETE": 3}
+    assert second.jobs == [first.jobs[1]]
 
 
 def test_pruned_trials_count(search: Searching, undrawn: None) -> None:

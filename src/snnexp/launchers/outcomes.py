@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from snnexp.launchers.worker import JobError
+from snnexp.launchers.worker import JobLost
 
 How = Literal["finished", "failed", "killed", "lost"]
 LONGEST = 300
@@ -56,7 +56,7 @@ def broken_off(number: int, name: str, overrides: Sequence[str], how: How, why: 
     from hydra.core.utils import JobReturn, JobStatus
 
     done = JobReturn(overrides=list(overrides), status=JobStatus.FAILED)
-    done.return_value = JobError(f"{why}. The same command goes on with what is left.")
+    done.return_value = JobLost(f"{why}. The same command goes on with what is left.")
     return Outcome(number, name, how, done, _short(why))
 
 

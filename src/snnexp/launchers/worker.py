@@ -54,6 +54,10 @@ class JobError(SnnexpError):
         return self.text
 
 
+class JobLost(JobError):
+    """A job that did not come back: it says nothing about what was asked of it."""
+
+
 class Work:
     """One sweep's jobs: carried to a worker with pickle and called there with one job's overrides.
 

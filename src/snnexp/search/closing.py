@@ -69,7 +69,7 @@ def _summary(config: DictConfig, search: Search, asking: Asking, trials: Sequenc
     counts = {word: sum(t.state.name == word for t in trials) for word in ("COMPLETE", "PRUNED", "FAIL", "RUNNING")}
     told = f"{counts['COMPLETE']} complete, {counts['PRUNED']} pruned, {counts['FAIL']} failed"
     if counts["RUNNING"]:
-        told += f", {counts['RUNNING']} running elsewhere"
+        told += f", {counts['RUNNING']} cut off or running elsewhere"
     lines = [f"Search: {counts['COMPLETE'] + counts['PRUNED']} trials: {told}."]
     if counts["FAIL"]:
         lines.append("The same command tries other settings in the place of those that failed.")

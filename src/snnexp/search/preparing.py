@@ -67,9 +67,8 @@ def prepare(config: DictConfig, sweep_id: str) -> Search:
 
 def _compose_once(config: DictConfig, space: Space) -> None:
     """With the first value of everything: a wrong key or option ends the search before it begins."""
-    first = {key: d.texts[0] if isinstance(d, Texts) else d.low for key, d in space.dimensions.items()}
     loader: ConfigLoader = GlobalHydra.instance().config_loader()
     try:
-        loader.load_sweep_config(config, space.overrides(first))
+        loader.load_sweep_config(config, space.overrides(space.first()))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error) or str(error)) from error

@@ -75,6 +75,10 @@ class Space:
         """For Optuna, in the order of the words."""
         return {key: _distribution(dimension) for key, dimension in self.dimensions.items()}
 
+    def first(self) -> dict[str, Any]:
+        """The first of everything."""
+        return {key: d.texts[0] if isinstance(d, Texts) else d.low for key, d in self.dimensions.items()}
+
     def grid(self) -> list[dict[str, Any]]:
         """Every combination, the last key fastest. Raises: ConfigError where there is no end of values."""
         points: list[dict[str, Any]] = [{}]

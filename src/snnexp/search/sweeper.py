@@ -18,12 +18,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from snnexp.atomic import write_atomically
 from snnexp.errors import ConfigError, SnnexpError
+from snnexp.launchers.worker import JobLost
 from snnexp.locks import file_lock
 from snnexp.search.closing import close
 from snnexp.search.conf import SearchConf, sampler_name
 from snnexp.search.preparing import Search, prepare
 from snnexp.search.study import Asking, open_study, opened
-from snnexp.search.trial import ObjectiveError, Outcome
+from snnexp.search.trial import OBJECTIVES, Outcome
 from snnexp.tracking.sweep import sweep_id_of
 
 if TYPE_CHECKING:
@@ -144,6 +145,9 @@ def _tell(search: Search, asking: Asking, trial: Trial, result: Outcome | BaseEx
     """Tell the study, and say in a line what the trial was worth."""
     study, states = asking.study, asking.states
     name = f"Trial {trial.number}"
+    if isinstance(result, JobLost):  # the same command continues it
+        print(f"{name} was cut off: {result}", flush=True)
+        return
     if isinstance(result, BaseException):
         from snnexp.composition import explain
 
@@ -175,7 +179,7 @@ def _best_so_far(search: Search, asking: Asking) -> str:
 
 def _give_up_if_hopeless(asking: Asking, errors: list[Any]) -> None:
     """Raises: the last error, if nothing else will come of the trials that are left."""
-    if errors and isinstance(errors[-1], ObjectiveError):
+    if errors and str(errors[-1]).startswith(OBJECTIVES):  # the next one would fail in the same way
         raise errors[-1]
     if len(errors) >= GIVE_UP_AFTER and not asking.best():
         pruned = asking.study.get_trials(deepcopy=False, states=[asking.states.PRUNED])

@@ -16,6 +16,8 @@ from snnexp.search.conf import AT_THE_END, SearchConf, from_node, resolve_storag
 from snnexp.tracking.metrics_log import History, read_history
 from snnexp.tracking.runs import RunFolder
 
+OBJECTIVES = "hydra.sweeper.objectives"  # what every ObjectiveError begins with
+
 
 class ObjectiveError(ConfigError):
     """The objective is no metric of this run; the next trial would fail in the same way."""
@@ -61,15 +63,18 @@ class Trial:
         for name in self.conf.objectives:
             if name not in history and name not in AT_THE_END and (epoch > 0 or name.startswith("val/")):
                 if name.startswith("val/") and "val/accuracy" not in history:
-                    raise ObjectiveError(f"{name}: this data set has no validation split (dataset.val_fraction).")
+                    raise ObjectiveError(
+                        f"{OBJECTIVES}: {name}: this data set has no validation split (dataset.val_fraction)."
+                    )
                 known = [key for key in history if not key.startswith(("test", "time/"))]
                 hint = did_you_mean(name, known)
-                raise ObjectiveError(f"hydra.sweeper.objectives: {name} is no metric of this run.{hint}")
+                raise ObjectiveError(f"{OBJECTIVES}: {name} is no metric of this run.{hint}")
         if self.conf.pruner == "none" or epoch == 0:
             return False
         from snnexp.search.pruning import report_and_ask
 
-        return report_and_ask(self, [point for point in history[self.conf.objectives[0]] if 0 < point[0] <= epoch])
+        points = [point for point in history[self.conf.objectives[0]] if 0 < point[0] <= epoch]
+        return report_and_ask(self.conf, self.storage, self.max_epochs, points)
 
     def outcome(self, folder: RunFolder, measured: Mapping[str, float] | None = None) -> Outcome:
         """What a finished run is worth: each objective at the epoch whose weights were kept.
@@ -103,7 +108,7 @@ def value_of(name: str, history: History, measured: Mapping[str, float]) -> floa
     epoch = int(best[-1][1]) if best else -1
     value = points.get(epoch, measured.get(name, list(points.values())[-1] if points else math.nan))
     if not math.isfinite(value):
-        raise ObjectiveError(f"hydra.sweeper.objectives: {name} has no value at the end of this run.")
+        raise ObjectiveError(f"{OBJECTIVES}: {name} has no value at the end of this run.")
     return float(value)
 
 

@@ -151,7 +151,7 @@ def _train(
         from snnexp.training.display import Display
         from snnexp.training.foresight import check_training
         from snnexp.training.loop import fit
-        from snnexp.training.outcome import close, close_pruned
+        from snnexp.training.outcome import close
 
     try:
         # wrong data, an impossible network or too little memory stop here, before any record is made
@@ -182,14 +182,8 @@ def _train(
     try:
         try:
             interrupts.release()
-            if folder.record.pruned:  # and cut off before that was told
-                folder.update(pruned="")
-                tracker.log_tags({"pruned": ""})
             state = fit(experiment, folder, tracker, display, config, env.trial)
-            if env.trial is not None and state.pruned:
-                close_pruned(state, folder, tracker, display, env.trial)
-            else:
-                close(experiment, state, folder, tracker, display, env.trial)
+            close(experiment, state, folder, tracker, display, env.trial)
             interrupts.hold()  # from here on it is finished: a signal that comes now stops nothing
             status = "FINISHED"
         except Exception:

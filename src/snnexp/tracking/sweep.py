@@ -268,9 +268,7 @@ def _search_note(folder: Path) -> list[str]:
         return []  # it was cut off
 
 
-def _how_it_ended(
-    counts: Counter[str], complete: bool, jobs: Counter[str], queued: int, pruned: int
-) -> list[str]:
+def _how_it_ended(counts: Counter[str], complete: bool, jobs: Counter[str], queued: int, pruned: int) -> list[str]:
     """Children by status, those without a record, and what an interrupt left."""
     if not counts and not jobs["failed"] and not queued:
         how = "it had nothing to run" if complete else "it was interrupted before its first run began"

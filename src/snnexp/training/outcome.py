@@ -118,11 +118,18 @@ def close(
     tracker: Tracker,
     display: Display,
     trial: Trial | None = None,
-) -> Outcome:
+) -> None:
     """Test the best weights once, and complete the record: metrics, results.json, checkpoints, plots.
 
-    A `trial` may want more of its best weights, measured on the validation split.
+    A `trial` of a search may want more of its best weights, measured on the validation split; one that was pruned is
+    not tested.
     """
+    if trial is not None and state.pruned:
+        _close_pruned(state, folder, tracker, display, trial)
+        return
+    if folder.record.pruned:  # by a search that was cut off before it told so
+        folder.update(pruned="")
+        tracker.log_tags({"pruned": ""})
     has_best = state.best.epoch > 0  # max_epochs=0 has no best epoch: the untrained network is what there is
     if has_best:
         mark = Mark("best", state.best.epoch, state.best.digest, folder.record.identity)
@@ -153,10 +160,9 @@ def close(
             _draw(experiment, state, outcome, folder, tracker)
     causes = {f"cause.{name}": str(verdict.cause) for name, verdict in outcome.causes.items()}
     tracker.log_tags({"diagnosis": ", ".join(key for key, _ in outcome.findings) or "none", **causes})
-    return outcome
 
 
-def close_pruned(state: Fit, folder: RunFolder, tracker: Tracker, display: Display, trial: Trial) -> None:
+def _close_pruned(state: Fit, folder: RunFolder, tracker: Tracker, display: Display, trial: Trial) -> None:
     """Complete the record of a run that its search has seen enough of. It is not tested."""
     folder.update(pruned=trial.study)
     tracker.log_epoch(state.epoch, {"best/val_accuracy": state.best.accuracy, "best/epoch": float(state.best.epoch)})
