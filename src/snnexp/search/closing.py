@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import logging
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from omegaconf import DictConfig
 
 from snnexp.analysis.search_plots import Point, search_figure
 from snnexp.atomic import write_atomically
+from snnexp.commands import command_line, option_folders
 from snnexp.search.conf import directions
 from snnexp.search.preparing import Search
 from snnexp.search.space import Numbers
@@ -98,17 +98,13 @@ def _shown(search: Search, key: str, value: Any) -> Any:
 
 def command(config: DictConfig, search: Search, trial: FrozenTrial) -> str:
     """The command of one run that does what the trial did: the same configuration, so the same numbers."""
-    hydra = config.hydra
-    flags = [text for text in hydra.overrides.hydra if text.startswith("hydra.searchpath=")]
-    folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
     words = search.space.overrides(trial.params)
-    if any(word.startswith(("+experiment=", "experiment=")) for word in words):
-        flags.append("hydra.mode=RUN")  # an experiment's file may be a sweep
-    parts = ["snnexp", *(f"--config-dir={folder}" for folder in folders), *words, *flags]
-    text = " ".join(map(shlex.quote, parts))
+    # an experiment's file may be a sweep
+    mode = ["hydra.mode=RUN"] if any(w.startswith(("+experiment=", "experiment=")) for w in words) else []
+    text = command_line([*option_folders(config.hydra), *words, *mode], printed=True)
     # another launcher's worker may have had another number of threads than a single run takes
     threads = trial.user_attrs.get("threads")
-    if threads and "BasicLauncher" not in str(hydra.launcher.get("_target_")):
+    if threads and "BasicLauncher" not in str(config.hydra.launcher.get("_target_")):
         text = f"SNNEXP_THREADS={threads} {text}"
     return text
 
