@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 EPOCHS, METRICS, PARAMETERS = 5, 60, 130
-EXPERIMENT = "load"
 
 
-def config_of(seed: int, uri: str) -> dict[str, Any]:
+def config_of(seed: int, uri: str, experiment: str) -> dict[str, Any]:
     """A configuration of the usual size."""
     keys = {f"key{number:03d}": number for number in range(PARAMETERS - 10)}
-    tracking = {"name": "mlflow", "uri": uri, "experiment": EXPERIMENT, "run_name": None, "system_metrics": False}
+    tracking = {"name": "mlflow", "uri": uri, "experiment": experiment, "run_name": None, "system_metrics": False}
     return {
         "seed": seed,
         "state_dir": "./runs",
@@ -35,14 +34,14 @@ def config_of(seed: int, uri: str) -> dict[str, Any]:
     }
 
 
-def one_run(seed: int, uri: str, folder: Path) -> float:
+def one_run(seed: int, uri: str, experiment: str, folder: Path) -> float:
     """The record of one run; returns the seconds it took."""
     from snnexp import interrupts
     from snnexp.config import TrackingConf
     from snnexp.tracking.runs import claim
     from snnexp.tracking.store import open_tracker
 
-    config = config_of(seed, uri)
+    config = config_of(seed, uri, experiment)
     start = time.perf_counter()
     claimed = claim(config, folder / "runs")
     tracker = open_tracker(TrackingConf(**config["tracking"]), claimed, config, start_dir=folder)
@@ -55,18 +54,23 @@ def one_run(seed: int, uri: str, folder: Path) -> float:
     return time.perf_counter() - start
 
 
-def client(seeds: list[int], uri: str, folder: str, answers: Any) -> None:
-    """One process with its runs, one after the other."""
-    answers.put([one_run(seed, uri, Path(folder)) for seed in seeds])
+def client(seeds: list[int], uri: str, experiment: str, folder: str, answers: Any) -> None:
+    """One process with its runs, one after the other; what it imports does not count."""
+    from snnexp.tracking.mlflow_store import connect
+
+    connect(uri, experiment)
+    start = time.process_time()
+    seconds = [one_run(seed, uri, experiment, Path(folder)) for seed in seeds]
+    answers.put((seconds, time.process_time() - start))
 
 
-def verify(uri: str, runs: int) -> dict[str, int]:
+def verify(uri: str, experiment: str, runs: int) -> dict[str, int]:
     """Count what is in the tables. Raises: AssertionError where something is missing or there twice."""
     from sqlalchemy import create_engine, text
 
     from snnexp.tracking.address import engine_uri
 
-    ours = f"(SELECT run_uuid FROM runs r JOIN experiments e USING (experiment_id) WHERE e.name = '{EXPERIMENT}')"
+    ours = f"(SELECT run_uuid FROM runs r JOIN experiments e USING (experiment_id) WHERE e.name = '{experiment}')"
     points = f"SELECT DISTINCT run_uuid, key, step FROM metrics WHERE run_uuid IN {ours}"
     questions = {
         "runs": f"SELECT count(*) FROM {ours} x",
@@ -97,25 +101,33 @@ def main() -> None:
 
     from snnexp.tracking.mlflow_store import connect
 
-    connect(options.uri, EXPERIMENT)  # the tables of a new database are made once, as by the parent of a sweep
+    experiment = f"load-{time.time():.0f}"
+    connect(options.uri, experiment)  # the tables of a new database are made once, as by the parent of a sweep
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         shares = [list(range(options.runs))[number :: options.clients] for number in range(options.clients)]
         where = options.through or options.uri
-        workers = [context.Process(target=client, args=(share, where, folder, answers)) for share in shares if share]
+        workers = [
+            context.Process(target=client, args=(share, where, experiment, folder, answers))
+            for share in shares
+            if share
+        ]
         start = time.perf_counter()
         for worker in workers:
             worker.start()
-        seconds = [value for _ in workers for value in answers.get()]
+        answered = [answers.get() for _ in workers]
         for worker in workers:
             worker.join()
         wall = time.perf_counter() - start
-    found = verify(options.uri, options.runs)
+    found = verify(options.uri, experiment, options.runs)
+    seconds = [value for values, _ in answered for value in values]
+    busy = sum(cpu for _, cpu in answered) / options.runs
     print(json.dumps(found))
     print(
         f"{options.runs} runs from {options.clients} clients in {wall:.0f} s: everything there exactly once. Per run: "
-        f"median {statistics.median(seconds):.2f} s, slowest {max(seconds):.2f} s; {options.runs / wall:.1f} runs/s."
+        f"median {statistics.median(seconds):.2f} s, slowest {max(seconds):.2f} s, {busy:.2f} s of the client's processor; "
+        f"{options.runs / wall:.1f} runs/s."
     )
 
 

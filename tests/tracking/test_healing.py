@@ -101,12 +101,16 @@ def test_a_sweep_with_jobs_in_the_queue_goes_on(
 ) -> None:
     sweep_folder.note_jobs(sweep.folder, 2, ["12"])
     monkeypatch.setattr(sweep_folder.queue, "is_installed", lambda: True)
-    monkeypatch.setattr(sweep_folder.queue, "active", lambda arrays: ["12_1"])
+    states = {"12_0": "RUNNING", "12_1": "PENDING"}
+    monkeypatch.setattr(sweep_folder.queue, "states", lambda arrays: states)
     _, folder = open_run(config, parent_run_id=sweep.parent_run_id, sweep_id="abc")
     die(folder)
     heal_all(store)
     parent = store.client.get_run(sweep.parent_run_id)
     assert (parent.info.status, parent.data.metrics["children/killed"]) == ("RUNNING", 1)
+    states["12_1"] = "COMPLETED"
+    heal_all(store)  # 12_0 may be the one that asks
+    assert status(store, sweep.parent_run_id) == "KILLED"
 
 
 # --- SQLite on network file systems ---

@@ -12,6 +12,7 @@ log = logging.getLogger(__name__)
 # States that a job leaves by itself; any other is an end.
 ACTIVE = {"PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED"}
 ACTIVE |= {"RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "RESV_DEL_HOLD", "SPECIAL_EXIT", "UNKNOWN"}
+WAITING = ACTIVE - {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
 GONE = "GONE"  # Slurm forgets an ended job after some minutes (MinJobAge)
 WAIT_S = 60
 

@@ -18,7 +18,7 @@ from snnexp.launchers.worker import requeued
 from snnexp.own_code import with_code
 from snnexp.search.trial import Outcome
 from snnexp.tasks.environment import Environment, environment
-from snnexp.tracking.healing import after_job
+from snnexp.tracking.healing import after_job, before_job
 from snnexp.tracking.links import ui_command
 from snnexp.tracking.metrics_log import read_history
 from snnexp.tracking.runs import RunFolder, Status, claim
@@ -41,6 +41,7 @@ def train(conf: Config, cfg: DictConfig) -> float | Outcome | None:
     """
     env = environment(cfg)
     waiting.begin(name_among_others(conf, env))
+    before_job(conf.tracking, env.sweep, env.start_dir)
     try:
         folder, value = train_run(conf, cfg, env)
         if env.trial is None:

@@ -85,6 +85,21 @@ def _skipped(folder: Path, children: set[str]) -> int:
     return sum(path.name not in children for path in skipped.iterdir()) if skipped.is_dir() else 0
 
 
+def before_job(conf: TrackingConf, sweep: Sweep | None, start_dir: Path) -> None:
+    """At the start of a sweep's job: a sweep whose launcher is gone may have been closed too early. Never raises."""
+    from snnexp.tracking.address import resolve_experiment, resolve_uri
+    from snnexp.tracking.mlflow_store import connect
+
+    if sweep is None or sweep.parent_run_id is None or sweep_folder.launcher_lives(sweep.folder):
+        return
+    try:
+        store = connect(resolve_uri(conf.uri, start_dir), resolve_experiment(conf.experiment), create=False)
+        if store is not None:
+            store.client.update_run(sweep.parent_run_id, status="RUNNING")
+    except Exception as error:
+        log.info("The sweep in %s was not opened again: %s", sweep.folder, telling_line(error))
+
+
 def after_job(conf: TrackingConf, sweep: Sweep | None, start_dir: Path) -> None:
     """At the end of a sweep's job: if the launcher is gone, nobody else closes the parent. Never raises."""
     if sweep is None or sweep.parent_run_id is None or sweep_folder.launcher_lives(sweep.folder):

@@ -213,14 +213,17 @@ def close_parent(opened: dict[str, str], complete: bool, jobs: Counter[str]) -> 
     if skipped.is_dir():
         children += _found(client, [path.name for path in sorted(skipped.iterdir()) if path.name not in known])
     counts = Counter(str(run.info.status) for run in children)
-    queued = sweep_folder.queued(Path(opened["folder"])) if not complete else []
+    folder = Path(opened["folder"])
+    going_on = len(sweep_folder.queued(folder)) if not complete else 0
+    if sweep_folder.launched(folder) is not None:  # in processes of their own
+        going_on += counts["RUNNING"]
 
     closings = int(client.get_run(parent).data.tags.get("closings", "0")) + 1
     metrics = {f"children/{word.lower()}": float(counts[word]) for word in ("FINISHED", "FAILED", "KILLED")}
     if pruned := sum(bool(run.data.tags.get(PRUNED_TAG)) for run in children):
         metrics["children/pruned"] = float(pruned)
     tags = {"closings": str(closings)}
-    lines = _how_it_ended(counts, complete, jobs, len(queued), pruned)
+    lines = _how_it_ended(counts, complete, jobs, going_on, pruned)
     scored = [(best_value(store, run, "val/accuracy"), run) for run in children if is_whole(run)]
     ranked = sorted(((score, run) for score, run in scored if score is not None), key=lambda pair: -pair[0])
     if ranked:
@@ -244,7 +247,7 @@ def close_parent(opened: dict[str, str], complete: bool, jobs: Counter[str]) -> 
         client.log_metric(parent, key, number, step=closings)
     for key, text in tags.items():
         client.set_tag(parent, key, text)
-    status = "RUNNING" if queued else _status(complete, counts, jobs)
+    status = "RUNNING" if going_on else _status(complete, counts, jobs)
     if status == "FAILED" and searched and complete and counts["FINISHED"]:
         status = "FINISHED"  # a search goes on without what failed
     if status == "RUNNING":
@@ -268,9 +271,9 @@ def _search_note(folder: Path) -> list[str]:
         return []  # it was cut off
 
 
-def _how_it_ended(counts: Counter[str], complete: bool, jobs: Counter[str], queued: int, pruned: int) -> list[str]:
+def _how_it_ended(counts: Counter[str], complete: bool, jobs: Counter[str], going_on: int, pruned: int) -> list[str]:
     """Children by status, those without a record, and what an interrupt left."""
-    if not counts and not jobs["failed"] and not queued:
+    if not counts and not jobs["failed"] and not going_on:
         how = "it had nothing to run" if complete else "it was interrupted before its first run began"
         return [f"Sweep: {how}. The same command starts it."]
     line = f"Sweep: {counts['FINISHED']} finished{f' ({pruned} of them pruned)' if pruned else ''}"
@@ -282,8 +285,8 @@ def _how_it_ended(counts: Counter[str], complete: bool, jobs: Counter[str], queu
     if unrecorded > 0:
         what = "run ended with an error before it" if unrecorded == 1 else "runs ended with errors before they"
         lines.append(f"{unrecorded} more {what} began, and left no record: see above.")
-    if queued:
-        lines.append(f"{queued} of its jobs are in Slurm's queue and go on by themselves.")
+    if going_on:
+        lines.append(f"{going_on} of its jobs run or wait, and go on by themselves.")
     elif not complete and not jobs["failed"]:
         lines.append("It was interrupted; the same command goes on with what is left.")
     return lines

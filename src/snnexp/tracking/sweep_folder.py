@@ -56,9 +56,13 @@ def arrays(folder: Path) -> list[str]:
 
 
 def queued(folder: Path) -> list[str]:
-    """Jobs of the sweep that wait or run in Slurm; none where Slurm does not answer."""
+    """Jobs of the sweep that wait in Slurm; none where Slurm does not answer.
+
+    Those that run have runs, or are about to end, as the one that asks may be.
+    """
     known = arrays(folder)
-    return (queue.active(known) or []) if known and queue.is_installed() else []
+    found = queue.states(known) if known and queue.is_installed() else None
+    return [job for job, state in (found or {}).items() if state in queue.WAITING]
 
 
 def hold_launcher_lock(folder: Path) -> None:
