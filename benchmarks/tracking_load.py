@@ -126,7 +126,7 @@ def main() -> None:
     print(json.dumps(found))
     print(
         f"{options.runs} runs from {options.clients} clients in {wall:.0f} s: everything there exactly once. Per run: "
-        f"median {statistics.median(seconds):.2f} s, slowest {max(seconds):.2f} s, {busy:.2f} s of the client's processor; "
+        f"median {statistics.median(seconds):.2f} s, slowest {max(seconds):.2f} s, {busy:.2f} s of processor time; "
         f"{options.runs / wall:.1f} runs/s."
     )
 

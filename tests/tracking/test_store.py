@@ -371,3 +371,39 @@ def test_the_database_is_left_as_mlflow_made_it(start_dir: Path, config: dict[st
     assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
     connection.close()
+
+
+class Counting:
+    """A client that counts the requests that would go over the network."""
+
+    def __init__(self, client: Any) -> None:
+        self.client, self.asked = client, []
+
+    def __getattr__(self, name: str) -> Any:
+        self.asked.append(name)
+        return getattr(self.client, name)
+
+
+def test_a_run_begins_in_few_requests(
+    config: dict[str, Any], open_run: OpenRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    counting: list[Counting] = []
+
+    def connected(*arguments: Any, **more: Any) -> Any:
+        store = connect(*arguments, **more)
+        assert store is not None
+        counting.append(Counting(store.client))
+        return replace(store, client=counting[-1])
+
+    monkeypatch.setattr("snnexp.tracking.mlflow_opening.connect", connected)
+    config["neuron"] |= {f"key{number}": number for number in range(120)}
+    tracker, _ = open_run(config, data=INFO, more_tags={"device": "cpu"})
+    # parameters go by the hundred; the file is the configuration
+    assert counting[0].asked == ["create_run", "log_batch", "log_batch", "log_inputs", "log_artifact"]
+    run = counting[0].client.get_run(tracker.run_id)
+    assert run.data.params["neuron.key119"] == "119"
+    assert run.data.tags["device"] == "cpu" and run.data.tags["split_hash"] == INFO.split_hash
+    assert run.data.tags["identity"] and run.data.tags["mlflow.note.content"]
+    assert run.inputs.dataset_inputs[0].dataset.name == INFO.name
