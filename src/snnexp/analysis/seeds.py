@@ -26,6 +26,7 @@ class Result:
     val: float | None  # the best epoch's
     data: str = ""  # fingerprint of its data; empty: made by a version that had none
     code: str = ""  # commit, and whether its files had been changed; empty: not from a checkout
+    synops: float | None = None  # of the test pass, per sample
 
 
 @dataclass
@@ -38,15 +39,22 @@ class Group:
 
 def as_result(run: Any, best: float | None) -> Result:
     """A finished run of the store; best: its best validation accuracy."""
-    return make_result(run.info.run_id, run.data.params, run.data.tags, run.data.metrics.get("test/accuracy"), best)
+    metrics = run.data.metrics
+    numbers = metrics.get("test/accuracy"), best, metrics.get("test/synops")
+    return make_result(run.info.run_id, run.data.params, run.data.tags, *numbers)
 
 
 def make_result(
-    run_id: str, params: Mapping[str, str], tags: Mapping[str, str], test: float | None, val: float | None
+    run_id: str,
+    params: Mapping[str, str],
+    tags: Mapping[str, str],
+    test: float | None,
+    val: float | None,
+    synops: float | None = None,
 ) -> Result:
     """A finished run from its record."""
     code = tags.get("git.commit", "") + (" with changes" if tags.get("git.dirty") == "true" else "")
-    return Result(run_id, with_group_names(params), test, val, tags.get("data_fingerprint", ""), code)
+    return Result(run_id, with_group_names(params), test, val, tags.get("data_fingerprint", ""), code, synops)
 
 
 def group_runs(results: Sequence[Result]) -> list[Group]:

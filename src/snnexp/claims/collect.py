@@ -20,7 +20,14 @@ from snnexp.tracking.runs import ATTEMPT, read_record
 log = logging.getLogger(__name__)
 
 # Beside the metrics that a claim names: what one looks at when a number surprises.
-CURVES = ("*/accuracy", "val/dead_fraction/*", "val/dead_fraction_batch/*", "*/mean/*", "time/epoch_s")
+CURVES = (
+    "*/accuracy",
+    "val/dead_fraction/*",
+    "val/gradient_dead/*",
+    "val/dead_fraction_batch/*",
+    "*/mean/*",
+    "time/epoch_s",
+)
 FACTS: tuple[str, ...] = ("device", "device_name", "engine", "threads", "cpu_capability")
 FACTS += ("data_fingerprint", "split_hash", "snnexp.version")
 

@@ -75,7 +75,24 @@ def report(conf: Config, cfg: DictConfig) -> None:
     if not chosen:
         raise ConfigError(f"task=report: no finished run of {where}. {way_out}")
     unfinished = sum(matches(params, wanted) for params in others)
-    show(name, group_runs(chosen), unfinished, command)
+    groups = group_runs(chosen)
+    show(name, groups, unfinished, command)
+    _draw_pareto(groups)
+
+
+def _draw_pareto(groups: Sequence[Group]) -> None:
+    """Accuracy against synaptic operations, beside the command's log, if there is anything to compare."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from snnexp.analysis.pareto import draw_pareto, points_of
+
+    points = points_of(groups)
+    if len(points) < 2 or not HydraConfig.initialized():
+        return
+    seeds = sorted({len(point.accuracy) for point in points})
+    title = f"{len(points)} settings, {'-'.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds each"
+    written = draw_pareto(Path(HydraConfig.get().runtime.output_dir) / "pareto", points, title)
+    print(f"accuracy against synaptic operations: {written[0]}", file=sys.stderr)
 
 
 def filters(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, str]:
@@ -133,7 +150,9 @@ def from_folders(state_dir: Path) -> tuple[list[Result], list[Mapping[str, str]]
         vals = history.get("val/accuracy", [])
         trained = [v for epoch, v in vals if epoch > 0 and math.isfinite(v)] or [v for _, v in vals if math.isfinite(v)]
         name = f"{folder.parent.name}/{folder.name}"
-        result = make_result(name, params, tags, test[-1] if test else None, max(trained, default=None))
+        synops = [value for _, value in history.get("test/synops", [])]
+        ends = test[-1] if test else None, max(trained, default=None), synops[-1] if synops else None
+        result = make_result(name, params, tags, *ends)
         results.append(((record.created, name), result))  # the start is known to the second only
     results.sort(key=lambda pair: pair[0], reverse=True)  # newest first
     return [result for _, result in results], others
