@@ -12,41 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from snnexp.analysis.energy import TABLES
+from snnexp.claims.bench_figures import draw_bench, draw_rouser
+from snnexp.claims.bench_runs import EPOCHS, curve, read_bench, share
 from snnexp.claims.collect import read_results
 from snnexp.claims.judge import Run
 
 BLOCK = re.compile(r"(<!-- made: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-BENCH = re.compile(r"deep_silence_(\w+)_(\d+)")
-EPOCHS = (0, 5, 20)
-DATASETS = ("digits", "randman", "motion", "nmnist")
-
-Cells = dict[tuple[str, int], list[Run]]  # (data set, depth) -> runs
-
-
-def read_bench(folder: Path) -> tuple[Cells, list[str]]:
-    """The runs of results/deep_silence_<data set>_<depth>.json, and the arms in their order."""
-    cells: Cells = {}
-    arms: list[str] = []
-    for path in sorted(folder.glob("deep_silence_*.json")):
-        if match := BENCH.fullmatch(path.stem):
-            _, claim, runs = read_results(path)
-            cells[match[1], int(match[2])] = runs
-            arms = arms or list(claim.arms)
-    order = sorted(cells, key=lambda cell: (DATASETS.index(cell[0]), cell[1]))
-    return {cell: cells[cell] for cell in order}, arms
-
-
-def curve(run: Run, name: str) -> dict[int, float]:
-    """A metric over epochs."""
-    return {int(epoch): float(value) for epoch, value in run.curves.get(name, [])}
-
-
-def share(run: Run, quantity: str, epoch: int, hidden: bool = True) -> float | None:
-    """Mean over the hidden layers of `val/<quantity>/<layer>` after an epoch."""
-    found = {name: curve(run, name) for name in run.curves if name.startswith(f"val/{quantity}/")}
-    layers = sorted(found, key=lambda name: int(re.sub(r"\D", "", name) or 0))
-    values = [found[name][epoch] for name in (layers[:-1] if hidden else layers) if epoch in found[name]]
-    return statistics.fmean(values) if values else None
 
 
 def over_seeds(values: Sequence[float | None], scale: float = 1.0, digits: int = 1) -> str:
@@ -173,8 +144,6 @@ def filled(text: str, folder: Path) -> str:
 
 def main() -> None:
     """Fill the page and draw its figures."""
-    from snnexp.claims.bench_figures import draw_bench, draw_rouser
-
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "results")
     target = Path(sys.argv[2] if len(sys.argv) > 2 else "docs/dead-neurons.md")
     target.write_text(filled(target.read_text(encoding="utf-8"), folder), encoding="utf-8")

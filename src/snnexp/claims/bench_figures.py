@@ -14,7 +14,7 @@ from snnexp.analysis.drawing import (
     new_figure,
     save_figure,
 )
-from snnexp.claims.bench import EPOCHS, Cells, curve, read_bench, share
+from snnexp.claims.bench_runs import EPOCHS, Cells, curve, read_bench, share
 from snnexp.claims.collect import read_results
 from snnexp.claims.judge import Run
 
@@ -33,15 +33,16 @@ def draw_bench(stem: Path, folder: Path) -> list[Path]:
         return []
     width = TWO_COLUMNS if len(shown) > 1 else 3.3
     seeds = max(len({run.seed for run in cells[cell]}) for cell in shown)
-    title = f"deep networks that start silent: accuracy and dead neurons by cure, up to {seeds} seeds"
-    figure = new_figure(1.9 * 2, title, width)
+    title = f"deep networks that start silent: accuracy and dead neurons by cure, {seeds} seed" + "s" * (seeds > 1)
+    figure = new_figure(4.2, title, width)
     axes = figure.subplots(2, len(shown), squeeze=False)
     for column, cell in enumerate(shown):
         _accuracy_panel(axes[0][column], cells, cell, arms)
         _dead_panel(axes[1][column], cells[cell], arms)
     axes[0][0].set_ylabel("test accuracy")
     axes[1][0].set_ylabel("dead, hidden layers")
-    axes[1][-1].legend(fontsize=5, framealpha=0.7)
+    handles, labels = axes[1][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3 if len(shown) == 1 else 5, frameon=False)
     stem.parent.mkdir(exist_ok=True)
     return save_figure(figure, stem)
 
