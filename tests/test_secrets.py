@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from snnexp import secrets
 
@@ -54,12 +55,15 @@ def test_the_command_line_is_masked_where_it_is_read() -> None:
         f"traking.uri=http://u:{SECRET}@h",
         "seed=1",
         "-m",
+        f"hydra.sweeper.storage=postgresql://u:{SECRET}@h/db",
     ]
     masked = secrets.mask_arguments(typed)
     assert not any(SECRET in argument for argument in masked)
     assert masked[0] == "tracking.uri=http://u:***@h"
     assert masked[2] == 'tracking.uri="http://u:***@h?token=***&x=1"'
-    assert masked[5:] == ["seed=1", "-m"]
+    assert masked[5:] == ["seed=1", "-m", "hydra.sweeper.storage=postgresql://u:***@h/db"]
+    config = OmegaConf.create({"hydra": {"sweeper": {"storage": f"postgresql://u:{SECRET}@h/db"}}})
+    assert secrets.mask_composed(config).hydra.sweeper.storage == "postgresql://u:***@h/db"
 
 
 def test_texts_and_logs_of_others_are_cleaned(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ _NAMED = re.compile(
 )
 _ESCAPED = re.compile(r"\\([\\()\[\]{}:=, \t'\"])")  # what Hydra's grammar takes a backslash from
 _OWN_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+_OF_HYDRA = "hydra.sweeper.storage"  # the one key of Hydra's that holds an address: of a search's study
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 
@@ -93,19 +94,23 @@ def reveal(masked: str) -> str:
 
 
 def mask_arguments(arguments: list[str]) -> list[str]:
-    """The command line with every address in it masked. Flags and Hydra's own keys are left alone."""
+    """The command line with every address in it masked. Flags and Hydra's own keys, but for one, are left alone."""
     return [_mask_argument(argument) for argument in arguments]
 
 
 def _mask_argument(argument: str) -> str:
     key, equals, value = argument.partition("=")
-    if not equals or argument.startswith("-") or key.lstrip("+~").startswith("hydra."):
+    if not equals or argument.startswith("-") or _is_hydras(key.lstrip("+~")):
         return argument
     quoted = re.fullmatch(r"(['\"])(.*)\1", value, re.DOTALL)
     if quoted and "://" in value:
         masked = _masked_value(quoted[2])
         return argument if masked is None else f"{key}={quoted[1]}{masked}{quoted[1]}"
     return key + equals + _ADDRESS.sub(lambda found: _masked_value(found[0]) or found[0], value)
+
+
+def _is_hydras(key: str) -> bool:
+    return key.startswith("hydra.") and key != _OF_HYDRA
 
 
 def _masked_value(value: str) -> str | None:
@@ -163,17 +168,22 @@ def guard_logging() -> None:
 
 
 def mask_composed(config: Any) -> Any:
-    """Mask `tracking.uri` in what Hydra composed, since Hydra writes .hydra/*.yaml before a job of ours starts.
+    """Mask the addresses of the store and of a search's study in what Hydra composed.
 
-    The command line has been masked before; this is for an address in a user's own YAML file. An interpolation,
+    Hydra writes .hydra/*.yaml before a job of ours starts. The command line has been masked before; this is for an
+    address in a user's own YAML file. An interpolation,
     `${oc.env:...}`, stays as it is written.
     """
     from omegaconf import OmegaConf, open_dict, read_write
 
-    node: Any = config.get("tracking") if "tracking" in config else None
-    if OmegaConf.is_dict(node) and "uri" in node and not OmegaConf.is_interpolation(node, "uri"):
-        uri = node["uri"]
-        if isinstance(uri, str) and (masked := mask(uri)) != uri:
-            with read_write(node), open_dict(node):
-                node["uri"] = masked
+    for path in ("tracking.uri", _OF_HYDRA):
+        name, _, key = path.rpartition(".")
+        node: Any = config
+        for part in name.split("."):
+            node = node.get(part) if OmegaConf.is_dict(node) and part in node else None
+        if OmegaConf.is_dict(node) and key in node and not OmegaConf.is_interpolation(node, key):
+            address = node[key]
+            if isinstance(address, str) and (masked := mask(address)) != address:
+                with read_write(node), open_dict(node):
+                    node[key] = masked
     return config
