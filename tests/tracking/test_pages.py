@@ -140,6 +140,7 @@ def test_a_browser_shows_the_runs_of_a_sweep_at_once(open_run: Callable[..., Any
             except OSError:
                 time.sleep(0.5)
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={start_dir}/browser"]
+        options += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
         options += ["--window-size=1900,1500", "--virtual-time-budget=60000", "--dump-dom", f"{address}/#{fragment}"]
         seen = subprocess.run([str(BROWSER), *options], capture_output=True, text=True).stdout
     finally:

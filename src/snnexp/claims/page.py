@@ -33,7 +33,8 @@ def page(folder: Path) -> str:
         title = f"{claim.paper}, {claim.where}"
         seen = "-"
         if judgement.differences and (first := judgement.differences[0]).mean is not None:
-            seen = f"{first.better} - {first.than}: {difference_text(first)} {claim.unit}"
+            unit = "" if claim.unit == "1" else f" {claim.unit}"  # 1: a plain number
+            seen = f"{first.better} - {first.than}: {difference_text(first)}{unit}"
         cells = (f"[{path.stem}](#{path.stem})", title, ", ".join(data) or "-", str(seeds), seen, judgement.verdict)
         overview.append("| " + " | ".join(cells) + " |")
         rows += len(judgement.rows) + len(judgement.differences)
