@@ -23,7 +23,7 @@ from snnexp.tracking.chart_view import MAX_TAG, TAG, importance, view, view_tag
 from snnexp.tracking.links import metric_link, view_link
 from snnexp.tracking.local import LocalRecord
 from snnexp.tracking.note import SUMMARY, run_note
-from snnexp.tracking.sweep import _how_it_ended
+from snnexp.tracking.sweep import _how_it_ended, shown
 
 METRICS = [
     *("train/accuracy", "train/loss", "val/accuracy", "val/loss", "val/dead_neurons", "test/accuracy", "time/epoch_s"),
@@ -97,8 +97,15 @@ def test_the_description_has_the_table_and_names_the_plots(
     ],
 )
 def test_how_a_sweep_ended_is_said_truly(statuses: list[str], complete: bool, failed: int, text: str) -> None:
-    said = " ".join(_how_it_ended(Counter(statuses), complete, Counter(failed=failed)))
+    said = " ".join(_how_it_ended(Counter(statuses), complete, Counter(failed=failed), 0))
     assert said.startswith(text)
+
+
+def test_what_is_to_be_copied_stays_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    command = "  mlflow ui --backend-store-uri sqlite:////some/where/mlflow.db --workers 1"
+    assert shown(f"Serve these pages with:\n{command}") == f"Serve these pages with:\n{command}"
+    assert shown("Sweep: 1 finished, 0 failed, 0 killed, 1 still running.").count("\n") == 1
 
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

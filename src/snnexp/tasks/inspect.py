@@ -59,7 +59,7 @@ def inspect(conf: Config, cfg: DictConfig) -> None:
             console.print(f"{kind}: {numbers:,} parameters in {len(parameters)} tensors, lr {rates[kind]:g}")
     for name, delay in network.delays.items():
         console.print(f"{name}: {delay.describe(conf.trainer.max_epochs)}", soft_wrap=True)
-    for line in describe_data(info):
+    for line in describe_data(info, conf):
         console.print(line, markup=False, soft_wrap=True)
     for line in preview.describe(experiment.source):
         console.print(f"      {line}", markup=False, soft_wrap=True)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from omegaconf import DictConfig
 
 from snnexp.collector import importing
 from snnexp.config import Config
+
+if TYPE_CHECKING:
+    from snnexp.data.base import DataInfo
 
 
 def prepare(conf: Config, cfg: DictConfig) -> None:
@@ -18,18 +23,18 @@ def prepare(conf: Config, cfg: DictConfig) -> None:
 
     print(fetch(conf.dataset))
     source = open_data(conf.dataset, torch.device("cpu"))
-    for line in describe_data(source.info):
+    for line in describe_data(source.info, conf):
         print(line)
 
 
-def describe_data(info) -> list[str]:  # type: ignore[no-untyped-def]
+def describe_data(info: DataInfo, conf: Config) -> list[str]:
     """Lines about a data set: what it is, how many samples each split has, and whether it is whole."""
-    from snnexp.data.base import DataInfo
-
-    assert isinstance(info, DataInfo)
     counts = ", ".join(f"{split} {n:,}" for split, n in info.counts.items())
     variant = f", variant {info.variant}" if info.variant else ""
     whole = "complete" if info.complete else "NOT complete: a part of the official data set"
+    limits = [name for name in ("limit_train", "limit_val", "limit_test") if getattr(conf.dataset, name) is not None]
+    if limits:
+        whole = f"{'' if info.complete else whole + '; '}limited by dataset.{', '.join(limits)}"
     lines = [
         f"data: {info.name}{variant}, {info.num_classes} classes, {counts} samples ({whole}), split {info.split_hash}"
     ]

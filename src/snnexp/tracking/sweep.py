@@ -193,7 +193,13 @@ class SweepParent(Callback):
         except Exception as error:  # at exit: the runs themselves are safe, and there is nobody to catch it
             log.warning("The sweep's parent run could not be closed: %s", error)
             return
-        print("\n".join(map(wrapped, lines)), flush=True)
+        print("\n".join(map(shown, lines)), flush=True)
+
+
+def shown(line: str) -> str:
+    """For the terminal; an address or a command, which stands below its title, stays whole: it is to be copied."""
+    title, newline, copied = line.partition("\n")
+    return wrapped(title) + newline + copied
 
 
 def close_parent(opened: dict[str, str], complete: bool, jobs: Counter[str]) -> list[str]:

@@ -125,7 +125,7 @@ class Display:
     def announce(self, experiment: Experiment, folder: RunFolder) -> None:
         """What is about to run: data, network, engine, and where its state lies."""
         conf, info = experiment.conf, experiment.source.info
-        for line in describe_data(info):
+        for line in describe_data(info, conf):
             self.say(line)
         neurons = sum(row.neurons for row in experiment.network.layer_table())
         parameters = sum(p.numel() for p in experiment.network.parameters())
