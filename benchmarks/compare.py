@@ -56,12 +56,15 @@ class Difference:
     text: str
 
 
-def lay_out(commit: str | None, folder: Path) -> Path:
-    """The source tree of a commit under `folder`, or the working tree for None. Raises: CannotRun."""
+def lay_out(commit: str | None, folder: Path, *more: str) -> Path:
+    """The source tree of a commit (and `more` of its folders) under `folder`, or the working tree for None.
+
+    Raises: CannotRun.
+    """
     if commit is None:
         return ROOT
     try:
-        done = subprocess.run(["git", "archive", commit, "src", "conf"], cwd=ROOT, capture_output=True)
+        done = subprocess.run(["git", "archive", commit, "src", "conf", *more], cwd=ROOT, capture_output=True)
     except OSError as error:
         raise CannotRun(f"git: {error.strerror}") from None
     if done.returncode:

@@ -93,8 +93,10 @@ def _like(value: Any, x: Any) -> Any:
     return value if value.shape == x.shape else value.expand(x.shape)
 
 
-def load_equation(reference: str, params: Mapping[str, Any]) -> Equation:
+def load_equation(reference: str, params: Mapping[str, Any], spiking: bool = True) -> Equation:
     """Load `package.module:function` or `file.py:function`, with what the configuration says of its values.
+
+    A readout, which does not spike, runs the same function, or `<function>_readout` if there is one beside it.
 
     Raises: ConfigError if there is no such function, its signature does not fit, or a value has no start.
     """
@@ -102,6 +104,16 @@ def load_equation(reference: str, params: Mapping[str, Any]) -> Equation:
     key = f"neuron.equation={reference}"
     if not inspect.isfunction(function):
         raise ConfigError(f"{key}: this is no function but {type(function).__name__}.")
+    equation = _described(reference, key, function, params)
+    readout = None if spiking else function.__globals__.get(f"{function.__name__}_readout")
+    if readout is None:
+        return equation
+    named = inspect.signature(readout).parameters
+    return _described(f"{reference}_readout", key, readout, {n: given for n, given in params.items() if n in named})
+
+
+def _described(reference: str, key: str, function: Callable[..., Any], params: Mapping[str, Any]) -> Equation:
+    """The function with its states and values, from its signature."""
     kinds: dict[Any, list[inspect.Parameter]] = {}
     for parameter in inspect.signature(function).parameters.values():
         kinds.setdefault(parameter.kind, []).append(parameter)

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from snntorch import SpikingNeuron
@@ -19,7 +19,7 @@ from snnexp.neurons.custom import OURS, Equation, Param, load_equation
 from snnexp.neurons.engines import LayerRun, can_pool, choose_engine, run_layer, run_neurons
 from snnexp.neurons.equation import Dynamics, Pool, State, advance, initial_state, reset, state_names, value_dict
 from snnexp.neurons.names import RESETS
-from snnexp.neurons.surrogates import build_surrogate, with_value
+from snnexp.neurons.surrogates import SpikeGrad, build_surrogate, with_value
 
 
 class NeuronOutput(NamedTuple):
@@ -50,7 +50,7 @@ def build_dynamics(conf: NeuronConf, spiking: bool = True) -> Dynamics:
     if conf.reset not in RESETS:
         raise ConfigError(unknown_choice("neuron.reset", conf.reset, RESETS))
     options = {f.name: getattr(conf, f.name) for f in fields(Dynamics) if f.name in OPTIONS}
-    equation = None if conf.equation is None else load_equation(conf.equation, conf.params)
+    equation = None if conf.equation is None else load_equation(conf.equation, conf.params, spiking)
     return Dynamics(build_surrogate(conf.surrogate), **options, spiking=spiking, equation=equation)
 
 
@@ -97,7 +97,7 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
         self.shape = tuple(shape)
         self.requested_engine = str(conf.engine)
         self.dynamics = build_dynamics(conf, spiking)
-        self.spike_grad = _SpikeGrad(self.dynamics)
+        self.spike_grad = SpikeGrad(self.dynamics.surrogate, self.dynamics.strict)
         self.threshold_param = str(conf.threshold_param) if conf.learn_threshold and spiking else "direct"
         self.beta_param = str(conf.decay_param) if conf.learn_beta else "direct"
         self.alpha_param = str(conf.decay_param) if conf.learn_alpha else "direct"
@@ -122,7 +122,7 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
     def _try_equation(self, equation: Equation, conf: NeuronConf) -> None:
         """Run one step. Raises: ConfigError that names the equation's line, or a value that it does not have."""
         for name in OURS:
-            if name not in equation.values and getattr(conf, f"learn_{name}"):
+            if self.dynamics.spiking and name not in equation.values and getattr(conf, f"learn_{name}"):
                 raise ConfigError(f"neuron.learn_{name}=true: the equation {equation.reference} has no {name}.")
             if name in equation.values and name not in self.values():
                 raise ConfigError(f"neuron.{name}: the equation {equation.reference} needs it. Give it a number.")
@@ -323,16 +323,6 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
     def extra_repr(self) -> str:
         kind = "" if self.dynamics.spiking else ", spiking=False"
         return f"{self.name}, {list(self.shape)}, reset={self.dynamics.reset}, engine={self.requested_engine}{kind}"
-
-
-class _SpikeGrad:
-    """snnTorch's view of the surrogate: a callable on U - theta. A class, since lambdas cannot be pickled."""
-
-    def __init__(self, dynamics: Dynamics) -> None:
-        self.dynamics = dynamics
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.dynamics.surrogate.spike(x, self.dynamics.strict))
 
 
 def _decay(raw: Tensor, parametrisation: str) -> Tensor:

@@ -14,12 +14,11 @@ from collections import namedtuple
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snnexp.config import NeuronConf
 from snnexp.errors import ConfigError
-from snnexp.neurons.engines import LayerRun, spikes_over_time
+from snnexp.neurons.engines import LayerRun, pooled, spikes_over_time
 from snnexp.neurons.layer import NeuronOutput, SpikingLayer, Within
 from snnexp.neurons.modules import blame, make_module
 
@@ -105,11 +104,7 @@ class ModuleLayer(SpikingLayer):
         if within is None:
             return NeuronOutput(spk, mem, after)
         counts = spikes_over_time(spk, high=True) if within.counts else None  # graded spikes count as one
-        if within.pool is not None:
-            pooling = F.max_pool2d if within.pool.kind == "max" else F.avg_pool2d
-            pooled = pooling(spk.flatten(0, 1), within.pool.size)
-            spk = pooled.view(*spk.shape[:2], *pooled.shape[1:])
-        return LayerRun(spk, mem.detach() if within.private else mem, counts)
+        return LayerRun(pooled(spk, within.pool), mem.detach() if within.private else mem, counts)
 
     def init_state(
         self, batch_size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None

@@ -13,7 +13,7 @@ from torch import nn
 from snnexp.blame import line_of, said
 from snnexp.config import NeuronConf, SurrogateConf
 from snnexp.errors import ConfigError
-from snnexp.neurons.surrogates import build_surrogate
+from snnexp.neurons.surrogates import SpikeGrad, build_surrogate
 from snnexp.registry import NEURON_MODULES, load
 
 _ALL_AT_ONCE = (
@@ -107,7 +107,7 @@ def _arguments(source: str, kind: type[nn.Module], conf: NeuronConf, shape: tupl
     if conf.surrogate != SurrogateConf():
         if "spike_grad" not in takes:
             raise ConfigError(f"{source}: it takes no spike_grad. Leave neuron.surrogate out, it would change nothing.")
-        given["spike_grad"] = _SpikeGrad(build_surrogate(conf.surrogate))
+        given["spike_grad"] = SpikeGrad(build_surrogate(conf.surrogate), strict=True)
     return given
 
 
@@ -120,13 +120,3 @@ def _sizes(shape: tuple[int, ...], given: Mapping[str, Any]) -> dict[str, Any]:
     if len(shape) == 1:
         return sizes | {"linear_features": total}
     return sizes | {"conv2d_channels": channels, "in_channels": channels, "out_channels": channels}
-
-
-class _SpikeGrad:
-    """A surrogate as snnTorch calls it: membrane less threshold in, spikes out, above zero only."""
-
-    def __init__(self, surrogate: Any) -> None:
-        self.surrogate = surrogate
-
-    def __call__(self, x: Any) -> Any:
-        return self.surrogate.spike(x, True)

@@ -72,11 +72,6 @@ class Surrogate:
         return None if self.name in FUSED_SURROGATES else f"it is not one of {', '.join(FUSED_SURROGATES)}"
 
     @property
-    def code(self) -> int:
-        """Position of this surrogate among `FUSED_SURROGATES`."""
-        return FUSED_SURROGATES.index(self.name)
-
-    @property
     def constants(self) -> tuple[float, float]:
         """The two numbers (a, b) of `formula`; a user's derivative has none."""
         if self.own is not None:
@@ -119,6 +114,16 @@ class Surrogate:
             return _Step.apply(x, self, strict)  # type: ignore[no-untyped-call]
         # snnTorch's own forward is always x > 0; ours decides, its backward stays.
         return with_value(_step(x, strict), gradient_of=self.function(x))
+
+
+class SpikeGrad:
+    """A surrogate as snnTorch calls it: membrane less threshold in, spikes out. A class: lambdas cannot be pickled."""
+
+    def __init__(self, surrogate: Surrogate, strict: bool) -> None:
+        self.surrogate, self.strict = surrogate, strict
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.surrogate.spike(x, self.strict))
 
 
 def _step(x: Tensor, strict: bool) -> Tensor:

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from keyword import iskeyword
@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from types import ModuleType
 
+from snnexp.neurons.compiler.plan import Body
 from snnexp.neurons.compiler.symbols import Symbol, in_order
 
 LONGEST = 60  # characters of an expression, beyond which its parts get names
@@ -47,6 +48,30 @@ class Writer:
         self.depth += 1
         yield
         self.depth -= 1
+
+
+class StepWriter(Writer):
+    """What the frames of all engines share: which values, columns, scalars and numbers a step needs.
+
+    Args:
+        body: what the step writes.
+        more: what is read besides.
+    """
+
+    def __init__(self, body: Body, more: Iterable[Symbol] = ()) -> None:
+        super().__init__()
+        self.step = in_order([*body.rows.values(), *body.columns.values()])
+        read = [*self.step, *more]
+        self.values = sorted({s.name for s in read if s.op == "value"})
+        self.columns = list(dict.fromkeys([*body.columns, *(s.name for s in read if s.op == "column")]))
+        self.scalars = sorted({s.name for s in self.step if s.op == "scalar"})
+        self.timed = any(s.op in ("step", "flag") for s in read)
+        self.numbers: dict[float, str] = {0.0: "zero", 1.0: "one"}
+        self.called = {symbol: f"new_{name}" for name, symbol in body.columns.items()}
+
+    def number(self, value: float) -> str:
+        """A number's name: a literal would have another precision than the step."""
+        return self.numbers.setdefault(value, f"c_{len(self.numbers) - 2}")
 
 
 def body_lines(

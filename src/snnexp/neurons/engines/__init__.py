@@ -16,7 +16,8 @@ from torch import Tensor
 from snnexp.errors import ConfigError, unknown_choice
 from snnexp.neurons.compiler.plan import why_not_compiled
 from snnexp.neurons.engines import reference
-from snnexp.neurons.engines.fused import memory_order, run_fused_layer, with_derived
+from snnexp.neurons.engines.fused import memory_order, run_fused, run_fused_layer, with_derived
+from snnexp.neurons.engines.recurrence import Backend
 from snnexp.neurons.equation import Dynamics, Pool, State, initial_state, value_dict
 from snnexp.neurons.names import ENGINES, FUSED_SURROGATES, RESETS
 from snnexp.neurons.surrogates import Surrogate
@@ -65,17 +66,22 @@ def run_neurons(
         start = initial_state(exact[0], dynamics, alpha is not None) if state is None else state
         spk, mem, after = reference.run(exact, alpha, beta, threshold, dynamics, start, recurrent, more, noise)
         return spk.to(x.dtype), mem, after
-    if engine == "numba":
-        from snnexp.neurons.engines.numba_engine import run
-
-        given = exact
-    else:
-        from snnexp.neurons.engines.triton_engine import run
-
-        # its kernels read half precision themselves; the matrix product of a recurrent layer does not mix precisions
-        given = x if recurrent is None else exact
-    spk, mem, after = run(given, alpha, beta, threshold, dynamics, state, overwrite_input, recurrent, more, noise)
+    # Triton's kernels read half precision themselves; the matrix product of a recurrent layer does not mix precisions.
+    given = x if engine == "triton" and recurrent is None else exact
+    options = (overwrite_input, recurrent, more, noise)
+    spk, mem, after = run_fused(given, alpha, beta, threshold, dynamics, state, _backend(engine), *options)
     return spk.to(x.dtype), mem, after
+
+
+def _backend(engine: str) -> Backend:
+    """A fused engine; its package is imported by who uses it."""
+    if engine == "numba":
+        from snnexp.neurons.engines.numba_engine import NumbaBackend
+
+        return NumbaBackend()
+    from snnexp.neurons.engines.triton_engine import TritonBackend
+
+    return TritonBackend()
 
 
 class LayerRun(NamedTuple):
@@ -112,21 +118,23 @@ def run_layer(
             backward may put the input's gradient into their memory.
     """
     if engine == "numba" and x.dtype in (torch.float32, torch.float64):
-        from snnexp.neurons.engines.numba_engine import NumbaBackend
-
         recurrent = _checked(x, value_dict(alpha, beta, threshold, more), recurrent)
         more_options = (recurrent, pool, counts, private, more, noise, start)
-        return LayerRun(
-            *run_fused_layer(x, alpha, beta, threshold, dynamics, NumbaBackend(), overwrite_input, *more_options)
-        )
+        given = (x, alpha, beta, threshold, dynamics, _backend(engine), overwrite_input)
+        return LayerRun(*run_fused_layer(*given, *more_options))
     options = (engine, overwrite_input, recurrent, more, noise)
     spk, mem, _ = run_neurons(x, alpha, beta, threshold, dynamics, start, *options)
     counted = spikes_over_time(spk, dynamics.high_spikes) if counts else None
-    if pool is not None:
-        pooling = F.max_pool2d if pool.kind == "max" else F.avg_pool2d
-        pooled = pooling(spk.flatten(0, 1), pool.size)
-        spk = pooled.view(*spk.shape[:2], *pooled.shape[1:])
-    return LayerRun(spk, mem.detach() if private else mem, counted)
+    return LayerRun(pooled(spk, pool), mem.detach() if private else mem, counted)
+
+
+def pooled(spk: Tensor, pool: Pool | None) -> Tensor:
+    """Spikes [T, B, C, H, W] pooled by torch; as they are without a pooling layer."""
+    if pool is None:
+        return spk
+    pooling = F.max_pool2d if pool.kind == "max" else F.avg_pool2d
+    found: Tensor = pooling(spk.flatten(0, 1), pool.size)
+    return found.view(*spk.shape[:2], *found.shape[1:])
 
 
 def can_pool(dynamics: Dynamics, engine: str, dtype: torch.dtype) -> bool:

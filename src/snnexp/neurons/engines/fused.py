@@ -28,10 +28,10 @@ class _Options(NamedTuple):
     names: tuple[str, ...]  # of the values
     backend: Backend
     overwrite_input: bool
-    counts: bool = False
-    private: bool = False  # nobody but backward needs the membranes
-    pool: PoolGrid | None = None
-    noise: Tensor | None = None  # like x
+    counts: bool
+    private: bool  # nobody but backward needs the membranes
+    pool: PoolGrid | None
+    noise: Tensor | None  # like x
 
 
 def run_fused(
@@ -52,14 +52,8 @@ def run_fused(
     spk has x's dtype; mem and the state have the dtype of the calculation: float64 for float64, else float32.
     """
     values = value_dict(alpha, beta, threshold, more)
-    order, flat_x, flat_values, options = _prepare(x, values, dynamics, backend, overwrite_input, noise)
-    states = state_names(dynamics, values)
-    given = _parts(state, states, order)
-    outputs = _Fused.apply(flat_x, recurrent, options, *flat_values, *given)  # type: ignore[no-untyped-call]
-    back = [order.index(d) for d in range(len(order))]
-    spk, mem = outputs[0].permute(back), outputs[1].permute(back)
-    extra = (s.permute([d - 1 for d in back[1:]]) for s in outputs[3:])
-    last = zip(states, (mem[-1], spk[-1].to(mem.dtype), *extra), strict=True)
+    spk, mem, _, *extra = _run(x, values, dynamics, backend, overwrite_input, recurrent, noise, state)
+    last = zip(state_names(dynamics, values), (mem[-1], spk[-1].to(mem.dtype), *extra), strict=True)
     return spk, mem, state_of(dynamics, dict(last))
 
 
@@ -81,28 +75,39 @@ def run_fused_layer(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Run a whole layer, with what surrounds it in a network; see `run_layer`."""
     values = value_dict(alpha, beta, threshold, more)
-    order, flat_x, flat_values, options = _prepare(x, values, dynamics, backend, overwrite_input, noise)
-    given = _parts(start, state_names(dynamics, values), order)
-    grid = None if pool is None else _pool_grid(pool, flat_x, order)
-    options = options._replace(counts=counts, private=private, pool=grid)
-    spk, mem, counted, *_ = _Fused.apply(flat_x, recurrent, options, *flat_values, *given)  # type: ignore[no-untyped-call]
-    back = [order.index(d) for d in range(len(order))]
-    counted = None if counted is None else counted.permute([d - 1 for d in back[1:]])
-    return spk.permute(back), mem.permute(back), counted
+    given = (x, values, dynamics, backend, overwrite_input, recurrent, noise, start)
+    spk, mem, counted, *_ = _run(*given, pool, counts, private)
+    return spk, mem, counted
 
 
-def _prepare(
-    x: Tensor, values: Values, dynamics: Dynamics, backend: Backend, overwrite_input: bool, noise: Tensor | None
-) -> tuple[list[int], Tensor, list[Tensor], _Options]:
-    """Bring input and values into the order of memory."""
-    values, order = with_derived(dynamics, values), memory_order(x)
-    flat_x = x.permute(order)
+def _run(
+    x: Tensor,
+    values: Values,
+    dynamics: Dynamics,
+    backend: Backend,
+    overwrite_input: bool,
+    recurrent: Tensor | None,
+    noise: Tensor | None,
+    start: State | None,
+    pool: Pool | None = None,
+    counts: bool = False,
+    private: bool = False,
+) -> list[Any]:
+    """Spikes, membranes, counts or None, and the last of the extra states; kernels see input and values as they lie."""
+    given = _parts(start, state_names(dynamics, values), order := memory_order(x))
+    values, flat_x = with_derived(dynamics, values), x.permute(order)
     if not flat_x.is_contiguous():
         flat_x, overwrite_input = flat_x.contiguous(), True
     overwrite_input = overwrite_input and not (x.is_leaf and x.requires_grad)
     flat_noise = None if noise is None else noise.permute(order).contiguous()
-    options = _Options(dynamics, tuple(values), backend, overwrite_input, noise=flat_noise)
-    return order, flat_x, [_permute_value(v, order) for v in values.values()], options
+    grid = None if pool is None else _pool_grid(pool, flat_x, order)
+    options = _Options(dynamics, tuple(values), backend, overwrite_input, counts, private, grid, flat_noise)
+    flat_values = (_permute_value(v, order) for v in values.values())
+    outputs = _Fused.apply(flat_x, recurrent, options, *flat_values, *given)  # type: ignore[no-untyped-call]
+    back = [order.index(d) for d in range(len(order))]
+    of_a_step = [d - 1 for d in back[1:]]
+    once = (None if o is None else o.permute(of_a_step) for o in outputs[2:])
+    return [outputs[0].permute(back), outputs[1].permute(back), *once]
 
 
 def _parts(state: State | None, names: Sequence[str], order: list[int]) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from snnexp.neurons.engines.calls import BackwardCall, ForwardCall, PoolGrid
-from snnexp.neurons.engines.fused import run_fused
 from snnexp.neurons.engines.numba_source import BackwardUse, ForwardUse, Kernel, backward_kernel, forward_kernel
 from snnexp.neurons.engines.recurrence import Backend, some_steps
-from snnexp.neurons.equation import Dynamics, State
 from snnexp.parallel import run_parallel
 
 BLOCK = 1024  # columns that a thread walks through time together: about ten rows of them stay in the first-level cache
@@ -23,24 +21,6 @@ BUSY_SHARE = 0.25  # of spikes, above which one dense product per step is faster
 BUSY_SHARE_LARGE = 0.08  # for weights that the second-level cache does not hold
 SMALL_WEIGHTS = 1 << 18  # values
 SERIAL_BELOW = 1 << 16  # elements; less work than this is done before a second thread has woken up
-
-
-def run(
-    x: Tensor,
-    alpha: Tensor | None,
-    beta: Tensor,
-    threshold: Tensor,
-    dynamics: Dynamics,
-    state: State | None,
-    overwrite_input: bool = False,
-    recurrent: Tensor | None = None,
-    more: Mapping[str, Tensor] | None = None,
-    noise: Tensor | None = None,
-) -> tuple[Tensor, Tensor, State]:
-    """Run all time steps of x [T, B, *shape] on the CPU; returns spikes, membranes (like x) and the last state."""
-    return run_fused(
-        x, alpha, beta, threshold, dynamics, state, NumbaBackend(), overwrite_input, recurrent, more, noise
-    )
 
 
 class NumbaBackend(Backend):

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from snnexp.neurons.compiler.plan import Body, Names, backward_plan, forward_plan
-from snnexp.neurons.compiler.source import Writer, body_lines, file_hash, load, local
+from snnexp.neurons.compiler.source import StepWriter, body_lines, file_hash, load, local
 from snnexp.neurons.compiler.symbols import Symbol, in_order
 from snnexp.neurons.engines import numba_helpers
 from snnexp.neurons.equation import Dynamics
@@ -66,22 +66,12 @@ class Kernel(NamedTuple):
     compiled: Any
 
 
-class _Frame(Writer):
+class _Frame(StepWriter):
     """What both kernels share: the loops' heads, and the step within them."""
 
-    def __init__(self, body: Body, pool: str, more: list[Symbol]) -> None:
-        super().__init__()
+    def __init__(self, body: Body, pool: str, more: Iterable[Symbol] = ()) -> None:
+        super().__init__(body, more)
         self.pool = pool
-        self.step = in_order([*body.rows.values(), *body.columns.values()])
-        read = [*self.step, *more]
-        self.values = sorted({s.name for s in read if s.op == "value"})
-        self.columns = list(dict.fromkeys([*body.columns, *(s.name for s in read if s.op == "column")]))
-        self.numbers: dict[float, str] = {0.0: "zero", 1.0: "one"}
-        self.timed = any(s.op in ("step", "flag") for s in read)
-
-    def number(self, value: float) -> str:
-        """A number's name: a literal would be float64."""
-        return self.numbers.setdefault(value, f"c_{len(self.numbers) - 2}")
 
     def begin(self, rows: str, kept: Iterable[str] = ()) -> None:
         """Before the loops; the first line of numbers is filled in by `finish`."""
@@ -100,6 +90,12 @@ class _Frame(Writer):
         self(*(f"spread({name}_values, c, {name}_block, width)" for name in self.values))
         self(*(f"{name}_column = {name}_columns[c : c + width]" for name in self.columns))
 
+    def step_begins(self, rows: Iterable[str], elsewhere: dict[str, str]) -> None:
+        """The step's number, and its rows where the block lies."""
+        if self.timed:
+            self("now = times[t]", "last = now == end")
+        self(*(f"{name}_row = {elsewhere.get(name, f'{name}_rows[t, c : c + width]')}" for name in rows))
+
     def load(self, symbols: Iterable[Symbol]) -> None:
         """Bring what a step reads into variables."""
         where = {"row": "row", "column": "column", "value": "block"}
@@ -113,8 +109,7 @@ class _Frame(Writer):
         """The kernel, with arguments for these rows and these more."""
         arguments = [f"{name}_rows" for name in rows] + [f"{name}_values" for name in self.values]
         arguments += [f"{name}_columns" for name in self.columns]
-        arguments += sorted({s.name for s in self.step if s.op == "scalar"})
-        arguments += frame + (["times", "end"] if self.timed else [])
+        arguments += self.scalars + frame + (["times", "end"] if self.timed else [])
         like = f"{rows[0]}_rows"
         self.lines[1] = "; ".join(f"{name} = {like}.dtype.type({value!r})" for value, name in self.numbers.items())
         geometry = ["height", "row", "inner", "size"] if self.pool else []
@@ -132,7 +127,7 @@ def forward_kernel(
 ) -> Kernel:
     """Return the forward kernel for neurons with values of these names, of which `wants` get gradients."""
     body = forward_plan(dynamics, names, wants).body
-    out = _Frame(body, use.pool, [])
+    out = _Frame(body, use.pool)
     rows = list(dict.fromkeys(["x", *body.reads("row"), *body.rows, *(["input"] if use.store_input else [])]))
     local_rows = {"mem": "x_row"} if use.in_place else {}
     local_rows |= {"spk": "unpooled[c : c + width]"} if use.pool else {}
@@ -142,9 +137,7 @@ def forward_kernel(
         if use.counting:
             out("counts_column = counts[c : c + width]")
         with out.block("for t in range(steps):"):
-            if out.timed:
-                out("now = times[t]", "last = now == end")
-            out(*(f"{name}_row = {local_rows.get(name, f'{name}_rows[t, c : c + width]')}" for name in rows))
+            out.step_begins(rows, local_rows)
             if use.recurrent:
                 out("before_row = before[c : c + width] if t == 0 else spk_rows[t - 1, c : c + width]")
                 out("push(before_row, weight, pushed, zero)")
@@ -156,10 +149,8 @@ def forward_kernel(
                     out("input_row[j] = x")
                 outputs = {f"{name}_row[j]": symbol for name, symbol in body.rows.items()}
                 outputs |= {f"{name}_column[j]": symbol for name, symbol in body.columns.items()}
-                called = {symbol: f"new_{name}" for name, symbol in body.columns.items()}
-                out.assign(
-                    outputs, called | {symbol: name for name, symbol in body.rows.items() if name in ("mem", "spk")}
-                )
+                own = {symbol: name for name, symbol in body.rows.items() if name in ("mem", "spk")}
+                out.assign(outputs, out.called | own)
                 if use.counting:
                     one = "(one if spk_row[j] > zero else zero)" if dynamics.high_spikes else "spk_row[j]"
                     out(f"counts_column[j] += {one}")
@@ -193,9 +184,7 @@ def backward_kernel(
         if use.pool:
             out("routed[:] = zero")
         with out.block("for t in range(steps - 1, -1, -1):"):
-            if out.timed:
-                out("now = times[t]", "last = now == end")
-            out(*(f"{name}_row = {local_rows.get(name, f'{name}_rows[t, c : c + width]')}" for name in rows))
+            out.step_begins(rows, local_rows)
             if finds_spikes:
                 with out.block("for j in range(width):"):
                     out.load(spikes)
@@ -208,7 +197,6 @@ def backward_kernel(
             with out.block("for j in range(width):"):
                 out.load(out.step)
                 outputs = {f"{name}_column[j]": symbol for name, symbol in body.columns.items()}
-                called = {symbol: f"new_{name}" for name, symbol in body.columns.items()}
-                out.assign(outputs | {"grad_x_row[j]": body.rows["grad_x"]}, called)
+                out.assign(outputs | {"grad_x_row[j]": body.rows["grad_x"]}, out.called)
     frame = ["grad_step"] if "grad_spk" in rows and not use.pool else []
     return out.finish("backward", [r for r in rows if r != "grad_x" or not use.in_place], frame, on_disk)

@@ -6,7 +6,6 @@ exact, and how they are tested where there is no GPU.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,33 +14,13 @@ import triton
 from torch import Tensor
 
 from snnexp.neurons.engines.calls import BackwardCall, ForwardCall
-from snnexp.neurons.engines.fused import run_fused
 from snnexp.neurons.engines.recurrence import Backend
 from snnexp.neurons.engines.triton_source import Kernel, backward_kernel, forward_kernel
-from snnexp.neurons.equation import Dynamics, State
 from snnexp.waiting import compiling
 
 BLOCK = 64  # columns per program: small, since programs are few (batch x neurons / BLOCK) and each walks alone
 UNROLL = 4  # steps whose loads are in flight together
 WARPS = 2
-
-
-def run(
-    x: Tensor,
-    alpha: Tensor | None,
-    beta: Tensor,
-    threshold: Tensor,
-    dynamics: Dynamics,
-    state: State | None,
-    overwrite_input: bool = False,
-    recurrent: Tensor | None = None,
-    more: Mapping[str, Tensor] | None = None,
-    noise: Tensor | None = None,
-) -> tuple[Tensor, Tensor, State]:
-    """Run all time steps of x [T, B, *shape]; spikes in x's dtype, membranes and state in float32 (float64 for it)."""
-    return run_fused(
-        x, alpha, beta, threshold, dynamics, state, TritonBackend(), overwrite_input, recurrent, more, noise
-    )
 
 
 class TritonBackend(Backend):

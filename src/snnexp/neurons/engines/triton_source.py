@@ -13,8 +13,8 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from snnexp.neurons.compiler.plan import Body, Names, backward_plan, forward_plan
-from snnexp.neurons.compiler.source import Writer, body_lines, load, local
-from snnexp.neurons.compiler.symbols import Symbol, in_order
+from snnexp.neurons.compiler.source import StepWriter, body_lines, load, local
+from snnexp.neurons.compiler.symbols import Symbol
 from snnexp.neurons.equation import Dynamics
 
 CALLS: dict[str, Callable[..., str]] = {
@@ -54,23 +54,14 @@ class Kernel(NamedTuple):
     function: Any
 
 
-class _Frame(Writer):
+class _Frame(StepWriter):
     """What both kernels share."""
 
     def __init__(self, body: Body, rows: list[str]) -> None:
-        super().__init__()
+        super().__init__(body)
         self.depth = 1
         self.rows = rows
-        self.step = in_order([*body.rows.values(), *body.columns.values()])
-        self.values = sorted({s.name for s in self.step if s.op == "value"})
-        self.columns = list(dict.fromkeys([*body.columns, *body.reads("column")]))
-        self.scalars = sorted({s.name for s in self.step if s.op == "scalar"})
-        self.numbers: dict[float, str] = {0.0: "zero", 1.0: "one"}
         self.names = {s.name: local(s) for s in self.step if s.op in ("value", "column")}
-
-    def number(self, value: float) -> str:
-        """A number's name: a literal might be rounded to float32."""
-        return self.numbers.setdefault(value, f"c_{len(self.numbers) - 2}")
 
     def begin(self) -> None:
         """Everything before the walk; the second line of numbers is filled in by `finish`."""
@@ -88,7 +79,7 @@ class _Frame(Writer):
 
     def assign(self, outputs: dict[str, Symbol], names: dict[Symbol, str]) -> None:
         """Work out symbols."""
-        if any(s.op in ("step", "flag") for s in self.step):
+        if self.timed:
             self("now = (time + t).to(number)", "last = time + t == end")
         self(*body_lines(outputs, names, CALLS, self.number))
 
@@ -121,8 +112,7 @@ def forward_kernel(dynamics: Dynamics, names: Names, wants: frozenset[str], on_d
             out.place("chunk * UNROLL + k", "t < steps")
             out("x = x_ahead[k]")
             out(*(f"{n} = tl.load({n}_rows + at, mask=active, other=0.0).to(number)" for n in more))
-            called = {symbol: f"new_{name}" for name, symbol in body.columns.items()}
-            called |= {symbol: name for name, symbol in body.rows.items() if name in ("mem", "spk")}
+            called = out.called | {symbol: name for name, symbol in body.rows.items() if name in ("mem", "spk")}
             outputs = {f"{name}_out": symbol for name, symbol in body.rows.items()}
             out.assign(outputs | {f"{name}_next": symbol for name, symbol in body.columns.items()}, called)
             out(*(f"tl.store({n}_rows + at, {n}_out.to({n}_rows.dtype.element_ty), mask=active)" for n in body.rows))
@@ -153,9 +143,8 @@ def backward_kernel(
             with out.block("if t >= 0:"):
                 out("at = t.to(tl.int64) * columns + column")
                 out(*(f"{local(s)} = {s.name}_ahead[k]" for s in out.step if s.op == "row"))
-                called = {symbol: f"new_{name}" for name, symbol in body.columns.items()}
                 outputs = {f"{name}_next": symbol for name, symbol in body.columns.items()}
-                out.assign({"grad_x": body.rows["grad_x"]} | outputs, called)
+                out.assign({"grad_x": body.rows["grad_x"]} | outputs, out.called)
                 out("tl.store(grad_x_rows + at, grad_x.to(grad_x_rows.dtype.element_ty), mask=inside)")
                 out(*(f"{out.names[name]} = {name}_next" for name in body.columns))
     return out.finish("backward", body.columns, ["SPK_CONSTANT"] if constant else [], on_disk)
