@@ -123,6 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", default=",".join(NAMES))
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--steps", type=int, default=4, help="steps of a turn; the first does not count")
+    parser.add_argument("--processes", type=int, default=2, help="so many of each side, one pair after the other")
     parser.add_argument("--first", action="store_true", help="time the first step, which compiles")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: tries it out, measures nothing")
     options = parser.parse_args(arguments)
@@ -140,8 +141,10 @@ def main(arguments: list[str] | None = None) -> int:
             for name in options.only.split(","):
                 if options.first:
                     both = first_steps(trees, name, options.rounds, size, Path(scratch))
-                else:
-                    both = turns(trees, name, options.rounds, options.steps, size, Path(scratch))
+                else:  # where a process's memory lies moves its steps by some percent: more than one of each
+                    given = (trees, name, options.rounds, options.steps, size, Path(scratch))
+                    found = [turns(*given) for _ in range(options.processes)]
+                    both = [[s for pair in found for s in pair[n]] for n in (0, 1)]
                 print(row(name, *both), flush=True)
         except CannotRun as error:
             print(f"against: {error}", file=sys.stderr)
