@@ -31,6 +31,7 @@ torch.set_flush_denormal(True)
 torch.set_num_threads(1)
 from benchmarks.candidates import OURS, build
 from benchmarks.workloads import WORKLOADS, make_inputs
+ballast = torch.empty(9973 * int(sys.argv[3]))  # everything else lies elsewhere in each pair of processes
 w = WORKLOADS[sys.argv[1]]
 if sys.argv[2] == "quick":
     w = w.shrunk()
@@ -64,13 +65,13 @@ class Side:
         self.seconds += [float(word) for word in line.split()][1 if steps > 1 else 0 :]
 
 
-def start(tree: Path, name: str, size: str, cache: Path) -> Side:
-    """Start a side and wait until it is ready. Raises: CannotRun."""
+def start(tree: Path, name: str, size: str, cache: Path, number: int = 0) -> Side:
+    """Start a side of the pair `number` and wait until it is ready. Raises: CannotRun."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "PYTHONDONTWRITEBYTECODE": "1"}
     environment |= {"PYTHONPATH": f"{tree / 'src'}{os.pathsep}{tree}", "XDG_CACHE_HOME": str(cache)}
     environment |= {"NUMBA_CACHE_DIR": str(cache / "numba")}
     process = subprocess.Popen(
-        [sys.executable, "-c", SIDE, name, size],
+        [sys.executable, "-c", SIDE, name, size, str(number)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tree, env=environment,
     )  # fmt: skip
     assert process.stdout is not None
@@ -79,9 +80,11 @@ def start(tree: Path, name: str, size: str, cache: Path) -> Side:
     return Side(process, [])
 
 
-def turns(trees: tuple[Path, Path], name: str, rounds: int, steps: int, size: str, folder: Path) -> list[list[float]]:
+def turns(
+    trees: tuple[Path, Path], name: str, rounds: int, steps: int, size: str, folder: Path, pair: int
+) -> list[list[float]]:
     """Seconds of the steps of both sides, in turns."""
-    sides = [start(tree, name, size, folder / f"cache{n}") for n, tree in enumerate(trees)]
+    sides = [start(tree, name, size, folder / f"cache{n}", pair) for n, tree in enumerate(trees)]
     try:
         for side in sides:
             side.take(3)  # compiles
@@ -143,7 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
                     both = first_steps(trees, name, options.rounds, size, Path(scratch))
                 else:  # where a process's memory lies moves its steps by some percent: more than one of each
                     given = (trees, name, options.rounds, options.steps, size, Path(scratch))
-                    found = [turns(*given) for _ in range(options.processes)]
+                    found = [turns(*given, pair) for pair in range(options.processes)]
                     both = [[s for pair in found for s in pair[n]] for n in (0, 1)]
                 print(row(name, *both), flush=True)
         except CannotRun as error:

@@ -6,6 +6,7 @@ exact, and how they are tested where there is no GPU.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
