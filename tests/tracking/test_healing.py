@@ -10,7 +10,7 @@ import pytest
 
 from snnexp.config import TrackingConf
 from snnexp.errors import TrackingError
-from snnexp.tracking import network_disk, sweep_folder
+from snnexp.tracking import healing, network_disk, sweep_folder
 from snnexp.tracking.healing import after_job, heal_all, heal_runs
 from snnexp.tracking.mlflow_store import connect
 from snnexp.tracking.runs import RunFolder, read_record
@@ -63,6 +63,20 @@ def test_a_run_whose_process_was_killed_is_killed_in_the_store(open_run: Open, c
     assert record is not None and record.status == "KILLED"
     again, resumed = open_run(config)
     assert (resumed.action, again.run_id, status(store, dead.run_id)) == ("resume", dead.run_id, "RUNNING")
+
+
+def test_a_lock_that_another_machine_does_not_see_is_not_all(
+    open_run: Open, config: Any, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker, folder = open_run(config, more_tags={"slurm_job": "12"})
+    folder.update(host="node7")
+    die(folder)
+    states: dict[str, str] = {"11_1": "RUNNING"}
+    monkeypatch.setattr(healing.queue, "states", lambda jobs: states if jobs == ["12"] else None)
+    assert heal_runs(store) == 0
+    states["11_1"] = "FAILED"
+    assert heal_runs(store) == 1
+    assert status(store, tracker.run_id) == "KILLED"
 
 
 def test_the_last_job_closes_a_sweep_whose_launcher_is_gone(

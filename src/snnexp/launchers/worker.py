@@ -33,14 +33,16 @@ def _threads_of_the_job() -> None:
         os.environ.setdefault("OMP_NUM_THREADS", cpus)  # the user's own comes first
 
 
-def requeued(once_more: bool = False) -> dict[str, int]:
-    """The tag `requeued`: how often Slurm has put this job into the queue again, if it has.
+def job_tags(once_more: bool = False) -> dict[str, str]:
+    """`slurm_job`, and `requeued`: how often Slurm has put this job into the queue again, if it has.
 
     once_more: it is about to do so, since the job's time is up.
     """
     text = os.environ.get("SLURM_RESTART_COUNT", "")
     count = (int(text) if text.isdigit() else 0) + once_more
-    return {"requeued": count} if count else {}
+    tags = {"requeued": str(count)} if count else {}
+    job = os.environ.get("SLURM_JOB_ID")
+    return {**tags, "slurm_job": job} if job else tags
 
 
 class JobError(SnnexpError):

@@ -14,7 +14,7 @@ from snnexp.collector import importing
 from snnexp.commands import evaluate_command
 from snnexp.config import Config
 from snnexp.errors import SnnexpError
-from snnexp.launchers.worker import requeued
+from snnexp.launchers.worker import job_tags
 from snnexp.own_code import with_code
 from snnexp.search.trial import Outcome
 from snnexp.tasks.environment import Environment, environment
@@ -177,7 +177,7 @@ def _train(
             sweep_id=env.sweep.sweep_id if env.sweep else None,
             source_overrides=env.overrides,
             data=experiment.source.info,
-            more_tags={**experiment.tags(), **requeued(), **(env.trial.tags() if env.trial else {})},
+            more_tags={**experiment.tags(), **job_tags(), **(env.trial.tags() if env.trial else {})},
         )
     status: Status = "FAILED"
     try:
@@ -213,7 +213,7 @@ def _close_record(tracker: Tracker, folder: RunFolder, status: Status) -> None:
     """Write how it ended on both sides. Raises OSError if the run folder's disk is full: then it has not FINISHED."""
     try:
         if status == "KILLED" and interrupts.will_be_requeued():
-            tracker.log_tags(requeued(once_more=True))
+            tracker.log_tags(job_tags(once_more=True))
         tracker.finish(status)
         folder.finish(status)
     except OSError:

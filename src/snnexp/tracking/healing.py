@@ -8,10 +8,12 @@ its launcher, the batch script of a Slurm job, and `task=report` look for runs a
 from __future__ import annotations
 
 import logging
+import socket
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from snnexp.launchers import queue
 from snnexp.locks import file_lock
 from snnexp.tracking import sweep_folder
 from snnexp.tracking.queries import PARENT_TAG, ROLE_TAG, search_all
@@ -42,16 +44,21 @@ def heal_runs(store: Store, parent: str | None = None) -> int:
         if ROLE_TAG in run.data.tags or not (folder / "run.json").is_file():
             continue
         try:
-            healed += _heal(store, folder, run.info.run_id)
+            healed += _heal(store, folder, run)
         except Exception as error:  # one run's trouble must not keep the others from being healed
             log.info("%s could not be put right: %s", folder, telling_line(error))
     return healed
 
 
-def _heal(store: Store, folder: Path, run_id: str) -> bool:
+def _heal(store: Store, folder: Path, run: Any) -> bool:
+    run_id = str(run.info.run_id)
     with claimed(folder) as free:
         record = read_record(folder, quiet=True) if free else None
         if record is None or record.mlflow_run_id != run_id:
+            return False
+        # some clusters' disks show a lock to its own machine only (Lustre with localflock)
+        job = run.data.tags.get("slurm_job")
+        if job and record.host != socket.gethostname() and "RUNNING" in (queue.states([job]) or {}).values():
             return False
         send_folder(RunFolder(folder, record, "resume"), store, run_id)
         log.info("%s: its process is gone; the store says %s now", folder, record.status)
