@@ -205,3 +205,12 @@ def test_cures_of_neurons_that_fire_once(cure: str) -> None:
     conf, _ = configured(f"rescue={cure}", "neuron=ttfs", "neuron.engine=reference", "model.spec=FC8-SN-FC-SN",
                          "model.weight_norm=false", "dataset.num_steps=3")  # fmt: skip
     assert conf.neuron.fire_once
+
+
+def test_an_arm_may_set_keys_of_the_option_that_it_chooses() -> None:
+    register_schemas()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("config", overrides=["+experiment=rouser_cures", "arm=homeostasis_b", "tracking=off"])
+        assert (cfg.rescue.name, cfg.rescue.rate, cfg.neuron.threshold_per) == ("homeostasis", 0.3, "neuron")
+        plain = compose("config", overrides=["+experiment=deep_silence", "arm=wide_surrogate", "rescue=bounds"])
+        assert plain.rescue.name == "bounds"  # the command line wins
