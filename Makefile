@@ -12,10 +12,11 @@ TEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 help:  ## print the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
-# What a run needs, and no more: the developer's tools are half of the packages.
+# What a run needs, and no more: the developer's tools are half of the packages. Python compiles the modules that a run
+# imports, a sixth of them, when it imports them; pip would compile all 15,000 (docs/installing.md).
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e .
+	$(BIN)/pip install -q --no-compile -c constraints.txt -e .
 	@touch $@
 
 # tonic comes alone where its dependency expelliarmus, which it never imports, has no wheel (docs/installing.md).

@@ -15,6 +15,7 @@ from snnexp.any_run import for_any_run
 from snnexp.cli import conf_dir
 from snnexp.commands import command_line, evaluate_command, folder_words, option_folders, program
 from snnexp.config import Config, register_schemas
+from snnexp.helptext import fitted, help_text
 from snnexp.overrides import arranged
 from snnexp.tracking.links import ui_command
 from snnexp.validation import validate
@@ -102,3 +103,11 @@ def test_options_of_ones_own_come_with_the_command() -> None:
         "snnexp '--config-dir=/my options' 'hydra.searchpath=[file:///more]' neuron=mine"
     )
     assert option_folders() == []  # outside a job
+
+
+def test_help_fits_the_terminal_word_for_word() -> None:
+    text = help_text(conf_dir())
+    lines = fitted(text, 80).splitlines()
+    assert max(map(len, lines)) <= 80 and " ".join(lines).split() == text.split()
+    commands = [line for line in text.splitlines() if line.startswith("  snnexp ")]
+    assert len(commands) >= 4 and set(commands) <= set(fitted(text, 40).splitlines())  # to be copied

@@ -35,9 +35,11 @@ def main() -> NoReturn:
     prepare_terminal()
     arguments = sys.argv[1:]
     if "--help" in arguments or "-h" in arguments:
-        from snnexp.helptext import help_text
+        from snnexp.helptext import fitted, help_text
+        from snnexp.terminal import width
 
-        _print(help_text(conf_dir()))
+        text = help_text(conf_dir())
+        _print(fitted(text, width()) if sys.stdout.isatty() else text)  # a pipe's reader wants an option in one line
         sys.exit(0)
     if "--version" in arguments:
         _print(f"snnexp {__version__}")

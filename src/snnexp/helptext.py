@@ -6,9 +6,11 @@ help must not wait for torch.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from snnexp.registry import KINDS, registered_names
+from snnexp.terminal import wrapped
 
 GROUPS = {
     "task": "what to do",
@@ -47,7 +49,7 @@ KEYS = (
         "neuron.threshold, .beta, .engine",
         "firing threshold, share of the membrane kept per step, auto|reference|numba|triton",
     ),
-    ("optimizer.lr, .lr_threshold, .lr_decay, .lr_delay", "learning rates of weights, thresholds, decays and delays"),
+    ("optimizer.lr, .lr_threshold, .lr_decay", "learning rates of weights, thresholds, decays (.lr_delay: of delays)"),
     ("trainer.max_epochs, .precision, .resume", "epochs, 32|bf16, auto|never"),
     ("tracking.uri, .experiment", "MLflow store and experiment"),
 )
@@ -66,6 +68,16 @@ def describe(path: Path) -> str:
 def options(conf: Path, group: str) -> dict[str, str]:
     """Option -> description of one group, in alphabetical order."""
     return {path.stem: describe(path) for path in sorted((conf / group).glob("*.yaml"))}
+
+
+def fitted(text: str, columns: int) -> str:
+    """Lines that fit a terminal: a description goes on below its beginning; commands stay whole, to be copied."""
+    lines = []
+    for line in text.splitlines():
+        parts = re.match(r"(  \S.*?\s{2,}|  \S+\s+)(?=\S)", line)
+        hang = len(parts[0]) - 2 if parts and len(parts[0]) <= 0.62 * columns else 6 if line.startswith("  ") else 2
+        lines.append(line if line.startswith("  snnexp") or not line else wrapped(line, columns, hang))
+    return "\n".join(lines)
 
 
 def help_text(conf: Path) -> str:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from snnexp.collector import importing
 from snnexp.config import Config
+from snnexp.terminal import wrapped
 
 if TYPE_CHECKING:
     from snnexp.experiment import Experiment
@@ -34,6 +35,10 @@ def inspect(conf: Config, cfg: DictConfig) -> None:
     experiment = assemble(conf)
     network, info = experiment.network, experiment.source.info
     console = Console(highlight=False)
+
+    def say(text: str) -> None:
+        console.print(wrapped(text, console.width), markup=False, soft_wrap=True)
+
     if conf.show == "kernel":
         for text in kernel_sources(experiment):
             console.print(text, markup=False, soft_wrap=True)
@@ -56,28 +61,27 @@ def inspect(conf: Config, cfg: DictConfig) -> None:
     for kind, parameters in network.parameter_groups().items():
         if parameters:
             numbers = sum(p.numel() for p in parameters)
-            console.print(f"{kind}: {numbers:,} parameters in {len(parameters)} tensors, lr {rates[kind]:g}")
+            say(f"{kind}: {numbers:,} parameters in {len(parameters)} tensors, lr {rates[kind]:g}")
     for name, delay in network.delays.items():
-        console.print(f"{name}: {delay.describe(conf.trainer.max_epochs)}", soft_wrap=True)
+        say(f"{name}: {delay.describe(conf.trainer.max_epochs)}")
     for line in describe_data(info, conf):
-        console.print(line, markup=False, soft_wrap=True)
+        say(line)
     for line in preview.describe(experiment.source):
-        console.print(f"      {line}", markup=False, soft_wrap=True)
+        say(f"      {line}")
     if HydraConfig.initialized():
         picture = Path(HydraConfig.get().runtime.output_dir) / "samples.png"
         preview.draw(experiment.source, picture)
-        console.print(f"      some samples: {picture}", markup=False, soft_wrap=True)
+        say(f"      some samples: {picture}")
     step = network.step_memory_bytes(conf.dataset.batch_size)
     at_once = min(conf.trainer.checkpoint_steps or info.num_steps, info.num_steps)
     segments = f" (activations of {at_once} at once)" if at_once < info.num_steps else ""
-    console.print(
+    say(
         f"memory: about {as_size(step)} (estimate) for a training step of {conf.dataset.batch_size} samples "
-        f"x {info.num_steps} steps{segments}, {as_size(info.max_batch_bytes)} for a batch in the loader",
-        soft_wrap=True,
+        f"x {info.num_steps} steps{segments}, {as_size(info.max_batch_bytes)} for a batch in the loader"
     )
     for problem in (small_batch(experiment), *memory(experiment, available_bytes(experiment.device))):
         if problem is not None:
-            console.print(f"task=train will refuse: {problem}", markup=False, soft_wrap=True)
+            say(f"task=train will refuse: {problem}")
 
 
 def kernel_sources(experiment: Experiment) -> Iterator[str]:

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from snnexp.collector import importing
 from snnexp.config import Config
+from snnexp.terminal import wrapped
 
 if TYPE_CHECKING:
     from snnexp.data.base import DataInfo
@@ -24,7 +25,7 @@ def prepare(conf: Config, cfg: DictConfig) -> None:
     print(fetch(conf.dataset))
     source = open_data(conf.dataset, torch.device("cpu"))
     for line in describe_data(source.info, conf):
-        print(line)
+        print(wrapped(line))
 
 
 def describe_data(info: DataInfo, conf: Config) -> list[str]:
