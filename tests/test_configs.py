@@ -24,6 +24,7 @@ PARTNERS = {
     "task/evaluate": ["run_id=x"],
     "task/export": ["run_id=x"],
     "task/probe": ["run_id=x"],
+    "task/diagnose": ["run_id=x"],
 }
 
 

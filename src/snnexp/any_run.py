@@ -13,7 +13,7 @@ from snnexp.config import DatasetConf, EncoderConf
 from snnexp.schema.fields import AnyNames
 
 ANY = "_any"
-TASKS = ("evaluate", "export", "report", "probe")  # on runs that exist
+TASKS = ("evaluate", "export", "report", "probe", "diagnose")  # on runs that exist
 BASES: dict[str, type[Any]] = {"dataset": DatasetConf, "encoder": EncoderConf}
 
 

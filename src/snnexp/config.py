@@ -73,11 +73,15 @@ class Config:
 
     seed: int = number(0, low=0)
     device: str = choice("auto", "auto", "cpu", "cuda")
-    task: str = choice("train", "train", "evaluate", "inspect", "prepare", "report", "export", "reproduce", "probe")
-    run_id: str | None = None  # task=evaluate, export, probe: the MLflow run to load
-    checkpoint: str = choice("best", "best", "last")  # task=evaluate, export, probe
+    task: str = choice(
+        "train", "train", "evaluate", "inspect", "prepare", "report", "export", "reproduce", "probe", "diagnose"
+    )
+    run_id: str | None = None  # task=evaluate, export, probe, diagnose: the MLflow run to load
+    checkpoint: str = choice("best", "best", "last")  # task=evaluate, export, probe, diagnose
     format: str = choice("weights", "weights", "nir")  # task=export: a file of weights, or a NIR graph
-    trust_code: bool = False  # task=evaluate, probe, export: import the code that the run's own configuration names
+    trust_code: bool = (
+        False  # task=evaluate, probe, diagnose, export: import the code that the run's own configuration names
+    )
     show: str = choice("all", "all", "kernel")  # task=inspect: everything, or the source of the neurons' kernels
     state_dir: str = "./runs"  # training states, one stable folder per run
     results_dir: str = "./results"  # task=reproduce: where the tables go

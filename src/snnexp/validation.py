@@ -288,7 +288,7 @@ def _optimizer(o: OptimizerConf) -> Iterator[str]:
 
 
 def _past(conf: Config) -> Iterator[str]:
-    if conf.task in ("evaluate", "export", "probe") and conf.run_id is None:
+    if conf.task in ("evaluate", "export", "probe", "diagnose") and conf.run_id is None:
         yield f"task={conf.task}: needs run_id=<id of an MLflow run>; the last lines of each run print it."
     if conf.tracking.name not in TRACKERS:
         yield unknown_choice("tracking.name", conf.tracking.name, TRACKERS)

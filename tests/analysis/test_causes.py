@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import random
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -155,3 +157,25 @@ def test_more_of_the_campaign_and_healthy_runs() -> None:
     assert sum(case.right for case in cases) >= 0.95 * len(cases), [case for case in cases if not case.right]
     runs = [faults.healthy(rng) for _ in range(8)]
     assert [run for run in runs if run[1] and run[2]] == []
+
+
+@pytest.mark.slow
+def test_the_task_on_a_finished_run(snnexp: Any, tmp_path: Path) -> None:
+    words = ("tracking=off", "neuron.engine=reference", "dataset.limit_train=64", "dataset.limit_val=32")
+    done = snnexp(
+        "model.spec=FC16-SN-FC-SN", "neuron.threshold=90", "trainer.max_epochs=1", "trainer.plots=false", *words
+    )
+    assert done.returncode == 0, done.stderr
+    assert "(weights_too_small)" in re.sub(r"\s+", " ", done.stdout)
+    run = re.search(r"runs/(digits-fixed-\w+/001)", done.stdout)
+    assert run is not None
+    told = snnexp("task=diagnose", f"run_id={run[1]}", "tracking=off")
+    assert told.returncode == 0, told.stderr
+    assert "(weights_too_small)" in re.sub(r"\s+", " ", told.stdout)
+    [written] = tmp_path.rglob("diagnosis.json")
+    causes = json.loads(written.read_text())["causes"]
+    assert {name: cause["cause"] for name, cause in causes.items()} == {
+        "sn1": "weights_too_small",
+        "sn2": "input_silent",
+    }
+    assert written.with_suffix(".png").is_file() and written.with_suffix(".pdf").is_file()

@@ -8,7 +8,7 @@ weights is taken at which no layer is mostly dead or saturated, counted here fro
 in the configuration, the weights, the surrogate or the data, by other means than the diagnosis measures with. If it
 does not make the planted layer mostly dead (saturated, without a gradient), again counted here, it is none, and another
 is drawn. The layers before the planted one are untouched. Healthy runs are trained, and whatever the diagnosis says
-after an epoch is an alarm; a run is healthy if its accuracy on the validation split ends above twice chance.
+after an epoch is an alarm; a run is healthy if half of the validation split is classified right in the end.
 """
 
 from __future__ import annotations
@@ -99,12 +99,12 @@ def conf_of(data: str, neuron: str, spec: str, *more: str) -> Config:
 
 
 @lru_cache(8)
-def source_of(data: str) -> Any:
-    return open_source(conf_of(data, "fixed", DATA[data][0]))
+def source_of(data: str, *more: str) -> Any:
+    return open_source(conf_of(data, "fixed", DATA[data][0], *more))
 
 
-def experiment_of(conf: Config) -> Experiment:
-    return assemble(conf, source_of(conf.dataset.name))
+def experiment_of(conf: Config, *more: str) -> Experiment:
+    return assemble(conf, source_of(conf.dataset.name, *more))
 
 
 def counted(experiment: Experiment) -> dict[str, tuple[float, float, float]]:
@@ -136,7 +136,8 @@ def alive(data: str, neuron: str, spec: str, seed: int, *more: str) -> Experimen
     conf = conf_of(data, neuron, spec, *more)
     for gain in GAINS:
         tried = replace(conf, seed=seed, model=replace(conf.model, gain=gain * conf.model.gain))
-        experiment = experiment_of(tried)
+        data_keys = [key for key in more if key.startswith("dataset.")]
+        experiment = experiment_of(tried, *data_keys)
         hidden = list(counted(experiment).values())
         if all(dead <= MOSTLY and full <= MOSTLY and blind <= MOSTLY for dead, full, blind in hidden):
             return experiment
@@ -337,17 +338,26 @@ def examine(experiment: Experiment, history: dict[str, Any]) -> tuple[str, str]:
 # --- healthy runs -----------------------------------------------------------------------------------------------------
 
 
-def healthy(rng: random.Random, epochs: int = 6) -> tuple[str, bool, list[str]]:
+LEARNED = 0.5  # validation accuracy at the end
+MORE = {
+    "digits": ["dataset.limit_train=640", "dataset.limit_val=145"],
+    "randman": ["dataset.limit_train=640", "dataset.limit_val=100"],
+    "motion": ["dataset.limit_train=160", "dataset.limit_val=64"],
+    "nmnist": ["dataset.limit_train=640", "dataset.limit_val=80"],
+}
+
+
+def healthy(rng: random.Random, epochs: int = 8) -> tuple[str, bool, list[str]]:
     """Train one; whether it learned, and what was said after any epoch."""
-    data = rng.choice(("digits", "digits", "randman", "motion", "nmnist"))
+    data = rng.choice(("digits", "digits", "randman", "nmnist"))  # motion learns too slowly for so few samples
     neuron, spec = rng.choice(NEURONS), rng.choice(DATA[data])
-    experiment = alive(data, neuron, spec, rng.randrange(10_000))
+    experiment = alive(data, neuron, spec, rng.randrange(10_000), *MORE[data])
     name = f"{data} {neuron} {spec}"
     if experiment is None:
         return name, False, []
     conf, explainer = experiment.conf, Explainer(experiment)
     optimizer = build_optimizer(
-        replace(conf.optimizer, lr=max(conf.optimizer.lr, 5e-3)), experiment.network.parameter_groups()
+        replace(conf.optimizer, lr=max(conf.optimizer.lr, 3e-3)), experiment.network.parameter_groups()
     )
     history: dict[str, Any] = defaultdict(list)
     meters = {split: ActivityMeter(experiment.network, 0.01) for split in ("train", "val")}
@@ -361,7 +371,7 @@ def healthy(rng: random.Random, epochs: int = 6) -> tuple[str, bool, list[str]]:
             history[key].append((epoch, value))
         causes = explainer.explain(meters["val"], "val", history)
         alarms += [f"epoch {epoch}: {layer} {verdict.cause}" for layer, verdict in causes.items()]
-    return name, accuracy > 2 / experiment.source.info.num_classes, alarms
+    return f"{name}: {accuracy:.2f}", accuracy >= LEARNED, alarms
 
 
 def tally(cases: list[Case], key: str) -> dict[str, str]:

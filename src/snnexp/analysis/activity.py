@@ -315,8 +315,9 @@ def _gradient_metrics(split: str, name: str, layer: LayerActivity) -> dict[str, 
         norms = layer.gradients.neurons
         for statistic, value in (("min", norms.min()), ("mean", norms.mean()), ("max", norms.max())):
             metrics[f"{split}/weight_gradient/{statistic}/{name}"] = float(value)
-        usual, largest = float(layer.gradients.batches.median()), float(layer.gradients.batches.max())
-        metrics[f"{split}/weight_gradient/burst/{name}"] = largest / max(usual, 1e-30) if largest else 1.0
+        there = layer.gradients.batches[layer.gradients.batches > 0]  # none at all is no smaller one
+        burst = float(there.max() / there.median()) if len(there) else 1.0
+        metrics[f"{split}/weight_gradient/burst/{name}"] = burst
     return metrics
 
 

@@ -31,6 +31,8 @@ from snnexp.analysis.drawing import (
     save_figure,
     whole_numbers,
 )
+from snnexp.analysis.fate_plots import layer_maps, survival_curves
+from snnexp.analysis.fates import Fates
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -284,6 +286,7 @@ def save_run_plots(
     class_names: Sequence[str],
     samples: Mapping[str, int],
     about: str = "",
+    fates: Fates | None = None,
 ) -> list[Path]:
     """Draw everything that a finished run has; returns the files.
 
@@ -291,6 +294,7 @@ def save_run_plots(
         distributions: learned quantity (threshold, beta, alpha, delay) -> layer -> (epoch, values).
         samples: of a pass, by split.
         about: what the run is, for the titles: "digits, rouser, seed 0".
+        fates: what became of each neuron.
     """
     names = class_names
     figures = {
@@ -304,6 +308,8 @@ def save_run_plots(
         f"{quantity}_histograms": value_histograms(layers, quantity, about)
         for quantity, layers in distributions.items()
     }
+    if fates:
+        figures |= {"layer_maps": layer_maps(fates, about), "survival": survival_curves(fates, about)}
     return save_figures(folder, figures)
 
 

@@ -18,6 +18,7 @@ import torch
 from snnexp.analysis.activity import ActivityMeter, counted_eps
 from snnexp.analysis.causes import Explainer, Verdict
 from snnexp.analysis.diagnosis import diagnose
+from snnexp.analysis.fates import record
 from snnexp.analysis.weight_gradients import weight_norms
 from snnexp.errors import DataError
 from snnexp.experiment import Experiment
@@ -130,6 +131,7 @@ def fit(
             state.best.digest = save_weights(folder.next_best, network.final_state(), config, facts)
         asked = conf.trainer.diagnose or rescue.waits
         split = "val" if validates else "train"
+        record(state.fates, epoch, meters[split].last)
         known = state.with_latest(epoch, metrics)
         causes = explainer.explain(meters[split], split, known) if conf.trainer.diagnose else {}
         findings = diagnose(network, meters[split], conf, causes) if asked else []
@@ -178,6 +180,7 @@ def _before_training(
     findings = diagnose(experiment.network, meters[split], experiment.conf) if rescue.waits else []
     metrics |= rescue.between_epochs(0, meters["train"], findings)
     state.record(0, metrics)
+    record(state.fates, 0, meters[split].last)
     tracker.log_epoch(0, metrics)
     display.finish_epoch(0, metrics, improved=False)
 
@@ -234,6 +237,7 @@ def _save(
                 "seconds": state.seconds,
                 "history": state.history,
                 "distributions": state.distributions,
+                "fates": state.fates,
             },
         },
     )

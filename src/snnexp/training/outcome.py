@@ -179,7 +179,14 @@ def _draw(experiment: Experiment, state: Fit, outcome: Outcome, folder: RunFolde
     samples = {split: planned_samples(experiment, split) for split in info.counts}
     about = f"{info.name}, {experiment.conf.neuron.called}, seed {experiment.conf.seed}"
     for path in save_run_plots(
-        folder.path / "plots", state.history, state.distributions, outcome, info.class_names, samples, about
+        folder.path / "plots",
+        state.history,
+        state.distributions,
+        outcome,
+        info.class_names,
+        samples,
+        about,
+        state.fates,
     ):
         tracker.log_artifact(path, "plots")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -40,6 +41,8 @@ class Fit:
     history: History = field(default_factory=dict)
     # quantity -> layer -> (epoch, values): for the histograms of learned thresholds and decays over training
     distributions: dict[str, dict[str, list[tuple[int, Tensor]]]] = field(default_factory=dict)
+
+    fates: dict[str, Any] = field(default_factory=dict)  # what became of each neuron: `analysis/fates.py`
 
     def record(self, epoch: int, metrics: dict[str, float]) -> None:
         """Add the metrics of an epoch to the history."""
