@@ -7,7 +7,7 @@ A layer is looked at if more than half of its neurons are dead, saturated or gra
     threshold_risen         the threshold was learned upwards, and most dead neurons reach the one they started from;
                             or the layer was alive before the threshold doubled
     killed_by_update        the layer was well at the end of an epoch and in a bad state at the end of the next, in
-                            which its weights doubled in size, or one gradient was a thousand times the usual one
+                            which its weights doubled in size, or one gradient was a hundred times the usual one
     saturated               the layer is mostly saturated
     surrogate_out_of_reach  the layer is mostly gradient-dead, though not mostly dead
     inhibited               most dead neurons would fire if what is negative of their input were positive, and the mean
@@ -42,7 +42,7 @@ SAMPLES = 32  # of a batch: what is looked at neuron by neuron
 NEURONS = 2000  # of a layer, evenly chosen
 RISEN = 1.2  # times the threshold at the start
 LARGE_UPDATE = 2.0  # times the size of the weights an epoch before
-BURST = 1000.0  # times the usual gradient
+BURST = 100.0  # times the usual gradient; of Fig. 6b of Rouser it is 450 to 2,600 in the first epoch
 WORTH = 2.0  # inputs that a leaky membrane holds at most
 NEGATIVE = 0.75  # share of a layer whose mean input is negative
 History = Mapping[str, Sequence[tuple[int, float]]]
