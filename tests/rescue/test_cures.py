@@ -275,6 +275,7 @@ def test_learned_thresholds_wait_for_the_diagnosis() -> None:
     assert rescue.between_epochs(1, meter, [("sn2 dead", "..."), ("input silent", "...")]) == {"rescue/fired/sn2": 1.0}
     assert rescue.between_epochs(2, meter, [("sn2 dead", "...")]) == {}  # once
     assert rescue.tags() == {"rescue.fired": "sn2 after epoch 1"}
+    assert rescue.told(1) == "rescue=rouser acts on sn2 from here on: dead after epoch 1." and not rescue.told(2)
     train_pass(experiment, optimizer, 2, meter, rescue=rescue)
     moved = {name for name, layer in layers.items() if not bool((layer.threshold == 1).all())}
     assert moved == {"sn2"}

@@ -100,6 +100,14 @@ class Rescue:
         activity: Mapping[str, LayerActivity] = meter.last
         return metrics | self.cure.between_epochs(epoch, activity)
 
+    def told(self, epoch: int) -> str:
+        """A line for the user if the cure began on diagnosed layers after this epoch; else empty."""
+        began = [name for name, since in (self.cure.since if self.cure else {}).items() if since == epoch]
+        if not self.waits or not began:
+            return ""
+        name = self.cure.conf.name if self.cure else ""
+        return f"rescue={name} acts on {', '.join(began)} from here on: dead after epoch {epoch}."
+
     def tags(self) -> dict[str, str]:
         """For the record: which layers were diagnosed, and after which epoch."""
         if not self.waits or self.cure is None:

@@ -148,6 +148,8 @@ def fit(
         display.finish_epoch(epoch, metrics, improved)
         if conf.trainer.diagnose:
             _tell(findings, causes, tracker, display)
+        if line := rescue.told(epoch):
+            display.say(line)
     tracker.log_tags(rescue.tags())
     callbacks.call("on_end", context)
     facts = {"epoch": state.epoch, "role": "last", **made_on}
@@ -183,6 +185,8 @@ def _before_training(
     record(state.fates, 0, meters[split].last)
     tracker.log_epoch(0, metrics)
     display.finish_epoch(0, metrics, improved=False)
+    if line := rescue.told(0):
+        display.say(line)
 
 
 def _learned(experiment: Experiment, state: Fit, epoch: int) -> dict[str, float]:
