@@ -13,8 +13,7 @@ from pathlib import Path
 
 from snnexp.analysis.energy import TABLES
 from snnexp.claims.bench_figures import draw_bench, draw_rouser
-from snnexp.claims.bench_runs import EPOCHS, curve, read_bench, share
-from snnexp.claims.collect import read_results
+from snnexp.claims.bench_runs import EPOCHS, curve, read_bench, read_rouser, share
 from snnexp.claims.judge import Run
 
 BLOCK = re.compile(r"(<!-- made: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -75,17 +74,16 @@ def _epoch_seconds(run: Run) -> float:
 
 def rouser_table(folder: Path) -> str:
     """Each trial of each cure on Rouser's dying network."""
-    path = folder / "rouser_cures.json"
-    if not path.is_file():
+    arms, runs = read_rouser(folder)
+    if not runs:
         return "Not run yet.\n"
-    _, claim, runs = read_results(path)
     last = max((run.epochs for run in runs), default=0)
     lines = [
         f"| trial | setting | seeds | test accuracy, % | best validation accuracy, % | dead after epoch {last}, 1 / 2 "
         "/ output, % | gradient-dead, 1 / 2 / output, % | synops per sample, millions |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for arm, values in claim.arms.items():
+    for arm, values in arms.items():
         if chosen := [run for run in runs if run.arm == arm]:
             lines.append(_rouser_row(arm, values, chosen, last))
     return "\n".join(lines) + "\n"

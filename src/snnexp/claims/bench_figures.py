@@ -14,8 +14,7 @@ from snnexp.analysis.drawing import (
     new_figure,
     save_figure,
 )
-from snnexp.claims.bench_runs import EPOCHS, Cells, curve, read_bench, share
-from snnexp.claims.collect import read_results
+from snnexp.claims.bench_runs import EPOCHS, Cells, curve, read_bench, read_rouser, share
 from snnexp.claims.judge import Run
 
 if TYPE_CHECKING:
@@ -81,11 +80,10 @@ def _colour(position: int) -> str:
 @in_style
 def draw_rouser(stem: Path, folder: Path) -> list[Path]:
     """Dead neurons of the output layer and accuracy for each trial on Rouser's dying network."""
-    path = folder / "rouser_cures.json"
-    if not path.is_file():
+    known, runs = read_rouser(folder)
+    if not runs:
         return []
-    _, claim, runs = read_results(path)
-    arms = [arm for arm in claim.arms if any(run.arm == arm for run in runs)]
+    arms = [arm for arm in known if any(run.arm == arm for run in runs)]
     last = max(run.epochs for run in runs)
     samples = runs[0].samples.get("train", 0)
     figure = new_figure(3.4, f"Rouser's dying network, {samples} samples, no clipping: after {last} epochs")

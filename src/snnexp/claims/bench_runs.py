@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 from pathlib import Path
+from typing import Any
 
 from snnexp.claims.collect import read_results
 from snnexp.claims.judge import Run
@@ -27,6 +28,18 @@ def read_bench(folder: Path) -> tuple[Cells, list[str]]:
             arms = arms or list(claim.arms)
     order = sorted(cells, key=lambda cell: (DATASETS.index(cell[0]), cell[1]))
     return {cell: cells[cell] for cell in order}, arms
+
+
+def read_rouser(folder: Path) -> tuple[dict[str, dict[str, Any]], list[Run]]:
+    """Arms and runs of results/rouser_cures.json (the trials) and rouser_cures_best.json (three seeds of the best)."""
+    arms: dict[str, dict[str, Any]] = {}
+    found: dict[tuple[str, int], Run] = {}
+    for name in ("rouser_cures_best", "rouser_cures"):
+        if (path := folder / f"{name}.json").is_file():
+            _, claim, runs = read_results(path)
+            arms = arms or claim.arms
+            found |= {(run.arm, run.seed): run for run in runs}
+    return arms, [found[key] for key in sorted(found, key=lambda key: (list(arms).index(key[0]), key[1]))]
 
 
 def curve(run: Run, name: str) -> dict[int, float]:
