@@ -175,7 +175,7 @@ def test_folders_and_dangling_links_are_named(tmp_path: Path) -> None:
         ("threshold=1", "Did you mean encoder.threshold or neuron.threshold?"),
         ("epochs=1", "Did you mean trainer.max_epochs?"),
         ("batch_sze=1", "Did you mean dataset.batch_size?"),
-        ("rouser", "Did you mean neuron=rouser?"),
+        ("rouser", "Did you mean neuron=rouser or rescue=rouser?"),
         ("state_dir=null", """'state_dir="null"'"""),
         ('tracking.run_name=a"(b', r"""'tracking.run_name="a\"(b"'"""),
         ("neuron=../neuron/fixed", "a name, not a path"),

@@ -265,7 +265,7 @@ def test_an_interrupt_while_the_run_is_being_opened_leaves_killed_on_both_sides(
     from snnexp import interrupts
 
     monkeypatch.setattr(interrupts, "_ending", False)
-    monkeypatch.setattr(MlflowTracker, "catch_up", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(MlflowTracker, "_is_up_to_date", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         open_run(config)
     store = connect(f"sqlite:///{start_dir}/mlflow.db", "snnexp")

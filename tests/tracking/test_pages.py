@@ -97,7 +97,7 @@ def test_the_description_has_the_table_and_names_the_plots(
     ],
 )
 def test_how_a_sweep_ended_is_said_truly(statuses: list[str], complete: bool, failed: int, text: str) -> None:
-    said = " ".join(_how_it_ended(Counter(statuses), complete, Counter(failed=failed), 0))
+    said = " ".join(_how_it_ended(Counter(statuses), complete, Counter(failed=failed), 0, 0))
     assert said.startswith(text)
 
 

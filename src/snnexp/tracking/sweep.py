@@ -24,7 +24,6 @@ from snnexp.atomic import write_atomically
 from snnexp.commands import command_line, option_folders
 from snnexp.errors import SnnexpError
 from snnexp.search.conf import search_identity, search_of
-from snnexp.search.preparing import prepare
 from snnexp.terminal import wrapped
 from snnexp.tracking import sweep_folder
 from snnexp.tracking.identity import is_bookkeeping
@@ -107,6 +106,8 @@ class SweepParent(Callback):
         """
         try:
             if search_of(config) is not None:
+                from snnexp.search.preparing import prepare  # imports numpy
+
                 prepare(config, sweep_id_of(config))
             if config.tracking.name == "off" or config.task != "train":
                 return
