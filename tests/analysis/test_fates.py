@@ -96,6 +96,6 @@ def test_figures() -> None:
     page = diagnosis_page(history, "val", STORY, {"sn1": "50 % of its 4 neurons never fired."}, "digits")
     assert len(page.axes) == 4 and len(page.axes[0].lines) == 2
     assert "50 % of its 4 neurons never" in page.axes[3].texts[0].get_text()
-    empty = diagnosis_page({}, "val", {}, {"sn1": "Nothing is wrong with it."}, "digits")
+    empty = diagnosis_page({}, "val", {}, {"sn1": "It is not mostly dead."}, "digits")
     assert empty.axes[1].texts[0].get_text() == "not counted"
     assert survival_curves({}).axes[0].texts and layer_maps({}).axes[0].texts

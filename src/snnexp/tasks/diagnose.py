@@ -44,7 +44,7 @@ def diagnose(conf: Config, cfg: DictConfig) -> None:
     for _, text in findings:
         display.say(f"  ! {text}", hang=2)
     if not findings:
-        display.say(f"  Nothing is wrong: no layer is mostly dead, saturated or without a gradient ({split} split).")
+        display.say(f"  No layer is mostly dead, saturated or without a gradient ({split} split).")
     if HydraConfig.initialized():
         folder = Path(HydraConfig.get().runtime.output_dir)
         content = {
@@ -96,7 +96,7 @@ def _page(
     from snnexp.analysis.fates import record
 
     record(fates, epoch, meter.last)
-    words = dict.fromkeys(meter.last, "Nothing is wrong with it.")
+    words = dict.fromkeys(meter.last, "It is not mostly dead, saturated or without a gradient.")
     for key, text in findings:
         name = key.partition(" ")[0]
         if name in words:
