@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from snnexp.claims.bench import bench_table, filled, over_seeds
+from snnexp.claims.bench import bench_table, filled, main, over_seeds
 from snnexp.claims.bench_runs import curve, read_bench, share
 from snnexp.cli import conf_dir
 
@@ -49,6 +49,15 @@ def test_the_table_by_hand(tmp_path: Path) -> None:
     page = filled("before\n<!-- made: deep_silence -->\nold\n<!-- end -->\nafter\n", tmp_path)
     assert "old" not in page and table in page and page.endswith("<!-- end -->\nafter\n")
     assert filled(page, tmp_path) == page
+
+
+def test_a_folder_without_results_does_not_empty_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- made: deep_silence -->\na table\n<!-- end -->\n")
+    monkeypatch.setattr("sys.argv", ["bench", str(tmp_path), str(page)])
+    with pytest.raises(SystemExit, match="no deep_silence_"):
+        main()
+    assert "a table" in page.read_text()
 
 
 def test_means_and_spreads() -> None:

@@ -144,6 +144,8 @@ def main() -> None:
     """Fill the page and draw its figures."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "results")
     target = Path(sys.argv[2] if len(sys.argv) > 2 else "docs/dead-neurons.md")
+    if not read_bench(folder)[0]:  # a page full of tables would lose them
+        sys.exit(f"{folder}: no deep_silence_<data set>_<depth>.json in it. Run this where results/ lies, or name it.")
     target.write_text(filled(target.read_text(encoding="utf-8"), folder), encoding="utf-8")
     images = target.parent / "images"
     written = [*draw_bench(images / "deep_silence", folder), *draw_rouser(images / "rouser_cures", folder)]
