@@ -29,6 +29,7 @@ from hydra import compose, initialize_config_dir
 from snnexp.analysis.activity import ActivityMeter
 from snnexp.analysis.causes import Cause, Explainer
 from snnexp.analysis.diagnosis import diagnose
+from snnexp.analysis.voice import waiting
 from snnexp.analysis.weight_gradients import weight_norms
 from snnexp.cli import conf_dir
 from snnexp.config import Config, register_schemas
@@ -348,7 +349,7 @@ MORE = {
 
 
 def healthy(rng: random.Random, epochs: int = 8) -> tuple[str, bool, list[str]]:
-    """Train one; whether it learned, and what was said after any epoch."""
+    """Train one as a run does, epoch 0 included; whether it learned, and what was said after any epoch."""
     data = rng.choice(("digits", "digits", "randman", "nmnist"))  # motion learns too slowly for so few samples
     neuron, spec = rng.choice(NEURONS), rng.choice(DATA[data])
     experiment = alive(data, neuron, spec, rng.randrange(10_000), *MORE[data])
@@ -362,15 +363,25 @@ def healthy(rng: random.Random, epochs: int = 8) -> tuple[str, bool, list[str]]:
     history: dict[str, Any] = defaultdict(list)
     meters = {split: ActivityMeter(experiment.network, 0.01) for split in ("train", "val")}
     alarms, accuracy = [], 0.0
-    for epoch in range(1, epochs + 1):
-        train_pass(experiment, optimizer, epoch, meters["train"])
-        metrics = meters["train"].metrics("train")
+    layers = list(experiment.network.spiking_layers)
+    for epoch in range(epochs + 1):
+        metrics: dict[str, float] = {}
+        if epoch:
+            train_pass(experiment, optimizer, epoch, meters["train"])
+            metrics |= meters["train"].metrics("train")
         accuracy = evaluation_pass(experiment, "val", meters["val"], epoch).accuracy
         metrics |= meters["val"].metrics("val")
+        metrics |= {f"weights/norm/{name}": norm for name, norm in weight_norms(experiment.network).items()}
         for key, value in metrics.items():
             history[key].append((epoch, value))
+        if not epoch:
+            continue  # a run says nothing before training
         causes = explainer.explain(meters["val"], "val", history)
-        alarms += [f"epoch {epoch}: {layer} {verdict.cause}" for layer, verdict in causes.items()]
+        waits = waiting(layers, causes, explainer.waking) if epoch < epochs else set()
+        for layer, verdict in causes.items():
+            share = metrics[f"val/dead_fraction/{layer}"]
+            note = f"epoch {epoch}: {layer} {verdict.cause}, {share:.0%} dead"
+            alarms += [] if layer in waits else [note]
     return f"{name}: {accuracy:.2f}", accuracy >= LEARNED, alarms
 
 

@@ -45,6 +45,8 @@ LARGE_UPDATE = 2.0  # times the size of the weights an epoch before
 BURST = 100.0  # times the usual gradient; of Fig. 6b of Rouser it is 450 to 2,600 in the first epoch
 WORTH = 2.0  # inputs that a leaky membrane holds at most
 NEGATIVE = 0.75  # share of a layer whose mean input is negative
+WAKES = 0.1  # of a layer within an epoch: that many neurons less in a bad state, and it comes back by itself
+SHARES = {"dead": "dead_fraction", "saturated": "saturated_fraction", "gradient_dead": "gradient_dead"}  # their metrics
 History = Mapping[str, Sequence[tuple[int, float]]]
 
 
@@ -108,10 +110,14 @@ class Drives:
 
 
 class Explainer:
-    """Finds the causes in a run. It looks at the network's inside only if a layer is in a bad state that is new."""
+    """Finds the causes in a run. It looks at the network's inside only if a layer is in a bad state that is new.
+
+    waking: which of the layers of the last answer may come back by themselves (`waking`).
+    """
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
+        self.waking: set[str] = set()
         self._last: tuple[dict[str, str], dict[str, Verdict]] = ({}, {})
 
     def explain(self, meter: ActivityMeter, split: str, history: History) -> dict[str, Verdict]:
@@ -124,7 +130,9 @@ class Explainer:
             for name in self.experiment.network.spiking_layers
             if name in meter.last and (state := bad_state(meter.last[name], *self._kind(name))) is not None
         }
-        if states != self._last[0]:
+        may_wake = {name for name, state in states.items() if waking(name, state, history)}
+        if (states, may_wake) != (self._last[0], self.waking):
+            self.waking = may_wake
             drives = self._drives(split) if "dead" in states.values() else None
             self._last = (
                 states,
@@ -209,25 +217,42 @@ def bad_state(activity: LayerActivity, fires_once: bool, read_by_membrane: bool 
     return "gradient_dead" if gone and not read_by_membrane else None
 
 
+def shares_of(name: str, history: History) -> dict[str, dict[int, float]]:
+    """State -> epoch -> share of a layer's neurons, in the validation passes, or in training where there are none."""
+    split = "val" if f"val/dead_fraction/{name}" in history else "train"
+    return {state: dict(history.get(f"{split}/{metric}/{name}", ())) for state, metric in SHARES.items()}
+
+
+def waking(name: str, state: str, history: History) -> bool:
+    """Whether a layer in a bad state may come back by itself, by the last two looks at it (epoch 0 is one).
+
+    Either its share in that state has fallen by a tenth of the layer; or it was well before, and a tenth of it is yet:
+    many layers that end well are worst after the first epoch.
+    """
+    shares = shares_of(name, history)
+    looks = sorted(shares[state])[-2:]
+    if len(looks) < 2:
+        return False
+    before, now = (shares[state][epoch] for epoch in looks)
+    was_well = all(share.get(looks[0], 0.0) <= MOSTLY for share in shares.values())
+    return before - now > WAKES - 1e-9 or (was_well and now < 1 - WAKES + 1e-9)
+
+
 def killed_at(name: str, history: History) -> tuple[int, dict[str, float]] | None:
     """The epoch in which a layer went from well to a bad state, and by how much its weights and gradients jumped.
 
-    By the validation passes, or those of training where there are none. None: it never was well, or is.
+    None: it never was well, or is.
     """
-    split = "val" if f"val/dead_fraction/{name}" in history else "train"
-    shares = [
-        dict(history.get(f"{split}/{state}/{name}", ()))
-        for state in ("dead_fraction", "saturated_fraction", "gradient_dead")
-    ]
-    epochs = sorted(shares[0])
-    alive = [epoch for epoch in epochs if all(share.get(epoch, 0.0) <= MOSTLY for share in shares)]
+    shares = shares_of(name, history)
+    epochs = sorted(shares["dead"])
+    alive = [epoch for epoch in epochs if all(share.get(epoch, 0.0) <= MOSTLY for share in shares.values())]
     if not alive or alive[-1] == epochs[-1]:
         return None
     epoch = min(e for e in epochs if e > alive[-1])
     size = dict(history.get(f"weights/norm/{name}", ()))
     burst = dict(history.get(f"train/weight_gradient/burst/{name}", ()))
     grown = size[epoch] / max(size[alive[-1]], 1e-30) if epoch in size and alive[-1] in size else 1.0
-    return epoch, {"weights": grown, "burst": burst.get(epoch, 1.0), "dead_before": shares[0][alive[-1]]}
+    return epoch, {"weights": grown, "burst": burst.get(epoch, 1.0), "dead_before": shares["dead"][alive[-1]]}
 
 
 def _risen(layer: SpikingLayer, activity: LayerActivity, start: float, was_alive: bool) -> Verdict | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from snnexp.analysis.activity import ActivityMeter, LayerActivity
 from snnexp.analysis.cause_words import advice, sentence
-from snnexp.analysis.causes import MOSTLY, Cause, Verdict
+from snnexp.analysis.causes import MOSTLY, Verdict, bad_state
 from snnexp.config import Config, DeltaEncoderConf, EventDatasetConf, LatencyEncoderConf, RateEncoderConf
 from snnexp.models.network import Network
 from snnexp.neurons.layer import SpikingLayer, invert
@@ -138,13 +138,15 @@ class _Examination:
                 found.append(self._dead())
             elif self.activity.saturated_fraction > MOSTLY and not self.layer.dynamics.fire_once and not found:
                 found.append(self._saturated())
-            elif self.verdict is not None and self.verdict.cause == Cause.surrogate_out_of_reach:
+            elif self.verdict and bad_state(self.activity, self.layer.dynamics.fire_once) == "gradient_dead":
                 found.append(self._out_of_reach(self.verdict))
         return found
 
     def _out_of_reach(self, verdict: Verdict) -> Finding:
+        reach = self.activity.reach
+        share = 0.0 if reach is None else float((reach == 0).double().mean())
         facts = (
-            f"{self.name}: no gradient passes {_percent(verdict.numbers['gradient_dead'])} of its {self._neurons:,} "
+            f"{self.name}: no gradient passes {_percent(share)} of its {self._neurons:,} "
             f"neurons in {self.activity.samples:,} samples. {sentence(verdict)}"
         )
         first, *others = advice(verdict, self.conf)

@@ -150,11 +150,15 @@ class Display:
         self._both(lambda columns: [table.row(epoch, metrics, improved, columns)])
 
     def advise(self, findings: Sequence[tuple[str, str]]) -> None:
-        """Print each finding (a key such as "sn1 dead", and its text) once per run, not once per epoch."""
+        """Print each finding (a key such as "sn1 dead", and its text) once, not once per epoch; see `forget`."""
         for key, text in findings:
             if key not in self._advised:
                 self._advised.add(key)
                 self.say(f"  ! {text}", hang=2)
+
+    def forget(self, is_over: Callable[[str], bool]) -> None:
+        """Findings with keys that are over are printed again if they return."""
+        self._advised = {key for key in self._advised if not is_over(key)}
 
     def repeat(self, findings: Sequence[tuple[str, str]]) -> None:
         """The same about the test pass, after the table, whether it was said before or not."""

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
+from snnexp.analysis import voice
 from snnexp.analysis.activity import ActivityMeter, counted_eps
-from snnexp.analysis.causes import Explainer, Verdict
+from snnexp.analysis.causes import Explainer
 from snnexp.analysis.diagnosis import diagnose
 from snnexp.analysis.fates import record
 from snnexp.analysis.weight_gradients import weight_norms
@@ -78,6 +79,7 @@ def fit(
         state = _restore(folder, experiment, optimizer, scheduler, meters, callbacks, rescue)
         for epoch in range(state.epoch + 1):  # what the record may have missed when the run was cut off
             tracker.log_epoch(epoch, {k: v for k, points in state.history.items() for e, v in points if e == epoch})
+        tracker.log_tags({f"cause.{name}": claim for name, claim in state.causes.items()})
         display.say(f"Continuing after epoch {state.epoch} of {conf.trainer.max_epochs}.")
     else:
         if any(step > 0 for points in tracker.history().values() for step, _ in points):
@@ -140,6 +142,10 @@ def fit(
         state.record(epoch, metrics)
         ends = state.stopped_early or epoch == conf.trainer.max_epochs
         state.pruned = trial is not None and trial.prunes(state.history, epoch) and not ends
+        waits: set[str] = set()
+        if not (ends or state.pruned):
+            waits = voice.waiting(list(network.spiking_layers), causes, explainer.waking)
+        claims = voice.tags(state.causes, causes, waits, epoch)
         _save(folder, state, experiment, optimizer, scheduler, meters, callbacks, config, rescue)
         if improved:
             folder.next_best.replace(folder.best)
@@ -147,7 +153,9 @@ def fit(
         tracker.log_epoch(epoch, metrics)
         display.finish_epoch(epoch, metrics, improved)
         if conf.trainer.diagnose:
-            _tell(findings, causes, tracker, display)
+            display.forget(lambda key: voice.is_over(key, state.history))
+            display.advise(voice.spoken(findings, causes, waits))
+            tracker.log_tags(claims)
         if line := rescue.told(epoch):
             display.say(line)
     tracker.log_tags(rescue.tags())
@@ -155,13 +163,6 @@ def fit(
     facts = {"epoch": state.epoch, "role": "last", **made_on}
     folder.note_weights("last", state.epoch, save_weights(folder.last, network.final_state(), config, facts))
     return state
-
-
-def _tell(findings: list[tuple[str, str]], causes: dict[str, Verdict], tracker: Tracker, display: Display) -> None:
-    """Say what is wrong, once for each layer, state and cause; the causes are tags as soon as they are known."""
-    display.advise([(f"{key} {getattr(causes.get(key.split()[0]), 'cause', '')}", text) for key, text in findings])
-    if causes:
-        tracker.log_tags({f"cause.{name}": str(verdict.cause) for name, verdict in causes.items()})
 
 
 def _before_training(
@@ -242,6 +243,7 @@ def _save(
                 "history": state.history,
                 "distributions": state.distributions,
                 "fates": state.fates,
+                **({"causes": state.causes} if state.causes else {}),
             },
         },
     )

@@ -43,6 +43,7 @@ class Fit:
     distributions: dict[str, dict[str, list[tuple[int, Tensor]]]] = field(default_factory=dict)
 
     fates: dict[str, Any] = field(default_factory=dict)  # what became of each neuron: `analysis/fates.py`
+    causes: dict[str, str] = field(default_factory=dict)  # layer -> what its tag `cause.<layer>` says
 
     def record(self, epoch: int, metrics: dict[str, float]) -> None:
         """Add the metrics of an epoch to the history."""
