@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.override_parser.types import Override
 from search_launcher import LR, Launcher
 
 from snnexp.errors import ConfigError, TrainingError
 from snnexp.launchers.worker import JobLost
-from snnexp.search.trial import ObjectiveError
+from snnexp.search.conf import SearchConf, directions
+from snnexp.search.trial import ObjectiveError, value_of
+from snnexp.tracking.sweep import SweepParent
 
 Searching = Callable[..., list[Any]]
 
@@ -121,6 +124,29 @@ def test_values_that_do_not_go_together_fail_alone(search: Searching, undrawn: N
     assert "nosuchneuron" in trials[1].user_attrs["error"]
 
 
+def test_a_value_that_is_not_finite_fails_its_trial_alone(search: Searching, undrawn: None) -> None:
+    def worth(job: dict[str, str]) -> float:
+        value = math.nan if job["hydra.sweeper.trial"] == "1" else near(job)
+        return value_of("val/own", {"val/own": [(1, value)]}, {})
+
+    assert states(search(Launcher(worth), LR, "hydra.sweeper.n_trials=3")) == {"COMPLETE": 2, "FAIL": 1}
+
+
+def test_options_that_glob_did_not_mean_before(
+    search: Searching, undrawn: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search(Launcher(lambda job: 0.5), "neuron=glob(*)", "hydra.sweeper.n_trials=1")
+    known = Override.sweep_string_iterator
+    monkeypatch.setattr(Override, "sweep_string_iterator", lambda word: [*known(word), "mine"])
+    with pytest.raises(ConfigError, match="neuron: its options are not those that this search was begun with, adlif"):
+        search(Launcher(lambda job: 0.5), "neuron=glob(*)", "hydra.sweeper.n_trials=2")
+
+
+@pytest.mark.parametrize(("name", "direction"), [("time/samples_per_s", "maximize"), ("time/epoch_s", "minimize")])
+def test_the_direction_by_the_name(name: str, direction: str) -> None:
+    assert directions(SearchConf(objectives=[name])) == [direction]
+
+
 def test_where_all_fail_the_search_ends(search: Searching, undrawn: None) -> None:
     def worth(job: dict[str, str]) -> float:
         raise TrainingError("the data are not there")
@@ -137,6 +163,27 @@ def test_where_all_fail_the_search_ends(search: Searching, undrawn: None) -> Non
     with pytest.raises(ObjectiveError):
         search(launcher, LR, "hydra.sweeper.objectives=[val/nothing]")
     assert len(launcher.jobs) == 1
+
+    def lost(job: dict[str, str]) -> float:
+        raise JobLost("out of memory")
+
+    launcher = Launcher(lost)
+    with pytest.raises(JobLost):
+        search(launcher, LR, "hydra.sweeper.n_trials=8")
+    assert len(launcher.jobs) == 3
+
+
+def test_what_was_found_is_said_although_the_objective_is_missing_later(
+    search: Searching, undrawn: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def worth(job: dict[str, str]) -> float:
+        if job["hydra.sweeper.trial"] == "1":
+            raise ObjectiveError("hydra.sweeper.objectives: threshold/mean/sn1 is no metric of this run.")
+        return near(job)
+
+    with pytest.raises(ObjectiveError):
+        search(Launcher(worth), LR, "hydra.sweeper.n_trials=4")
+    assert "Best: val/accuracy" in capsys.readouterr().out
 
 
 def test_a_lost_job_is_continued_by_the_same_command(search: Searching, undrawn: None) -> None:
@@ -217,3 +264,14 @@ def test_without_optuna_one_line_says_how_to_get_it(
     monkeypatch.setattr("snnexp.search.conf.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'snnexp\[hpo\]'"):
         search(Launcher(near), LR)
+
+
+def test_a_search_with_jobs_that_are_left_is_not_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = SweepParent()
+    closed: list[bool] = []
+    monkeypatch.setattr(parent, "_close", lambda complete: closed.append(complete))
+    parent.count(3, 1)
+    parent.on_multirun_end(None)
+    parent.count(3, 0, left=1)
+    parent.on_multirun_end(None)
+    assert closed == [True, False]

@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("optuna")
 
+from snnexp.errors import TrainingError
 from snnexp.library.borrowed import borrowed_process
 from snnexp.library.composing import composed
 from snnexp.search.conf import SearchConf
@@ -67,9 +68,10 @@ def test_the_value_is_that_of_the_weights_that_are_kept() -> None:
     assert value_of("val/loss", history, {}) == 0.5
     assert value_of("val/synops", {**history, "val/synops": [(2, 7.0)]}, {}) == 7.0  # measured once, at the end
     assert value_of("val/synops", history, {"val/synops": 8.0}) == 8.0
-    for bad in ({}, {"val/loss": [(1, float("nan"))]}):
-        with pytest.raises(ObjectiveError, match="has no value"):
-            value_of("val/loss", bad, {})
+    with pytest.raises(ObjectiveError, match="has no value"):
+        value_of("val/loss", {}, {})
+    with pytest.raises(TrainingError, match="val/loss is nan"):  # of this trial only
+        value_of("val/loss", {"val/loss": [(1, float("nan"))]}, {})
 
 
 def test_an_objective_that_is_not_there_is_said_before_training(trial: Trial) -> None:

@@ -73,6 +73,8 @@ def _summary(config: DictConfig, search: Search, asking: Asking, trials: Sequenc
     lines = [f"Search: {counts['COMPLETE'] + counts['PRUNED']} trials: {told}."]
     if counts["FAIL"]:
         lines.append("The same command tries other settings in the place of those that failed.")
+    if counts["RUNNING"]:
+        lines.append("The same command goes on with trials that were cut off.")
     best = asking.best()
     if len(search.conf.objectives) == 1:
         for trial in best:
@@ -122,7 +124,7 @@ def importances(search: Search, asking: Asking) -> dict[str, dict[str, float]]:
             evaluator = FanovaImportanceEvaluator(seed=0)
             found[name] = get_param_importances(asking.study, evaluator=evaluator, target=objective(index))
         except (ValueError, RuntimeError, ZeroDivisionError) as error:  # too few trials, or all are equal
-            log.info("importance for %s: %s", name, error)
+            log.debug("importance for %s: %s", name, error)  # the figure says that it is not known
     return found
 
 

@@ -20,7 +20,9 @@ DEFAULT_TRIALS = 20
 FREE = {"_target_", "n_trials", "n_jobs", "storage", "params", "study", "trial"}
 AT_THE_END = ("val/synops", "val/macs", "val/activation_sparsity")  # measured once, with the best weights
 KNOWN = ("val/accuracy", "val/loss", "val/dead_neurons", *AT_THE_END)
-SMALLER_IS_BETTER = re.compile(r"loss|dead|silent|saturated|firing_rate|synops|macs|seconds|energy|_s$|^time/")
+SMALLER_IS_BETTER = re.compile(
+    r"loss|dead|silent|saturated|firing_rate|synops|macs|seconds|energy|(?<!_per)_s$|^time/(?!.*_per_s$)"
+)
 
 
 @dataclass

@@ -125,10 +125,25 @@ class Asking:
         self.grid = space.grid() if sampler_name(conf) == "grid" else None
         self.wanted = conf.n_trials or (DEFAULT_TRIALS if self.grid is None else len(self.grid))
         self.states = import_optuna().trial.TrialState
+        self._check_options()
         self.left = self._left_running()
         self.failed_before = {t.number for t in study.get_trials(deepcopy=False, states=[self.states.FAIL])}
         # failed trials do not count: other settings are tried for them, once for each command
         self.new = max(0, self.wanted - self._counted())
+
+    def _check_options(self) -> None:
+        """Raises: ConfigError if glob(*) means other options now: to Optuna they would be another study's."""
+        optuna = import_optuna()
+        before = {k: d for trial in self.study.get_trials(deepcopy=False) for k, d in trial.distributions.items()}
+        for key, distribution in self.space.distributions().items():
+            try:
+                optuna.distributions.check_distribution_compatibility(before.get(key, distribution), distribution)
+            except ValueError as error:
+                raise ConfigError(
+                    f"{key}: its options are not those that this search was begun with, "
+                    f"{', '.join(before[key].choices)}. "
+                    f"Name them ({key}=A,B), which is another search, or go on with those."
+                ) from error
 
     def _left_running(self) -> list[FrozenTrial]:
         """Trials that a dead process of ours was at. Another machine's, with a lock of its own, are left to it."""

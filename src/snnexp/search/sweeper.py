@@ -40,7 +40,7 @@ Results = dict[tuple[str, ...], "Outcome | BaseException"]
 def run_search(config: DictConfig, launcher: Launcher, compose: Callable[[list[str]], None]) -> list[Any]:
     """Do what is left of the search, and say what was found. Returns what the launcher returned.
 
-    Raises: ConfigError for what cannot work; the first trial's error if none came to an end.
+    Raises: ConfigError for what cannot work; the first trial's error if none came to an end, a lost job's included.
     """
     search = prepare(config, sweep_id_of(config))
     search.folder.mkdir(parents=True, exist_ok=True)
@@ -51,14 +51,17 @@ def run_search(config: DictConfig, launcher: Launcher, compose: Callable[[list[s
         asking = Asking(study, search.conf, search.space, owner)
         _announce(search, asking)
         errors: list[BaseException] = []
-        while trials := asking.batch(_size(config, search.conf)):
+        hopeless = None
+        while hopeless is None and (trials := asking.batch(_size(config, search.conf))):
             results = _launched(search, trials, launcher, compose, returned)
             for trial in trials:
                 _tell(search, asking, trial, results[_words(search, trial)], errors)
-            _give_up_if_hopeless(asking, errors)
+            hopeless = _hopeless(asking, errors)
+        if hopeless is not None and not asking.best():
+            raise hopeless
         close(config, search, asking)
-        if not asking.best() and errors:
-            raise errors[0]
+        if hopeless is not None or (errors and not asking.best()):
+            raise hopeless or errors[0]
     return returned
 
 
@@ -146,13 +149,15 @@ def _tell(search: Search, asking: Asking, trial: Trial, result: Outcome | BaseEx
     study, states = asking.study, asking.states
     name = f"Trial {trial.number}"
     if isinstance(result, JobLost):  # the same command continues it
+        errors.append(result)
         print(f"{name} was cut off: {result}", flush=True)
         return
     if isinstance(result, BaseException):
         from snnexp.composition import explain
 
         errors.append(result)
-        reason = (explain(result) if isinstance(result, Exception) else None) or f"{type(result).__name__}: {result}"
+        reason = explain(result) if isinstance(result, Exception) else None
+        reason = reason or (str(result) if isinstance(result, SnnexpError) else f"{type(result).__name__}: {result}")
         trial.set_user_attr("error", reason[:1000])
         study.tell(trial, state=states.FAIL)
         print(f"{name} failed: {reason}", flush=True)
@@ -177,12 +182,14 @@ def _best_so_far(search: Search, asking: Asking) -> str:
     return f" Best so far: {best[0].value:.4f} (trial {best[0].number})."
 
 
-def _give_up_if_hopeless(asking: Asking, errors: list[Any]) -> None:
-    """Raises: the last error, if nothing else will come of the trials that are left."""
+def _hopeless(asking: Asking, errors: list[Any]) -> BaseException | None:
+    """The last error, if nothing else will come of the trials that are left."""
     if errors and str(errors[-1]).startswith(OBJECTIVES):  # the next one would fail in the same way
-        raise errors[-1]
+        return errors[-1]  # type: ignore[no-any-return]
     if len(errors) >= GIVE_UP_AFTER and not asking.best():
         pruned = asking.study.get_trials(deepcopy=False, states=[asking.states.PRUNED])
         if not pruned:
-            print(f"The first {len(errors)} trials failed, so the search ends here.", flush=True)
-            raise errors[-1]
+            what = "were cut off" if all(isinstance(e, JobLost) for e in errors) else "failed"
+            print(f"The first {len(errors)} trials {what}, so the search ends here.", flush=True)
+            return errors[-1]  # type: ignore[no-any-return]
+    return None

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from snnexp.errors import ConfigError, did_you_mean
+from snnexp.errors import ConfigError, TrainingError, did_you_mean
 from snnexp.search.conf import AT_THE_END, SearchConf, from_node, resolve_storage
 from snnexp.tracking.metrics_log import History, read_history
 from snnexp.tracking.runs import RunFolder
@@ -80,7 +80,7 @@ class Trial:
         """What a finished run is worth: each objective at the epoch whose weights were kept.
 
         measured: what the record lacks.
-        Raises: ObjectiveError if there is no number for an objective.
+        Raises: ObjectiveError if an objective was never logged; TrainingError if its value is not finite.
         """
         record = folder.record
         values = None
@@ -101,14 +101,17 @@ class Trial:
 def value_of(name: str, history: History, measured: Mapping[str, float]) -> float:
     """The metric at the best epoch; one that is not logged there, its last.
 
-    Raises: ObjectiveError if it is missing or no finite number.
+    Raises: ObjectiveError if it is missing; TrainingError if it is no finite number, which the next trial's may be.
     """
     points = dict(history.get(name, ()))
+    if not points and name not in measured:
+        raise ObjectiveError(f"{OBJECTIVES}: {name} has no value at the end of this run.")
     best = history.get("best/epoch")
     epoch = int(best[-1][1]) if best else -1
-    value = points.get(epoch, measured.get(name, list(points.values())[-1] if points else math.nan))
+    last = list(points.values())[-1] if points else math.nan
+    value = points.get(epoch, measured.get(name, last))
     if not math.isfinite(value):
-        raise ObjectiveError(f"{OBJECTIVES}: {name} has no value at the end of this run.")
+        raise TrainingError(f"{name} is {value} in this trial: no value to choose by.")
     return float(value)
 
 

@@ -122,9 +122,9 @@ class SweepParent(Callback):
         """Count jobs; other processes' copies count for nobody."""
         self._jobs["started"] += 1
 
-    def count(self, started: int, failed: int) -> None:
-        """Jobs that a launcher ran in other processes."""
-        self._jobs.update(started=started, failed=failed)
+    def count(self, started: int, failed: int, left: int = 0) -> None:
+        """Jobs that a launcher ran in other processes; left: those that were cut off, which a search lives through."""
+        self._jobs.update(started=started, failed=failed, left=left)
 
     def on_job_end(self, config: Any, job_return: Any, **_: Any) -> None:
         """Count jobs and failures; not called for a job that Ctrl-C ended."""
@@ -134,8 +134,8 @@ class SweepParent(Callback):
             self._jobs["failed"] += 1
 
     def on_multirun_end(self, config: Any, **_: Any) -> None:
-        """Close the parent run of a sweep whose jobs all came to an end."""
-        self._close(complete=True)
+        """Close the parent run of a sweep whose jobs all came to an end, or whose search went on without them."""
+        self._close(complete=not self._jobs["left"])
 
     def _start(self, config: Any) -> None:
         from snnexp.tracking.address import resolve_experiment, resolve_uri
@@ -255,8 +255,8 @@ def close_parent(opened: dict[str, str], complete: bool, jobs: Counter[str]) -> 
     for key, text in tags.items():
         client.set_tag(parent, key, text)
     status = "RUNNING" if going_on else _status(complete, counts, jobs)
-    if status == "FAILED" and searched and complete and counts["FINISHED"]:
-        status = "FINISHED"  # a search goes on without what failed
+    if status == "FAILED" and searched and counts["FINISHED"]:
+        status = "FINISHED" if complete else "KILLED"  # a search goes on without what failed
     if status == "RUNNING":
         client.update_run(parent, status=status)
     else:

@@ -165,7 +165,9 @@ def close(
 def _close_pruned(state: Fit, folder: RunFolder, tracker: Tracker, display: Display, trial: Trial) -> None:
     """Complete the record of a run that its search has seen enough of. It is not tested."""
     folder.update(pruned=trial.study)
-    tracker.log_epoch(state.epoch, {"best/val_accuracy": state.best.accuracy, "best/epoch": float(state.best.epoch)})
+    if "val/accuracy" in state.history:
+        best = {"best/val_accuracy": state.best.accuracy, "best/epoch": float(state.best.epoch)}
+        tracker.log_epoch(state.epoch, best)
     tracker.log_tags({"best_epoch": str(state.best.epoch), "test_runs": "0", "pruned": str(state.epoch)})
     objective = trial.conf.objectives[0]
     value = state.history[objective][-1][1]
