@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def sweep(start_dir: Path, store: Any) -> Sweep:
     tags = {"snnexp.role": "sweep", "sweep_id": "abc", "sweep_folder": str(folder), "command": "snnexp -m seed=0,1"}
     parent = store.client.create_run(store.experiment_id, tags=tags, run_name="sweep")
     names = {"run_id": parent.info.run_id, "sweep_id": "abc", "uri": store.uri, "experiment": store.experiment}
-    (folder / sweep_folder.SWEEP_FILE).write_text(__import__("json").dumps(names))
+    (folder / sweep_folder.SWEEP_FILE).write_text(json.dumps(names))
     return Sweep(folder, parent.info.run_id, "abc")
 
 
@@ -72,7 +73,11 @@ def test_a_lock_that_another_machine_does_not_see_is_not_all(
     folder.update(host="node7")
     die(folder)
     states: dict[str, str] = {"11_1": "RUNNING"}
-    monkeypatch.setattr(healing.queue, "states", lambda jobs: states if jobs == ["12"] else None)
+    answers = [None, states, states, states]  # Slurm is not there, or its controller restarts
+    monkeypatch.setattr(healing.queue, "states", lambda jobs: answers.pop(0) if jobs == ["12"] else None)
+    assert heal_runs(store) == 0
+    assert heal_runs(store) == 0
+    states["11_1"] = "SUSPENDED"
     assert heal_runs(store) == 0
     states["11_1"] = "FAILED"
     assert heal_runs(store) == 1
@@ -127,6 +132,20 @@ def test_a_sweep_with_jobs_in_the_queue_goes_on(
     assert status(store, sweep.parent_run_id) == "KILLED"
 
 
+def test_a_third_attempt_knows_the_jobs_of_the_first(tmp_path: Path) -> None:
+    """The second one was cut off while it waited for them."""
+    for number in (1, 2, 3):
+        (tmp_path / str(number)).mkdir()
+        before = str(tmp_path / str(number - 1)) if number > 1 else None
+        (tmp_path / str(number) / sweep_folder.SWEEP_FILE).write_text(json.dumps({"before": before}))
+    sweep_folder.note_jobs(tmp_path / "1", 2, ["12"])
+    assert sweep_folder.earlier_arrays(tmp_path / "3") == sweep_folder.earlier_arrays(tmp_path / "2") == ["12"]
+    assert sweep_folder.earlier_arrays(tmp_path / "1") == []
+    one_for_all = {"before": str(tmp_path / "1")}  # hydra.sweep.dir
+    (tmp_path / "1" / sweep_folder.SWEEP_FILE).write_text(json.dumps(one_for_all))
+    assert sweep_folder.earlier_arrays(tmp_path / "1") == ["12"]
+
+
 # --- SQLite on network file systems ---
 
 MOUNTS = r"""22 1 8:1 / / rw - ext4 /dev/sda1 rw
@@ -152,7 +171,7 @@ def test_several_machines_are_answered_with_three_lines(
     with pytest.raises(TrackingError) as raised:
         network_disk.refuse_for_many("sqlite:////home/me/mlflow.db")
     lines = str(raised.value).splitlines()[1:]
-    assert [line.split()[0] for line in lines] == ["mlflow", "export", "snnexp"]
+    assert [Path(line.split()[0]).name for line in lines] == ["mlflow", "export", "snnexp"]
     network_disk.refuse_for_many("http://server:5000")
     network_disk.warn_of_one("sqlite:////home/me/mlflow.db")
     network_disk.warn_of_one("sqlite:////home/me/mlflow.db")

@@ -42,6 +42,12 @@ def active(arrays: Iterable[str]) -> list[str] | None:
     return None if now is None else [job for job, state in now.items() if state in ACTIVE]
 
 
+def may_run(job: str) -> bool:
+    """Whether a process of the job may live, stopped ones included. Where Slurm does not answer: yes."""
+    now = states([job])
+    return now is None or any(state in ACTIVE - WAITING for state in now.values())
+
+
 def end_of(job: str) -> str:
     """How a job ended, from Slurm's accounting, where there is any: OUT_OF_MEMORY, NODE_FAIL, ...; else GONE."""
     said = _call("sacct", "-n", "-P", "-X", "-o", "State", "-j", job) or ""

@@ -107,9 +107,10 @@ class SlurmLauncher(Launcher):
         from snnexp.tracking.sweep import SweepParent
 
         failed = sum(outcome.how == "failed" for outcome in outcomes)
+        left = sum(outcome.how in ("killed", "lost") for outcome in outcomes)
         for callback in self.hydra_context.callbacks.callbacks:
             if isinstance(callback, SweepParent):
-                callback.count(len(outcomes), failed)
+                callback.count(len(outcomes), failed, left)
 
 
 def _check(params: dict[str, Any]) -> None:
@@ -196,8 +197,7 @@ def _wait_for_earlier(folder: Path) -> None:
     from snnexp.launchers.watching import STATES_EVERY_S
     from snnexp.tracking import sweep_folder
 
-    before = sweep_folder.read(folder).get("before")
-    arrays = sweep_folder.arrays(Path(before)) if before else []
+    arrays = sweep_folder.earlier_arrays(folder)
     told = False
     while arrays and (queue.active(arrays) or []):
         if not told:

@@ -58,7 +58,7 @@ def _heal(store: Store, folder: Path, run: Any) -> bool:
             return False
         # some clusters' disks show a lock to its own machine only (Lustre with localflock)
         job = run.data.tags.get("slurm_job")
-        if job and record.host != socket.gethostname() and "RUNNING" in (queue.states([job]) or {}).values():
+        if job and record.host != socket.gethostname() and queue.may_run(job):
             return False
         send_folder(RunFolder(folder, record, "resume"), store, run_id)
         log.info("%s: its process is gone; the store says %s now", folder, record.status)

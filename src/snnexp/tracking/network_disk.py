@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 from pathlib import Path
 
+from snnexp.commands import program
 from snnexp.errors import TrackingError
 from snnexp.tracking.address import sqlite_path
 
@@ -46,10 +48,11 @@ def kind_of(path: Path, mounts: Path = MOUNTS) -> str | None:
 def server_lines(database: Path) -> str:
     """What to type instead: a server beside its database, on a disk of its own machine."""
     return (
-        f"  mlflow server --host 0.0.0.0 --workers 2 --allowed-hosts '*' --backend-store-uri sqlite:////tmp/mlflow.db "
-        f"--artifacts-destination {database.parent}/mlartifacts\n"
+        f"  {program('mlflow')} server --host 0.0.0.0 --workers 2 --allowed-hosts '*' "
+        f"--backend-store-uri sqlite:////tmp/mlflow.db "
+        f"--artifacts-destination {shlex.quote(f'{database.parent}/mlartifacts')}\n"
         "  export MLFLOW_TRACKING_URI=http://$(hostname):5000   # the name of the machine that the server is on\n"
-        "  snnexp -m ..."
+        f"  {program()} -m ..."
     )
 
 

@@ -55,6 +55,19 @@ def arrays(folder: Path) -> list[str]:
     return list(read(folder, JOBS_FILE).get("slurm", []))
 
 
+def earlier_arrays(folder: Path) -> list[str]:
+    """The arrays of all earlier attempts at the sweep: one that was cut off while it waited has none of its own.
+
+    With one folder for all attempts (hydra.sweep.dir) they are in that folder.
+    """
+    found: list[str] = []
+    seen: set[Path] = set()
+    while (before := read(folder).get("before")) and (folder := Path(before)) not in seen:
+        seen.add(folder)
+        found = [*arrays(folder), *found]
+    return found
+
+
 def queued(folder: Path) -> list[str]:
     """Jobs of the sweep that wait in Slurm; none where Slurm does not answer.
 
