@@ -70,9 +70,10 @@ class JoblibLauncher(Launcher):
         from snnexp.tracking.sweep import SweepParent
 
         failed = sum(outcome.how == "failed" for outcome in outcomes)
+        left = sum(outcome.how in ("killed", "lost") for outcome in outcomes)
         for callback in self.hydra_context.callbacks.callbacks:
             if isinstance(callback, SweepParent):
-                callback.count(len(outcomes), failed)
+                callback.count(len(outcomes), failed, left)
 
 
 class Bench:
@@ -83,6 +84,7 @@ class Bench:
         self.outputs = folder / "joblib"
         self.outputs.mkdir(parents=True, exist_ok=True)
         (self.outputs / STOP).unlink(missing_ok=True)
+        self._forget_workers()  # of a command that was killed: by now others may have their numbers
         self._signals = 0
 
     def do(self, work: Work, overrides: list[list[str]], first: int) -> list[Outcome]:
@@ -131,8 +133,11 @@ class Bench:
                     found[number] = ended(first + number, names(overrides)[number], done)
                     say(f"{found[number].line()}  [{len(found)}/{len(overrides)}]")
         except BrokenProcessPool:
-            for marker in self.outputs.glob("*.pid"):
-                marker.unlink(missing_ok=True)
+            self._forget_workers()
+
+    def _forget_workers(self) -> None:
+        for marker in self.outputs.glob("*.pid"):
+            marker.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _handing_on(self) -> Iterator[None]:
