@@ -134,7 +134,8 @@ class Asking:
     def _check_options(self) -> None:
         """Raises: ConfigError if glob(*) means other options now: to Optuna they would be another study's."""
         optuna = import_optuna()
-        before = {k: d for trial in self.study.get_trials(deepcopy=False) for k, d in trial.distributions.items()}
+        trials = self.study.get_trials(deepcopy=False)
+        before: dict[str, Any] = {key: known for trial in trials for key, known in trial.distributions.items()}
         for key, distribution in self.space.distributions().items():
             try:
                 optuna.distributions.check_distribution_compatibility(before.get(key, distribution), distribution)
