@@ -31,6 +31,7 @@ from snnexp.data.facts import FACTS, unread_keys
 from snnexp.data.shapes import frame_shape, num_classes
 from snnexp.errors import ConfigError, did_you_mean, unknown_choice
 from snnexp.models.spec import DROPOUT_KINDS, LayerPlan, effective_spec, plan, why_not_in_segments, why_not_on_engine
+from snnexp.models.ways import accumulating
 from snnexp.neurons.names import FUSED_SURROGATES, SNNTORCH_PREFIX
 from snnexp.own_code import own_words
 from snnexp.rescue.rules import check_rescue
@@ -330,9 +331,11 @@ def _budget(conf: Config, layers: Sequence[LayerPlan]) -> Iterator[str]:
     if conf.decoder.synops is None:
         return
     word, later = f"decoder.synops={conf.decoder.synops:g}", [la.kind for la in layers]
-    first = later.index("spiking")
-    if not {"linear", "conv", "recurrent"} & set(later[first:]) and "recurrent" not in later:
-        yield f"{word}: no layer with weights follows the network's spikes. Use decoder.synops=null."
+    if not accumulating(layers) and "recurrent" not in later:
+        yield (
+            f"{word}: no layer with weights is driven by the network's own spikes of 0 or 1 (averages and sums of them "
+            "are multiplied). Use decoder.synops=null."
+        )
     if conf.neuron.spike_height != "one":
         yield f"{word} with neuron.spike_height={conf.neuron.spike_height}: such spikes are multiplied, not added up."
 

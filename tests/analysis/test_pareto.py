@@ -22,8 +22,8 @@ def test_points_are_settings_with_both_numbers(tmp_path: Path) -> None:
 
     points = points_of([group("fixed", 100.0), group("plif", None), group("rouser", 3000.0)])
     assert [(p.name, p.synops, p.accuracy) for p in points] == [
-        ("fixed", (100.0, 100.0), (0.5, 0.6)),
-        ("rouser", (3000.0, 3000.0), (0.5, 0.6)),
+        ("neuron fixed", (100.0, 100.0), (0.5, 0.6)),
+        ("neuron rouser", (3000.0, 3000.0), (0.5, 0.6)),
     ]
     written = draw_pareto(tmp_path / "pareto", points, "two settings")
     assert [path.suffix for path in written] == [".png", ".pdf"] and all(p.stat().st_size > 2000 for p in written)

@@ -26,6 +26,7 @@ from snnexp.rescue.pseudospike import nearness
 from snnexp.rescue.resample import dormant
 from snnexp.rescue.variance_init import firing_share
 from snnexp.rescue.wide_surrogate import stretch_at
+from snnexp.rescue.wiring import wiring
 from snnexp.training.optimisation import build_optimizer
 from snnexp.training.passes import train_pass
 from snnexp.validation import validate
@@ -279,3 +280,67 @@ def test_learned_thresholds_wait_for_the_diagnosis() -> None:
     train_pass(experiment, optimizer, 2, meter, rescue=rescue)
     moved = {name for name, layer in layers.items() if not bool((layer.threshold == 1).all())}
     assert moved == {"sn2"}
+
+
+# --- wiring: residual blocks ----------------------------------------------------------------------------------------
+
+BLOCK = "model.spec='c4k3-BN-SN-+(c4k3-BN-SN-c4k3-BN|c4k1-BN)-SN-FC-SN'"
+SEW = "model.spec='c4k3-BN-SN-+(c4k3-BN-SN-c4k3-SN|c4k1-SN)-FC-SN'"
+
+
+def names_of(experiment: Experiment, layer: str) -> tuple[list[tuple[str, str | None, str | None]], list[str]]:
+    found = {id(module): name for name, module in experiment.network.named_modules()}
+    around = wiring(experiment.network, layer)
+    drivers = [(found[id(d.weights)], found.get(id(d.norm)), d.before) for d in around.drivers]
+    return drivers, [found[id(module)] for module in around.readers]
+
+
+def test_what_drives_and_what_reads_the_neurons_of_a_residual_block() -> None:
+    experiment = assemble(configured(*DEEP, BLOCK))
+    assert names_of(experiment, "sn1") == ([("conv1", "bn1", None)], ["conv2", "conv4"])
+    assert names_of(experiment, "sn2") == ([("conv2", "bn2", "sn1")], ["conv3"])
+    assert names_of(experiment, "sn3") == ([("conv3", "bn3", "sn2"), ("conv4", "bn4", "sn1")], ["fc1"])
+    experiment = assemble(configured(*DEEP, SEW))
+    assert names_of(experiment, "sn3") == ([("conv3", None, "sn2")], [])  # what follows reads a sum
+    assert names_of(experiment, "sn4") == ([("conv4", None, "sn1")], [])
+
+
+def test_both_ways_of_a_block_share_the_variance() -> None:
+    experiment, _, _ = ready("rescue=variance_init", BLOCK)
+    scales = [float(experiment.network.get_parameter(f"bn{n}.weight").detach().mean()) for n in (2, 3, 4)]
+    assert scales == pytest.approx([1, sqrt(0.5), sqrt(0.5)])
+    experiment, _, _ = ready("rescue=fluctuation_init", BLOCK)
+    scales = [float(experiment.network.get_parameter(f"bn{n}.weight").detach().mean()) for n in (2, 3, 4)]
+    assert scales[1] == scales[2] == pytest.approx(scales[0] * sqrt(0.5))
+
+
+def test_resample_in_a_block_leaves_the_other_way_alone() -> None:
+    experiment, _, rescue, meter = after_an_epoch("rescue=resample", SEW)
+    pixels = 8 * 8
+    for name in ("sn1", "sn2", "sn3", "sn4", "sn5"):
+        silence(meter, name, *(range(pixels) if name == "sn3" else []))
+    before = {key: value.clone() for key, value in experiment.network.state_dict().items()}
+    assert rescue.between_epochs(1, meter, [])["rescue/resampled/sn3"] == 1
+    now = experiment.network.state_dict()
+    assert {key for key in now if not now[key].equal(before[key])} == {"conv3.weight", "conv3.bias"}
+
+
+# --- spikes that training forced, surrogates at the end -------------------------------------------------------------
+
+
+def test_forced_spikes_do_not_raise_the_thresholds_of_dead_neurons() -> None:
+    once = ("neuron=ttfs", "neuron.force_last_spike=true", "model.weight_norm=false", "neuron.threshold=5")
+    experiment, optimizer, rescue = ready("rescue=homeostasis", *once, "model.gain=0.1", "neuron.learn_threshold=false")
+    meter = ActivityMeter(experiment.network)
+    train_pass(experiment, optimizer, 1, meter, rescue=rescue)
+    meter.metrics("train")
+    assert meter.last["sn1"].dead_fraction == 1
+    assert float(experiment.network.neurons["sn1"].threshold.max()) < 5
+
+
+def test_a_test_sees_the_surrogate_as_configured() -> None:
+    experiment, _, rescue = ready("rescue=wide_surrogate", "rescue.share=1", "trainer.max_epochs=2")
+    rescue.before_epoch(1)
+    assert experiment.network.neurons["sn1"].dynamics.surrogate.stretch == 5
+    rescue.after_training()
+    assert experiment.network.neurons["sn1"].dynamics.surrogate.stretch == 1

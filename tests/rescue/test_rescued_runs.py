@@ -182,6 +182,12 @@ def test_sums_over_segments_of_time_are_those_of_the_whole(spec: str) -> None:
     ("overrides", "message"),
     [
         (("rescue=bounds", "neuron=ttfs"), "rescue=bounds with neuron.fire_once=true"),
+        (("rescue=homeostasis", "neuron=ttfs", "rescue.target=0.2"), "Use at most rescue.target=0.125"),
+        (
+            ("rescue=pseudospike", "neuron=ttfs", "neuron.force_last_spike=true"),
+            "who is silent spikes at the last step already",
+        ),
+        (("decoder.synops=100", "model.spec=c4k3-SN-AP2-FC-SN"), "averages and sums of them are multiplied"),
         (("rescue=bounds", "rescue.lower=0.6"), "rescue.lower=0.6: it lies above rescue.upper=0.5"),
         (("rescue=rouser", "neuron.module=snntorch.Leaky"), "rescue=rouser with neuron.module=snntorch.Leaky"),
         (("rescue=rouser", "neuron.learn_threshold=false"), "no threshold would learn"),
@@ -203,7 +209,8 @@ def test_what_does_not_fit_is_refused(overrides: tuple[str, ...], message: str) 
 @pytest.mark.parametrize("cure", ["rouser", "homeostasis", "fluctuation_init", "resample", "pseudospike"])
 def test_cures_of_neurons_that_fire_once(cure: str) -> None:
     conf, _ = configured(f"rescue={cure}", "neuron=ttfs", "neuron.engine=reference", "model.spec=FC8-SN-FC-SN",
-                         "model.weight_norm=false", "dataset.num_steps=3")  # fmt: skip
+                         "model.weight_norm=false", "dataset.num_steps=3",
+                         f"neuron.force_last_spike={str(cure != 'pseudospike').lower()}")  # fmt: skip
     assert conf.neuron.fire_once
 
 

@@ -194,9 +194,8 @@ class ActivityMeter:
                 if self.eps is not None and (name not in self._reach or moved):
                     self._reach[name] = reach_of(layer, self.eps)
                 self._counters[name] = _Counter(layer, firing.mem, self._reach.get(name))
-            if isinstance(layer, SpikingLayer) and layer.training and layer.dynamics.force_last_spike:
-                forced = forced_spikes(layer, firing)
-                firing = replace(firing, counts=firing.counts - forced.to(firing.counts.dtype))
+            firing, forced = unforced(layer, firing)
+            if forced is not None:
                 self._forced[name] = self._forced.get(name, 0) + forced.double().mean() * forced.shape[0]
             self._counters[name].add(firing)
             self._input.take_apart(firing.counts.shape[0], firing.last)
@@ -319,6 +318,14 @@ def _gradient_metrics(split: str, name: str, layer: LayerActivity) -> dict[str, 
         burst = float(there.max() / there.median()) if len(there) else 1.0
         metrics[f"{split}/weight_gradient/burst/{name}"] = burst
     return metrics
+
+
+def unforced(layer: nn.Module, firing: Firing) -> tuple[Firing, Tensor | None]:
+    """`firing` without the spikes that `force_last_spike` made, and these [B, *shape]; None: this layer forces none."""
+    if not (isinstance(layer, SpikingLayer) and layer.training and layer.dynamics.force_last_spike):
+        return firing, None
+    forced = forced_spikes(layer, firing)
+    return replace(firing, counts=firing.counts - forced.to(firing.counts.dtype)), forced
 
 
 def forced_spikes(layer: SpikingLayer, firing: Firing) -> Tensor:

@@ -33,7 +33,7 @@ def points_of(groups: Sequence[Group]) -> list[Point]:
     for group in groups:
         runs = [run for run in group.runs.values() if run.synops is not None and run.test is not None]
         if runs:
-            name = ", ".join(group.values.values()) or "all runs"
+            name = ", ".join(f"{key.rpartition('.')[2]} {value.removesuffix('.0')}" for key, value in group.values.items()) or "all runs"
             points.append(Point(name, tuple(r.synops or 0.0 for r in runs), tuple(r.test or 0.0 for r in runs)))
     return points
 
@@ -74,6 +74,8 @@ def draw_pareto(stem: Path, points: Sequence[Point], title: str = "") -> list[Pa
     axes.set_ylabel("test accuracy")
     if all(point.at[0] > 0 for point in points) and max(p.at[0] for p in points) > 10 * min(p.at[0] for p in points):
         axes.set_xscale("log")
+    else:
+        axes.locator_params(axis="x", nbins=5)  # numbers of six digits are wide
     axes.grid(visible=True, alpha=0.25)
     axes.legend(framealpha=0.7, ncols=1 + (len(points) > 5), loc="best")
     return save_figure(figure, stem)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from snnexp.models.network import Network
 from snnexp.models.spec import WEIGHT_KINDS
+from snnexp.models.ways import surroundings
 
 EVERY = 8  # batches
 
@@ -79,20 +80,8 @@ def weight_norms(network: Network) -> dict[str, float]:
 
 def feeding(network: Network) -> dict[str, list[nn.Module]]:
     """The layers with weights whose sums drive each spiking layer: one, or one of each way through a residual block."""
-    found: dict[str, list[nn.Module]] = {}
-    current: list[nn.Module] = []
-    blocks: list[list[nn.Module]] = []  # of each open one: what drives its other way
-    for layer in network.layers:
-        if layer.kind == "spiking":
-            found[layer.name], current = current, []
-        elif layer.kind in WEIGHT_KINDS:
-            current = [network.get_submodule(layer.name)]
-        elif layer.kind == "fork":
-            blocks.append(current)
-        elif layer.kind == "shortcut":
-            current, blocks[-1] = blocks[-1], current
-        elif layer.kind == "join":
-            current = list(dict.fromkeys([*blocks.pop(), *current]))
+    around = surroundings(network.layers)
+    found = {name: [network.get_submodule(way.weights) for way in around[name].ways] for name in around}
     return {name: modules for name, modules in found.items() if modules}
 
 

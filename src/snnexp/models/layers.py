@@ -10,9 +10,7 @@ from torch import Tensor, nn
 
 from snnexp.config import ModelConf, NeuNormConf
 from snnexp.models.batch_norm import BatchNorm2d
-from snnexp.models.spec import LayerPlan
-
-NORMS = ("batch_norm", "layer_norm")
+from snnexp.models.spec import NORMS, LayerPlan
 
 
 class NeuNorm(nn.Module):

@@ -16,6 +16,7 @@ from snnexp.models.residual import Blocks
 from snnexp.models.tokens import BRANCHES, Token, parse, spec_error
 
 __all__ = [
+    "NORMS",
     "WEIGHT_KINDS",
     "LayerPlan",
     "Shape",
@@ -30,6 +31,7 @@ __all__ = [
 Shape = tuple[int, ...]  # [C, H, W], or [N] once flattened
 
 WEIGHT_KINDS = frozenset({"conv", "linear", "recurrent"})
+NORMS = ("batch_norm", "layer_norm")
 DROPOUT_KINDS = frozenset({"dropout", "dropout_step", "dropout_rate"})
 _NAMES = {"linear": "fc", "recurrent": "rfc", "batch_norm": "bn", "layer_norm": "ln", "neunorm": "nn", "spiking": "sn"}
 _NAMES |= {

@@ -43,7 +43,8 @@ class Sums:
         """Add the price of the inputs x [T*B, ...] of the layer with weights `name`, if it has one."""
         if name in self.prices and isinstance(x, Tensor):
             price = self.prices[name].to(x.dtype if x.dtype == torch.float64 else torch.float32)
-            self.add(name, (x.flatten(1).to(price.dtype) @ price.flatten()).sum())
+            with torch.autocast(x.device.type, enabled=False):  # a product in bf16 has three digits
+                self.add(name, (x.flatten(1).to(price.dtype) @ price.flatten()).sum())
 
 
 def counted(spk: Tensor, counts: Tensor) -> Tensor:

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from snnexp.config import ModelConf
 from snnexp.models.delays import Delay
-from snnexp.models.layers import NORMS
-from snnexp.models.spec import LayerPlan
+from snnexp.models.spec import NORMS, LayerPlan
 from snnexp.models.tokens import BRANCHES
 
 log = logging.getLogger(__name__)

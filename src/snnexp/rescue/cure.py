@@ -56,6 +56,9 @@ class Cure:
         """An epoch has ended and another follows; `activity` is that of its training pass. Returns numbers to log."""
         return {}
 
+    def after_training(self) -> None:
+        """The last epoch has ended, or had ended when the run was taken up again; the test follows."""
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beyond network and optimizer: plain containers, numbers and tensors."""
         return {}

@@ -5,10 +5,12 @@
 n inputs of a neuron fire at the rate nu (per time step) like Poisson trains; h is the membrane's response to one input
 spike: h[k] = beta^k, with a current sum over j of alpha^j beta^(k - j), in tau form times 1 - beta. The mean membrane
 is then 0, and the threshold is xi standard deviations above it. With a recurrent matrix, the forward weights have the
-share `forward_share` of that variance, the recurrent ones the rest. Biases stay; so does a readout without spikes.
+share `forward_share` of that variance, the recurrent ones the rest; the two ways of a residual block have half of it
+each. Biases stay; so does a readout without spikes.
 
-Source: Rossbroich, Gygax, Zenke 2022, arXiv:2206.10226, with mu_U = 0; the kernel's integral is the sum over the
-sample's time steps (stork's "numerical"). One nu for all layers, as there: rescue.rate, or the mean square of the
+Source: Rossbroich, Gygax, Zenke 2022, arXiv:2206.10226, with mu_U = 0, as in stork's code: its kernel is summed
+numerically, too, but over 10 time constants, and biases are drawn anew there. Ours sums over the sample's steps, which
+is all that a membrane has seen at the end. One nu for all layers, as there: rescue.rate, or the mean square of the
 network's input. Ours: before a norm, which would take every factor of the weights out again, the norm's scale becomes
 (theta / xi) / sqrt(e).
 """
@@ -52,21 +54,23 @@ class FluctuationInit(Cure):
     def treat(self, name: str, epoch: int) -> None:
         """Draw the weights of a layer."""
         around, layer = wiring(self.network, name), self.network.spiking_layers[name]
-        if around.weights is None:
+        if not around.drivers:
             return
-        fluctuation = float(layer.threshold.detach().mean()) / self.conf.xi
+        fluctuation = float(layer.threshold.detach().mean()) / self.conf.xi / sqrt(around.terms)
         per_input = response_power(layer, self.network.num_steps)
-        if around.norm is not None:
-            scale = around.norm.get_parameter("weight")
-            scale.fill_(fluctuation / sqrt(per_input))
-            forget(self.optimizer, scale)
-            return
-        share = 1.0 if around.recurrent is None else self.conf.forward_share
-        self._draw(around.weights, fluctuation**2 * share, around.fan_in * self.nu * per_input, name, epoch)
-        if around.recurrent is not None:
-            fan_in = around.recurrent.get_parameter("weight").shape[1]
-            variance = fluctuation**2 * (1 - share)
-            self._draw(around.recurrent, variance, fan_in * self.nu * per_input, f"{name}.recurrent", epoch)
+        for driver in around.drivers:
+            if driver.norm is not None:
+                scale = driver.norm.get_parameter("weight")
+                scale.fill_(fluctuation / sqrt(per_input))
+                forget(self.optimizer, scale)
+                continue
+            share = 1.0 if driver.recurrent is None else self.conf.forward_share
+            power = driver.fan_in * self.nu * per_input
+            self._draw(driver.weights, fluctuation**2 * share, power, driver.purpose, epoch)
+            if driver.recurrent is not None:
+                fan_in, variance = driver.recurrent.get_parameter("weight").shape[1], fluctuation**2 * (1 - share)
+                purpose = f"{driver.purpose}.recurrent"
+                self._draw(driver.recurrent, variance, fan_in * self.nu * per_input, purpose, epoch)
 
     def _draw(self, module: nn.Module, variance: float, power: float, name: str, epoch: int) -> None:
         weight = module.get_parameter("weight")

@@ -2,7 +2,7 @@
 
     theta <- max(lowest, theta + rate * (r - target))        after each step of the optimizer
 
-r is the neuron's spikes per time step in that batch. A silent neuron's threshold falls by rate * target at each step
+r is the neuron's spikes per time step in that batch, without those of `force_last_spike`. A silent neuron's threshold falls by rate * target at each step
 until it fires, whatever its membrane and whatever the surrogate's reach.
 
 Source: Querlioz et al. 2013, doi:10.1109/TNANO.2013.2250995: dV_th/dt = gamma (A - T), A the mean activity, T the
@@ -16,6 +16,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
+from snnexp.analysis.activity import unforced
 from snnexp.config import CureConf
 from snnexp.experiment import Experiment
 from snnexp.models.observer import Firing
@@ -57,7 +58,7 @@ class _Rates:
         """Add a batch, or a segment of its time steps."""
         if name in self.names:
             so_far, steps = self._sums.get(name, (0, 0))
-            counts = firing.counts.detach()
+            counts = unforced(layer, firing)[0].counts.detach()
             self._sums[name] = so_far + counts.sum(0) / counts.shape[0], steps + firing.mem.shape[0]
 
     def connection(self, name: str, module: nn.Module, x: object, repeat: int) -> None:

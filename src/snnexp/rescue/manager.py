@@ -100,6 +100,11 @@ class Rescue:
         activity: Mapping[str, LayerActivity] = meter.last
         return metrics | self.cure.between_epochs(epoch, activity)
 
+    def after_training(self) -> None:
+        """The last epoch has ended; the test follows."""
+        if self.cure is not None:
+            self.cure.after_training()
+
     def told(self, epoch: int) -> str:
         """A line for the user if the cure began on diagnosed layers after this epoch; else empty."""
         began = [name for name, since in (self.cure.since if self.cure else {}).items() if since == epoch]

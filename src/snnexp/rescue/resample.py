@@ -9,7 +9,8 @@ moments of all of them become zero.
 
 Source: ReDo, Sokar et al. 2023, arXiv:2302.12902 (Definition 3.1, Algorithm 1). Ours: every `every` epochs instead of
 so many steps; neurons of the output layer, which ReDo leaves alone, are redrawn, too; where a whole layer is redrawn,
-outgoing weights stay, since with zeros nothing would ever pass it again.
+outgoing weights stay, since with zeros nothing would ever pass it again; so do weights that read a residual block's sum,
+of which the neuron is a part only.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Resample(Cure):
             shape = self.network.spiking_layers[name].shape
             rates = activity[name].rates.view(shape[0], -1).mean(1)
             chosen, around = dormant(rates, self.conf.dormant), wiring(self.network, name)
-            count = int(chosen.sum()) if around.weights is not None else 0
+            count = int(chosen.sum()) if around.drivers else 0
             redrawn[f"rescue/resampled/{name}"] = float(count)
             if count:
                 self._redraw(around, chosen.nonzero().flatten(), name, epoch)
@@ -51,23 +52,23 @@ class Resample(Cure):
 
     @torch.no_grad()
     def _redraw(self, around: Wiring, chosen: Tensor, name: str, epoch: int) -> None:
-        assert around.weights is not None
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self.experiment.conf.seed, "rescue", name, epoch))
-            new = fresh(around.weights)
-        self._copy(around.weights, new, chosen)
-        if around.recurrent is not None:
-            self._copy(around.recurrent, new.get_submodule("recurrent"), chosen)
-        if around.norm is not None:
-            for key, value in (("weight", float(self.network.gain)), ("bias", 0.0)):
-                parameter = around.norm.get_parameter(key)
-                parameter[chosen.to(parameter.device)] = value
-                forget(self.optimizer, parameter, chosen.to(parameter.device))
-        whole = len(chosen) == len(around.weights.get_parameter("weight"))
-        if self.conf.outgoing == "zero" and not whole:
-            for module in (around.following, around.recurrent):
+        channels = self.network.spiking_layers[name].shape[0]
+        for driver in around.drivers:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(derive_seed(self.experiment.conf.seed, "rescue", driver.purpose, epoch))
+                new = fresh(driver.weights)
+            self._copy(driver.weights, new, chosen)
+            if driver.recurrent is not None:
+                self._copy(driver.recurrent, new.get_submodule("recurrent"), chosen)
+            if driver.norm is not None:
+                for key, value in (("weight", float(self.network.gain)), ("bias", 0.0)):
+                    parameter = driver.norm.get_parameter(key)
+                    parameter[chosen.to(parameter.device)] = value
+                    forget(self.optimizer, parameter, chosen.to(parameter.device))
+        if self.conf.outgoing == "zero" and len(chosen) < channels:
+            for module in (*around.readers, *(driver.recurrent for driver in around.drivers)):
                 if module is not None:
-                    self._silence(module, chosen, len(around.weights.get_parameter("weight")))
+                    self._silence(module, chosen, channels)
 
     def _copy(self, module: nn.Module, new: nn.Module, rows: Tensor) -> None:
         """Take the rows of a fresh layer over; biases do not grow with the gain, as with model.gain."""

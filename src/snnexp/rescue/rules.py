@@ -29,6 +29,12 @@ def check_rescue(conf: Config) -> Iterator[str]:
             f"{word} with neuron.learn_threshold=true: gradient and firing rate would pull at the same thresholds. Use "
             "neuron.learn_threshold=false, or rescue=rouser."
         )
+    if name == "homeostasis" and n.fire_once and getattr(conf.rescue, "target", 0.0) > 1 / conf.dataset.num_steps:
+        yield (
+            f"{word} with neuron.fire_once=true and rescue.target={getattr(conf.rescue, 'target', 0.0):g}: a neuron that "
+            f"spikes once in {conf.dataset.num_steps} steps never gets there, and every threshold would fall to "
+            f"rescue.lowest. Use at most rescue.target={1 / conf.dataset.num_steps:.3g}."
+        )
     if name == "bounds":
         yield from _bounds(conf)
     if name == "wide_surrogate" and (":" in n.surrogate.name or n.surrogate.name.startswith(SNNTORCH_PREFIX)):
@@ -61,6 +67,11 @@ def _pseudospike(conf: Config) -> Iterator[str]:
         yield f"rescue=pseudospike with neuron.equation={n.equation}: it follows our own membranes' decay. {OTHERS}"
     if n.spike_height != "one":
         yield f"rescue=pseudospike with neuron.spike_height={n.spike_height}: a pseudospike is a part of 1. {OTHERS}"
+    if n.force_last_spike:
+        yield (
+            "rescue=pseudospike with neuron.force_last_spike=true: who is silent spikes at the last step already. Use "
+            "neuron.force_last_spike=false, or rescue=none."
+        )
     for key in ("checkpoint_steps", "gradient_cutoff"):
         steps = getattr(t, key)
         if steps is not None and steps < conf.dataset.num_steps:

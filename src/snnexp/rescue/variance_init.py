@@ -15,6 +15,7 @@ from math import erfc, sqrt
 
 import torch
 
+from snnexp.neurons.layer import SpikingLayer
 from snnexp.rescue.cure import Cure
 from snnexp.rescue.measuring import input_power, normal
 from snnexp.rescue.wiring import forget, wiring
@@ -36,28 +37,24 @@ class VarianceInit(Cure):
     @torch.no_grad()
     def treat(self, name: str, epoch: int) -> None:
         """Draw the weights of a layer."""
-        around = wiring(self.network, name)
-        if around.weights is None:
-            return
-        if around.norm is not None:
-            scale = around.norm.get_parameter("weight")
-            scale.fill_(sqrt(self.conf.scale))
-            forget(self.optimizer, scale)
-            return
-        if around.before is None:
-            share = self.power
-        else:
-            before = self.network.spiking_layers[around.before]
-            share = firing_share(float(before.threshold.detach().mean()))
-        modules = [(around.weights, name)]
-        if around.recurrent is not None:
-            modules.append((around.recurrent, f"{name}.recurrent"))
-        for module, purpose in modules:
-            weight = module.get_parameter("weight")
-            own = share
-            if module is around.recurrent:
-                own = firing_share(float(self.network.spiking_layers[name].threshold.detach().mean()))
-            inputs = weight[0].numel()
-            sigma = sqrt(self.conf.scale / (len(modules) * inputs * own))  # both matrices together make variance 1
-            weight.copy_(normal(weight.shape, sigma, self.experiment.conf.seed, purpose, epoch))
-            forget(self.optimizer, weight)
+        around, layers = wiring(self.network, name), self.network.spiking_layers
+        for driver in around.drivers:
+            if driver.norm is not None:
+                scale = driver.norm.get_parameter("weight")
+                scale.fill_(sqrt(self.conf.scale / around.terms))
+                forget(self.optimizer, scale)
+                continue
+            share = self.power if driver.before is None else _share_of(layers[driver.before])
+            modules = [(driver.weights, driver.purpose, share)]
+            if driver.recurrent is not None:
+                modules.append((driver.recurrent, f"{driver.purpose}.recurrent", _share_of(layers[name])))
+            for module, purpose, rate in modules:
+                weight = module.get_parameter("weight")
+                terms = len(modules) * around.terms  # all of them together make variance 1
+                sigma = sqrt(self.conf.scale / (terms * weight[0].numel() * rate))
+                weight.copy_(normal(weight.shape, sigma, self.experiment.conf.seed, purpose, epoch))
+                forget(self.optimizer, weight)
+
+
+def _share_of(layer: SpikingLayer) -> float:
+    return firing_share(float(layer.threshold.detach().mean()))

@@ -32,7 +32,14 @@ class WideSurrogate(Cure):
         """Set the widths of this epoch."""
         epochs = self.experiment.conf.trainer.max_epochs
         for name, begun in self.since.items():
-            factor = stretch_at(epoch - 1 - begun, self.conf.share * (epochs - begun), self.conf.stretch)
-            layer: Any = self.network.spiking_layers[name]
-            surrogate = replace(layer.dynamics.surrogate, stretch=factor)
-            layer.dynamics = replace(layer.dynamics, surrogate=surrogate)
+            self._set(name, stretch_at(epoch - 1 - begun, self.conf.share * (epochs - begun), self.conf.stretch))
+
+    def after_training(self) -> None:
+        """Tests see the surrogate of the configuration, as task=evaluate and a run that is taken up at its end do."""
+        for name in self.since:
+            self._set(name, 1.0)
+
+    def _set(self, name: str, factor: float) -> None:
+        layer: Any = self.network.spiking_layers[name]
+        surrogate = replace(layer.dynamics.surrogate, stretch=factor)
+        layer.dynamics = replace(layer.dynamics, surrogate=surrogate)

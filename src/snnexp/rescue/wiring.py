@@ -10,32 +10,28 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from snnexp.models.layers import NORMS
 from snnexp.models.network import Network
-from snnexp.models.spec import WEIGHT_KINDS
+from snnexp.models.ways import surroundings
 
 
 @dataclass(frozen=True)
-class Wiring:
-    """The surroundings of one spiking layer. In a residual block: those of its body.
+class Driver:
+    """A layer with weights that drives a spiking layer.
 
     Attributes:
-        weights: the last layer with weights before it, or None; `first`: no spiking layer comes before that.
+        purpose: names its random numbers: the spiking layer's name, with its own behind it where there are two.
         norm: a norm between the two, or None.
         before: the spiking layer before it, or None.
-        following: the next layer with weights, or None.
     """
 
-    weights: nn.Module | None
-    first: bool
+    purpose: str
+    weights: nn.Module
     norm: nn.Module | None
     before: str | None
-    following: nn.Module | None
 
     @property
     def fan_in(self) -> int:
         """Inputs of one neuron."""
-        assert self.weights is not None
         return prod(self.weights.get_parameter("weight").shape[1:])
 
     @property
@@ -45,22 +41,33 @@ class Wiring:
         return found if isinstance(found, nn.Module) else None
 
 
+@dataclass(frozen=True)
+class Wiring:
+    """The surroundings of one spiking layer.
+
+    Attributes:
+        drivers: one, or behind the sum of a residual block those of body and shortcut; none: spikes drive it directly.
+        readers: the layers with weights that read its channels, and nothing that is added to them.
+    """
+
+    drivers: tuple[Driver, ...]
+    readers: tuple[nn.Module, ...]
+
+    @property
+    def terms(self) -> int:
+        """How many independent sums make the neurons' input: a norm behind a block's sum is one."""
+        return len({id(driver.norm or driver.weights) for driver in self.drivers})
+
+
 def wiring(network: Network, name: str) -> Wiring:
     """The surroundings of the spiking layer `name`."""
-    at = next(index for index, layer in enumerate(network.layers) if layer.name == name)
-    weights = norm = before = None
-    for layer in reversed(network.layers[:at]):
-        if layer.kind == "spiking":
-            before = before or layer.name
-            break
-        if layer.kind in NORMS and norm is None:
-            norm = network.get_submodule(layer.name)
-        if layer.kind in WEIGHT_KINDS and weights is None:
-            weights = network.get_submodule(layer.name)
-            norm_between = norm
-    ahead = (layer for layer in network.layers[at + 1 :] if layer.kind in WEIGHT_KINDS)
-    following = next((network.get_submodule(layer.name) for layer in ahead), None)
-    return Wiring(weights, before is None, norm_between if weights is not None else None, before, following)
+    around = surroundings(network.layers)[name]
+    drivers = []
+    for number, way in enumerate(around.ways):
+        norm = None if way.norm is None else network.get_submodule(way.norm)
+        purpose = name if number == 0 else f"{name}.{way.weights}"
+        drivers.append(Driver(purpose, network.get_submodule(way.weights), norm, way.before))
+    return Wiring(tuple(drivers), tuple(network.get_submodule(reader) for reader in around.readers))
 
 
 def fresh(weights: nn.Module) -> nn.Module:

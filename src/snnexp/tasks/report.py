@@ -90,7 +90,8 @@ def _draw_pareto(groups: Sequence[Group]) -> None:
     if len(points) < 2 or not HydraConfig.initialized():
         return
     seeds = sorted({len(point.accuracy) for point in points})
-    title = f"{len(points)} settings, {'-'.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds each"
+    number = "-".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
+    title = f"{len(points)} settings, {number} seed{'s' * (seeds[-1] > 1)} each"
     written = draw_pareto(Path(HydraConfig.get().runtime.output_dir) / "pareto", points, title)
     print(f"accuracy against synaptic operations: {written[0]}", file=sys.stderr)
 

@@ -12,29 +12,13 @@ side only. Nothing is lost by dead neurons here: they are the cheapest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
 from snnexp.analysis.synops import fan_out
 from snnexp.experiment import Experiment
-from snnexp.models.spec import WEIGHT_KINDS, LayerPlan
 from snnexp.models.sums import Sums
-
-KEEPS_SPIKES = ("flatten", "max_pool", "dropout", "dropout_step", "dropout_rate")
-
-
-def accumulating(layers: Sequence[LayerPlan]) -> list[LayerPlan]:
-    """The layers with weights whose input are spikes of the network's own, with nothing in between that scales them."""
-    found, spikes = [], False
-    for layer in layers:
-        if layer.kind in WEIGHT_KINDS:
-            found += [layer] if spikes else []
-            spikes = False
-        else:
-            spikes = layer.kind == "spiking" or (spikes and layer.kind in KEEPS_SPIKES)
-    return found
+from snnexp.models.ways import accumulating
 
 
 class Budget:

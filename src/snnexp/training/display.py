@@ -208,7 +208,7 @@ def recipe_lines(conf: Config, parameters: Mapping[str, Sequence[Any]]) -> list[
     init = ", ".join([f"init {conf.model.init}" + ("" if conf.model.gain == 1 else f" x {conf.model.gain:g}"), *extras])
     waits = getattr(conf.rescue, "when", "start") == "diagnosed"
     cure = "" if conf.rescue.name == "none" else f"; rescue {conf.rescue.name}{' once diagnosed' * waits}"
-    budget = "" if conf.decoder.synops is None else f"; at most {conf.decoder.synops:,g} synops per sample"
+    budget = "" if conf.decoder.synops is None else f"; budget {conf.decoder.synops:,g} synops per sample"
     return [
         f"recipe: {conf.recipe}; decoder {conf.decoder.name}, loss {conf.decoder.loss}; {conf.optimizer.name} lr "
         f"{conf.optimizer.lr:g}{f' ({others})' if others else ''}{schedule}{clip}; {init}{cure}{budget}"

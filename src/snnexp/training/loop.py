@@ -158,6 +158,7 @@ def fit(
             tracker.log_tags(claims)
         if line := rescue.told(epoch):
             display.say(line)
+    rescue.after_training()
     tracker.log_tags(rescue.tags())
     callbacks.call("on_end", context)
     facts = {"epoch": state.epoch, "role": "last", **made_on}

@@ -49,7 +49,7 @@ class EpochTable:
             known = f"{split}/loss" in metrics
             star = " " * (split == "val") if not (improved and split == self.split) else "*" * (split == "val")
             cells += (
-                [f"{metrics[f'{split}/loss']:.4f}", f"{metrics[f'{split}/accuracy']:.3f}{star}"] if known else [""] * 2
+                [_loss(metrics[f"{split}/loss"]), f"{metrics[f'{split}/accuracy']:.3f}{star}"] if known else [""] * 2
             )
         cells.append(f"{metrics.get(f'{self.split}/dead_neurons', 0):,.0f}")
         if "time/epoch_s" in metrics:
@@ -66,6 +66,11 @@ class EpochTable:
                 break
             line += cell.rjust(width)
         return line.rstrip()
+
+
+def _loss(value: float) -> str:
+    """Seven characters: four decimals, or as many as there is room for."""
+    return next((text for digits in (4, 3, 2, 1) if len(text := f"{value:.{digits}f}") <= 7), f"{value:.1g}")
 
 
 def layer_table(network: Network, metrics: Mapping[str, float], columns: int) -> list[str]:
