@@ -126,6 +126,26 @@ def test_the_diagnosis_says_the_cause_and_what_to_type() -> None:
     assert wider == ["neuron.surrogate.width=0.1 (it is 0.01)"]
 
 
+def test_a_layer_that_fires_and_was_cut_off_from_the_gradient_gets_a_line_whatever_did_it() -> None:
+    narrow = SurrogateConf(name="rectangular", width=1e-3)
+    conf = Config(neuron=NeuronConf(name="n", engine="reference", beta=0.0, surrogate=narrow))
+    info = DataInfo("made", "events", (1, 1, 1), 10, tuple("ab"), {}, {}, complete=True, split_hash="")
+    network = build_network(ModelConf(name="m", spec="FC-SN"), conf.neuron, DecoderConf(name="rate"), info)
+    network.get_parameter("fc1.weight").data.fill_(9.0)
+    network.get_parameter("fc1.bias").data.zero_()
+    meter, given = ActivityMeter(network, 0.01), torch.zeros(10, 2, 1, 1, 1)
+    given[::2] = 1
+    network(given, meter)
+    meter.metrics("val")
+    for verdict in (
+        Verdict(Cause.surrogate_out_of_reach),
+        Verdict(Cause.killed_by_update, {"weights": 9.0, "burst": 1.0}, 3),
+    ):
+        [(key, text)] = diagnose(network, meter, conf, {"sn1": verdict})
+        assert key == "sn1 gradient-dead" and "no gradient passes 100 % of its 2 neurons" in text
+        assert f"({verdict.cause}). Try " in text
+
+
 # --- the campaign ---
 
 
