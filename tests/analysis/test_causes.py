@@ -13,15 +13,20 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
 from snnexp.analysis.activity import ActivityMeter
 from snnexp.analysis.cause_words import advice, sentence
-from snnexp.analysis.causes import Cause, Verdict, bad_state, killed_at, why_silent
+from snnexp.analysis.causes import Cause, Explainer, Verdict, bad_state, killed_at, why_silent
 from snnexp.analysis.diagnosis import diagnose
-from snnexp.config import Config, DecoderConf, ModelConf, NeuronConf, OptimizerConf, SurrogateConf
+from snnexp.cli import conf_dir
+from snnexp.config import Config, DecoderConf, ModelConf, NeuronConf, OptimizerConf, SurrogateConf, register_schemas
 from snnexp.data.base import DataInfo
+from snnexp.experiment import assemble
 from snnexp.models.network import build_network
 from snnexp.neurons.layer import SpikingLayer
+from snnexp.training.passes import evaluation_pass
+from snnexp.validation import validate
 
 ALL = torch.ones(4, dtype=torch.bool)
 
@@ -144,6 +149,25 @@ def test_a_layer_that_fires_and_was_cut_off_from_the_gradient_gets_a_line_whatev
         [(key, text)] = diagnose(network, meter, conf, {"sn1": verdict})
         assert key == "sn1 gradient-dead" and "no gradient passes 100 % of its 2 neurons" in text
         assert f"({verdict.cause}). Try " in text
+
+
+@pytest.mark.parametrize("integrate", [True, False])
+def test_only_a_layer_whose_membranes_are_read_can_do_without_its_surrogate(integrate: bool) -> None:
+    register_schemas()
+    words = (
+        "device=cpu", "neuron.engine=reference", "encoder=direct", "model.spec=FC6-SN-FC-SN", "decoder=membrane",
+        f"decoder.integrate={str(integrate).lower()}", "neuron.surrogate.name=rectangular",
+        "neuron.surrogate.width=1e-6", "dataset.limit_train=16", "dataset.limit_val=16", "dataset.num_steps=4",
+    )  # fmt: skip
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        experiment = assemble(validate(compose("config", overrides=list(words))))
+    for bias in ("fc1.bias", "fc2.bias"):
+        experiment.network.get_parameter(bias).data.fill_(0.6)  # fires at some steps, never at the threshold
+    meter = ActivityMeter(experiment.network, 0.01)
+    evaluation_pass(experiment, "val", meter, 0)
+    meter.metrics("val")
+    causes = Explainer(experiment).explain(meter, "val", {})
+    assert {name: verdict.cause for name, verdict in causes.items()} == {"sn1": Cause.surrogate_out_of_reach}
 
 
 # --- the campaign ---

@@ -142,8 +142,9 @@ class Explainer:
 
     def _kind(self, name: str) -> tuple[bool, bool]:
         """Whether the layer's neurons fire once, and whether the loss reads its membranes."""
-        layers = self.experiment.network.spiking_layers
-        read = self.experiment.conf.decoder.name == "membrane" and name == list(layers)[-1]
+        layers, decoder = self.experiment.network.spiking_layers, self.experiment.conf.decoder
+        # an integrator behind the last spiking layer is none of them
+        read = decoder.name == "membrane" and not decoder.integrate and name == list(layers)[-1]
         return layers[name].dynamics.fire_once, read
 
     @torch.no_grad()
