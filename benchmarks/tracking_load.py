@@ -14,6 +14,7 @@ import multiprocessing
 import statistics
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +55,17 @@ def one_run(seed: int, uri: str, experiment: str, folder: Path) -> float:
     return time.perf_counter() - start
 
 
-def client(seeds: list[int], uri: str, experiment: str, folder: str, answers: Any) -> None:
-    """One process with its runs, one after the other; what it imports does not count."""
+def client(seeds: list[int], uri: str, experiment: str, folder: str) -> tuple[list[float], float]:
+    """One process with its runs, one after the other; returns the seconds of each, and its processor time for all.
+
+    What it imports does not count.
+    """
     from snnexp.tracking.mlflow_store import connect
 
     connect(uri, experiment)
     start = time.process_time()
     seconds = [one_run(seed, uri, experiment, Path(folder)) for seed in seeds]
-    answers.put((seconds, time.process_time() - start))
+    return seconds, time.process_time() - start
 
 
 def verify(uri: str, experiment: str, runs: int) -> dict[str, int]:
@@ -104,21 +108,15 @@ def main() -> None:
     experiment = f"load-{time.time():.0f}"
     connect(options.uri, experiment)  # the tables of a new database are made once, as by the parent of a sweep
     context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         shares = [list(range(options.runs))[number :: options.clients] for number in range(options.clients)]
+        shares = [share for share in shares if share]
         where = options.through or options.uri
-        workers = [
-            context.Process(target=client, args=(share, where, experiment, folder, answers))
-            for share in shares
-            if share
-        ]
         start = time.perf_counter()
-        for worker in workers:
-            worker.start()
-        answered = [answers.get() for _ in workers]
-        for worker in workers:
-            worker.join()
+        # a client that dies ends the measurement with its error
+        with ProcessPoolExecutor(len(shares), mp_context=context) as clients:
+            asked = [clients.submit(client, share, where, experiment, folder) for share in shares]
+            answered = [future.result() for future in asked]
         wall = time.perf_counter() - start
     found = verify(options.uri, experiment, options.runs)
     seconds = [value for values, _ in answered for value in values]
