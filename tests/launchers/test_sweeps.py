@@ -116,7 +116,7 @@ def test_a_killed_and_a_cancelled_job(sweep: Sweep, executor: str) -> None:
     assert children == {"FINISHED": 1, "KILLED": 2}
     assert parents == ["KILLED"]
     assert "#2 finished: " in sweep.out
-    assert "Their output: " in sweep.out
+    assert "Output: " in sweep.out
     assert "Please report it" not in sweep.out
 
     assert sweep.start(*words).wait() == 0, sweep.out

@@ -82,7 +82,7 @@ def test_one_lost_job_does_not_end_the_others(watch: Any, capsys: pytest.Capture
     assert "#2 lost: seed=2 (job 7_2 needed more memory than hydra.launcher.mem_gb gives it; 7_2.err)" in out
     assert "[5/5]" in out
     assert watch.healed and watch.healed[0] == 3  # at the first look that misses them
-    assert summary(outcomes, "logs")[0] == "5 jobs: 2 finished, 1 failed, 1 killed, 1 lost. Their output: logs"
+    assert summary(outcomes, "logs")[0] == "5 jobs: 2 finished, 1 failed, 1 killed, 1 lost. Output: logs"
 
 
 def test_a_job_that_is_queued_again_is_waited_for(watch: Any) -> None:

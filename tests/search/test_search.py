@@ -211,7 +211,7 @@ def test_several_objectives_have_a_front(search: Searching, capsys: pytest.Captu
     worth = {"0.5": (0.5, 10.0), "0.6": (0.6, 20.0), "0.7": (0.4, 30.0)}
     search(Launcher(lambda job: worth[job["neuron.beta"]]), beta, objectives, "hydra.sweeper.sampler=grid")
     out = capsys.readouterr().out
-    assert "2 trials are better than every other one in something" in out
+    assert "The Pareto front: 2 trials, which no other one beats in everything:" in out
     assert "neuron.beta=0.5" in out and "neuron.beta=0.6" in out and out.count("neuron.beta=0.7") == 0
     assert Path("sweep/search.png").is_file()
 

@@ -21,7 +21,7 @@ from hydra.plugins.launcher import Launcher
 
 from snnexp import interrupts
 from snnexp.errors import ConfigError
-from snnexp.launchers.outcomes import Outcome, broken_off, ended, names, say, summary
+from snnexp.launchers.outcomes import Outcome, broken_off, counted, ended, names, say, summary
 from snnexp.launchers.worker import Work, prepare_process
 
 TRIES = 3  # starts of one job whose worker is killed, its own fault or not
@@ -58,7 +58,7 @@ class JoblibLauncher(Launcher):
         note_jobs(folder, len(job_overrides), [])
         for number, name in enumerate(names(job_overrides), initial_job_idx):
             say(f"#{number}: {name}")
-        say(f"{len(job_overrides)} jobs, {bench.at_once} at a time. Their output: {bench.outputs}/NUMBER.txt")
+        say(f"{counted(len(job_overrides))}, {bench.at_once} at a time. Output: {bench.outputs}/NUMBER.txt")
         work = Work(self.hydra_context, self.config, self.task_function)
         outcomes = bench.do(work, [list(words) for words in job_overrides], initial_job_idx)
         for line in summary(outcomes, str(bench.outputs)):

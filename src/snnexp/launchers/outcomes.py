@@ -65,11 +65,16 @@ def _short(text: str) -> str:
     return first if len(first) <= LONGEST else first[: LONGEST - 3] + "..."
 
 
+def counted(jobs: int) -> str:
+    """`1 job`, `3 jobs`."""
+    return f"{jobs} job{'' if jobs == 1 else 's'}"
+
+
 def summary(outcomes: Sequence[Outcome], where: str) -> list[str]:
     """The counts, and where the rest of the story is."""
     counts = Counter(outcome.how for outcome in outcomes)
     parts = [f"{counts[how]} {how}" for how in ("finished", "failed", "killed", "lost") if counts[how]]
-    lines = [f"{len(outcomes)} jobs: {', '.join(parts)}. Their output: {where}"]
+    lines = [f"{counted(len(outcomes))}: {', '.join(parts)}. Output: {where}"]
     if counts["finished"] < len(outcomes):
         lines.append("The same command goes on with what is left: finished runs are skipped, others continue.")
     return lines

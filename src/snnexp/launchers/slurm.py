@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from snnexp import interrupts
 from snnexp.errors import ConfigError
 from snnexp.launchers import queue
-from snnexp.launchers.outcomes import Outcome, names, say, summary
+from snnexp.launchers.outcomes import Outcome, counted, names, say, summary
 from snnexp.launchers.watching import LocalJobs, SlurmJobs, Watch
 from snnexp.launchers.worker import Work
 
@@ -80,13 +80,13 @@ class SlurmLauncher(Launcher):
             say(f"#{number}: {name}")
         if self.params["executor"] == "local":
             at_once: Any = self.params["array_parallelism"]
-            say(f"{len(calls)} jobs on this machine, {at_once} at a time. Their output: {logs}")
+            say(f"{counted(len(calls))} on this machine, {at_once} at a time. Output: {logs}")
             return LocalJobs(executor, work, calls, at_once, folder)
         with interrupts.held():  # an array whose id nobody wrote down could not be cancelled
             jobs = SlurmJobs(executor.map_array(work, *zip(*calls, strict=True)), folder)
         where = f" in partition {self.params['partition']}" if self.params.get("partition") else ""
-        say(f"{len(calls)} jobs in Slurm{where}: {', '.join(jobs.arrays)} (squeue -j {jobs.arrays[0]}).")
-        say(f"Their output: {logs}. Ctrl-C cancels them; if this terminal is closed, they go on.")
+        say(f"{counted(len(calls))} in Slurm{where}: {', '.join(jobs.arrays)} (squeue -j {jobs.arrays[0]}).")
+        say(f"Output: {logs}. Ctrl-C cancels them; if this terminal is closed, they go on.")
         return jobs
 
     def _interrupted(self, watch: Watch) -> None:

@@ -81,7 +81,8 @@ def _summary(config: DictConfig, search: Search, asking: Asking, trials: Sequenc
             lines.append(f"Best: {_values(search, trial)} (trial {trial.number}). This does it again, to the last bit:")
             lines.append(f"  {command(config, search, trial)}")
     elif best:
-        lines.append(f"{len(best)} trials are better than every other one in something (the Pareto front):")
+        trials_are = "1 trial, which" if len(best) == 1 else f"{len(best)} trials, which"
+        lines.append(f"The Pareto front: {trials_are} no other one beats in everything:")
         for trial in best[:MOST_COMMANDS]:
             lines += [f"trial {trial.number}: {_values(search, trial)}", f"  {command(config, search, trial)}"]
         if len(best) > MOST_COMMANDS:
