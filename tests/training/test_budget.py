@@ -1,16 +1,21 @@
-"""The budget of synaptic operations: what it counts is what the test pass counts, and training keeps to it."""
+"""The budget of synaptic operations: what it counts is what the test pass counts."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
 from snnexp.analysis.synops import SynopsMeter
+from snnexp.cli import conf_dir
+from snnexp.config import register_schemas
+from snnexp.experiment import assemble
 from snnexp.models.sums import Sums
 from snnexp.training.budget import Budget
-from tests.rescue.test_cures import assemble, configured
+from snnexp.validation import validate
 
-SMALL = ("dataset.num_steps=4", "neuron.engine=reference", "decoder.synops=100", "neuron.threshold=0.3")
+SMALL = ("tracking=off", "device=cpu", "trainer=smoke", "dataset.limit_train=64", "dataset.num_steps=4", "neuron.engine=reference",
+         "decoder.synops=100", "neuron.threshold=0.3")  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -24,7 +29,9 @@ SMALL = ("dataset.num_steps=4", "neuron.engine=reference", "decoder.synops=100",
     ],
 )
 def test_the_budget_counts_what_the_test_pass_counts(spec: str) -> None:
-    experiment = assemble(configured(*SMALL, f"model.spec='{spec}'"))
+    register_schemas()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        experiment = assemble(validate(compose("config", overrides=[*SMALL, f"model.spec='{spec}'"])))
     budget, meter = Budget(experiment), SynopsMeter(experiment.network)
     batch = next(experiment.source.batches("train", 1, 0))
     experiment.network.eval()
