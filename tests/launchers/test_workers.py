@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 from snnexp import interrupts
+from snnexp.errors import ConfigError
 from snnexp.launchers import worker
+from snnexp.launchers.slurm import _array
 
 submitit = pytest.importorskip("submitit")
 
 from submitit.core.job_environment import JobEnvironment, SignalHandler  # noqa: E402
-from submitit.core.utils import DelayedSubmission, JobPaths, UncompletedJobError  # noqa: E402
+from submitit.core.utils import DelayedSubmission, FailedJobError, JobPaths, UncompletedJobError  # noqa: E402
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCONT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -130,3 +132,14 @@ def test_what_a_job_returns_can_be_read_by_every_process() -> None:
         _ = again.return_value
     done.return_value = worker.JobError("seed=x: no number", 2)
     assert pickle.loads(pickle.dumps(worker.readable(done)))._return_value.exit_code == 2
+
+
+def test_jobs_that_slurm_does_not_take_are_said_in_its_own_words() -> None:
+    class Refusing:
+        def map_array(self, *_: Any) -> None:
+            raise FailedJobError("sbatch: error: invalid partition specified: gpux\n")
+
+    with pytest.raises(
+        ConfigError, match="Slurm did not take the jobs: sbatch: error: invalid partition.* Nothing was"
+    ):
+        _array(Refusing(), None, [("a", 0)])  # type: ignore[arg-type]

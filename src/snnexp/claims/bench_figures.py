@@ -30,18 +30,25 @@ def draw_bench(stem: Path, folder: Path) -> list[Path]:
     shown = [cell for cell in cells if cell[1] > 1]
     if not shown:
         return []
-    width = TWO_COLUMNS if len(shown) > 1 else 3.3
+    data = list(dict.fromkeys(name for name, _ in shown))
+    depths = sorted({depth for _, depth in shown})
     seeds = max(len({run.seed for run in cells[cell]}) for cell in shown)
     title = f"deep networks that start silent: accuracy and dead neurons by cure, {seeds} seed" + "s" * (seeds > 1)
-    figure = new_figure(4.2, title, width)
-    axes = figure.subplots(2, len(shown), squeeze=False)
-    for column, cell in enumerate(shown):
-        _accuracy_panel(axes[0][column], cells, cell, arms)
-        _dead_panel(axes[1][column], cells[cell], arms)
-    axes[0][0].set_ylabel("test accuracy")
-    axes[1][0].set_ylabel("dead, hidden layers")
+    figure = new_figure(0.6 + 3.4 * len(data), title, TWO_COLUMNS if len(depths) > 1 else 3.3)
+    axes = figure.subplots(2 * len(data), len(depths), squeeze=False)  # two rows of panels for each data set
+    for at, name in enumerate(data):
+        for column, depth in enumerate(depths):
+            accuracy, dead = axes[2 * at][column], axes[2 * at + 1][column]
+            if (name, depth) in cells:
+                _accuracy_panel(accuracy, cells, (name, depth), arms)
+                _dead_panel(dead, cells[name, depth], arms)
+            else:
+                accuracy.set_visible(False)
+                dead.set_visible(False)
+        axes[2 * at][0].set_ylabel("test accuracy")
+        axes[2 * at + 1][0].set_ylabel("dead, hidden layers")
     handles, labels = axes[1][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3 if len(shown) == 1 else 5, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=3 if len(depths) == 1 else 5, frameon=False)
     stem.parent.mkdir(exist_ok=True)
     return save_figure(figure, stem)
 

@@ -83,7 +83,7 @@ class SlurmLauncher(Launcher):
             say(f"{counted(len(calls))} on this machine, {at_once} at a time. Output: {logs}")
             return LocalJobs(executor, work, calls, at_once, folder)
         with interrupts.held():  # an array whose id nobody wrote down could not be cancelled
-            jobs = SlurmJobs(executor.map_array(work, *zip(*calls, strict=True)), folder)
+            jobs = SlurmJobs(_array(executor, work, calls), folder)
         where = f" in partition {self.params['partition']}" if self.params.get("partition") else ""
         say(f"{counted(len(calls))} in Slurm{where}: {', '.join(jobs.arrays)} (squeue -j {jobs.arrays[0]}).")
         say(f"Output: {logs}. Ctrl-C cancels them; if this terminal is closed, they go on.")
@@ -111,6 +111,21 @@ class SlurmLauncher(Launcher):
         for callback in self.hydra_context.callbacks.callbacks:
             if isinstance(callback, SweepParent):
                 callback.count(len(outcomes), failed, left)
+
+
+def _array(executor: Any, work: Work, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Hand the jobs to Slurm. Raises: ConfigError with sbatch's own words if it takes none."""
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    try:
+        jobs: list[Any] = executor.map_array(work, *zip(*calls, strict=True))
+    except (FailedJobError, FailedSubmissionError) as error:
+        said = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+        raise ConfigError(
+            f"Slurm did not take the jobs: {said} Nothing was started. Look at hydra.launcher.partition, .additional and "
+            "the times and sizes asked for (sinfo shows what there is); hydra.launcher.executor=local runs them here."
+        ) from error
+    return jobs
 
 
 def _check(params: dict[str, Any]) -> None:
