@@ -14,8 +14,8 @@ from snnexp.models.sums import Sums
 from snnexp.training.budget import Budget
 from snnexp.validation import validate
 
-SMALL = ("tracking=off", "device=cpu", "trainer=smoke", "dataset.limit_train=64", "dataset.num_steps=4", "neuron.engine=reference",
-         "decoder.synops=100", "neuron.threshold=0.3")  # fmt: skip
+SMALL = ("tracking=off", "device=cpu", "trainer=smoke", "dataset.limit_train=64", "dataset.num_steps=4",
+         "neuron.engine=reference", "decoder.synops=100", "neuron.threshold=0.3")  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -33,10 +33,8 @@ def points_of(groups: Sequence[Group]) -> list[Point]:
     for group in groups:
         runs = [run for run in group.runs.values() if run.synops is not None and run.test is not None]
         if runs:
-            name = (
-                ", ".join(f"{key.rpartition('.')[2]} {value.removesuffix('.0')}" for key, value in group.values.items())
-                or "all runs"
-            )
+            values = [f"{key.rpartition('.')[2]} {value.removesuffix('.0')}" for key, value in group.values.items()]
+            name = ", ".join(values) or "all runs"
             points.append(Point(name, tuple(r.synops or 0.0 for r in runs), tuple(r.test or 0.0 for r in runs)))
     return points
 

@@ -122,8 +122,9 @@ def _array(executor: Any, work: Work, calls: Sequence[tuple[Any, ...]]) -> list[
     except (FailedJobError, FailedSubmissionError) as error:
         said = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
         raise ConfigError(
-            f"Slurm did not take the jobs: {said} Nothing was started. Look at hydra.launcher.partition, .additional and "
-            "the times and sizes asked for (sinfo shows what there is); hydra.launcher.executor=local runs them here."
+            f"Slurm did not take the jobs: {said} Nothing was started. Look at hydra.launcher.partition, .additional "
+            "and the times and sizes asked for (sinfo shows what there is); hydra.launcher.executor=local runs them "
+            "here."
         ) from error
     return jobs
 

@@ -2,8 +2,8 @@
 
     theta <- max(lowest, theta + rate * (r - target))        after each step of the optimizer
 
-r is the neuron's spikes per time step in that batch, without those of `force_last_spike`. A silent neuron's threshold falls by rate * target at each step
-until it fires, whatever its membrane and whatever the surrogate's reach.
+r is the neuron's spikes per time step in that batch, without those of `force_last_spike`. A silent neuron's threshold
+falls by rate * target at each step until it fires, whatever its membrane and whatever the surrogate's reach.
 
 Source: Querlioz et al. 2013, doi:10.1109/TNANO.2013.2250995: dV_th/dt = gamma (A - T), A the mean activity, T the
 target. The lowest level is ours: below zero a neuron would fire without input.

@@ -9,8 +9,8 @@ moments of all of them become zero.
 
 Source: ReDo, Sokar et al. 2023, arXiv:2302.12902 (Definition 3.1, Algorithm 1). Ours: every `every` epochs instead of
 so many steps; neurons of the output layer, which ReDo leaves alone, are redrawn, too; where a whole layer is redrawn,
-outgoing weights stay, since with zeros nothing would ever pass it again; so do weights that read a residual block's sum,
-of which the neuron is a part only.
+outgoing weights stay, since with zeros nothing would ever pass it again; so do weights that read a residual block's
+sum, of which the neuron is a part only.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ def check_rescue(conf: Config) -> Iterator[str]:
         )
     if name == "homeostasis" and n.fire_once and getattr(conf.rescue, "target", 0.0) > 1 / conf.dataset.num_steps:
         yield (
-            f"{word} with neuron.fire_once=true and rescue.target={getattr(conf.rescue, 'target', 0.0):g}: a neuron that "
-            f"spikes once in {conf.dataset.num_steps} steps never gets there, and every threshold would fall to "
+            f"{word} with neuron.fire_once=true and rescue.target={getattr(conf.rescue, 'target', 0.0):g}: a neuron "
+            f"that spikes once in {conf.dataset.num_steps} steps never gets there, and every threshold would fall to "
             f"rescue.lowest. Use at most rescue.target={1 / conf.dataset.num_steps:.3g}."
         )
     if name == "bounds":
