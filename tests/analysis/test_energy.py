@@ -108,5 +108,5 @@ def test_within_the_budget_it_is_nothing() -> None:
 
 
 def test_a_budget_of_nothing_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no layer with weights follows the network's spikes"):
+    with pytest.raises(ConfigError, match="no layer with weights is driven by the network's own spikes"):
         configured("model.spec=FC-SN", "decoder.synops=10")
