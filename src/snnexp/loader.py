@@ -171,7 +171,9 @@ def command_line_last(
     if name := repo.given.get("arm") or chosen_arm(files):
         typed = set(repo.given) - {option.partition("=")[0] for option in arm_options}
         repo.cache[f"config_path={ARM}"], arm_options = arm_file(files, name, typed)
-        arm = [ResultDefault(ARM, package="")]
+        # its values may be keys of the options that it chooses: they wait until those are chosen
+        if {option.replace("=", "/", 1) for option in arm_options} <= of_arm:
+            arm = [ResultDefault(ARM, package="")]
     last = [*again(of_arm), *arm, *again(repo.chosen - of_arm)] if end else []
     return [*defaults[:end], *last, *defaults[end:]], arm_options
 
