@@ -26,6 +26,7 @@ from snnexp.schema.dataset import (
 from snnexp.schema.fields import choice, number
 from snnexp.schema.model import DelayConf, ModelConf, NeuNormConf
 from snnexp.schema.neuron import NeuronConf, SurrogateConf
+from snnexp.schema.rescue import RESCUES, CureConf, RescueConf
 from snnexp.schema.training import OptimizerConf, SchedulerConf, TrackingConf, TrainerConf
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "AugmentConf",
     "ClaimConf",
     "Config",
+    "CureConf",
     "DatasetConf",
     "DecoderConf",
     "DelayConf",
@@ -51,6 +53,7 @@ __all__ = [
     "OwnDatasetConf",
     "RandmanDatasetConf",
     "RateEncoderConf",
+    "RescueConf",
     "SchedulerConf",
     "SurrogateConf",
     "TonicDatasetConf",
@@ -89,6 +92,7 @@ class Config:
     optimizer: OptimizerConf = field(default_factory=OptimizerConf)
     scheduler: SchedulerConf = field(default_factory=SchedulerConf)
     trainer: TrainerConf = field(default_factory=TrainerConf)
+    rescue: RescueConf = field(default_factory=RescueConf)
     tracking: TrackingConf = field(default_factory=TrackingConf)
 
 
@@ -116,6 +120,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "optimizer": {"base": OptimizerConf},
     "scheduler": {"base": SchedulerConf},
     "trainer": {"base": TrainerConf},
+    "rescue": dict(RESCUES),
     "tracking": {"base": TrackingConf},
 }
 
@@ -154,4 +159,5 @@ def structured(config: dict[str, Any]) -> Any:
     kind = EventDatasetConf if "bin_by" in config["dataset"] else ImageDatasetConf
     base.dataset = OmegaConf.structured(dataset_nodes.get(config["dataset"]["name"], kind))
     base.encoder = OmegaConf.structured(encoder_nodes.get(config["encoder"]["name"], EncoderConf))
+    base.rescue = OmegaConf.structured(RESCUES.get(config.get("rescue", {}).get("name", "none"), RescueConf))
     return OmegaConf.merge(base, config)

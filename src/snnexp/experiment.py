@@ -21,6 +21,7 @@ from snnexp.encoders import Encoder, Input
 from snnexp.errors import ConfigError
 from snnexp.models.delayed_recurrence import REASON, layers_with_delays
 from snnexp.models.network import Network, Observer, Output, build_network
+from snnexp.models.sums import Sums
 from snnexp.models.tokens import takes_events
 from snnexp.own_code import code_tags
 from snnexp.training.seeding import derive_seed, seed_everything
@@ -40,11 +41,11 @@ class Experiment:
     decoder: Decoder
     through: Callable[[Input], Output] | None = None  # another way through the network, for an analysis; not observed
 
-    def forward(self, batch: Batch, observer: Observer | None = None) -> Output:
+    def forward(self, batch: Batch, observer: Observer | None = None, sums: Sums | None = None) -> Output:
         """Encode a batch and run the network on it; spikes and membranes of the output layer, [T, B, K]."""
         with self.precision():
             x = self.encoder(batch.frames)
-            output: Output = self.network(x, observer) if self.through is None else self.through(x)
+            output: Output = self.network(x, observer, sums) if self.through is None else self.through(x)
         return output
 
     @cached_property
@@ -63,13 +64,15 @@ class Experiment:
         """Loss of one batch, a scalar."""
         return self.decoder.loss(output.spk, output.mem, labels)
 
-    def trained_on(self, batch: Batch, observer: Observer | None = None) -> tuple[Output, Tensor]:
-        """Run a training batch: the network's output, and the loss to go down.
+    def trained_on(
+        self, batch: Batch, observer: Observer | None = None, sums: Sums | None = None
+    ) -> tuple[Output, Tensor]:
+        """Run a training batch: the network's output, and the loss to go down. `sums`: see `Network.forward`.
 
         decoder.agreement > 0: the batch goes through twice, with other masks of dropout; the loss is half the sum of
         the two losses plus agreement times the distance of the two outputs (moderate dropout of LTMD, NeurIPS 2022).
         """
-        output = self.forward(batch, observer)
+        output = self.forward(batch, observer, sums)
         loss = self.loss(output, batch.labels)
         weight = self.conf.decoder.agreement
         if weight:
@@ -166,6 +169,13 @@ def assemble(conf: Config, source: DataSource | None = None) -> Experiment:
 
 def build(conf: Config, info: DataInfo, device: torch.device) -> Network:
     """The network of a configuration for these data, or the user's own, with fresh weights."""
+    network = _built(conf, info, device)
+    for layer in network.spiking_layers.values():
+        layer.follows_rate = conf.rescue.name == "homeostasis"
+    return network
+
+
+def _built(conf: Config, info: DataInfo, device: torch.device) -> Network:
     if conf.model.module is not None:
         from snnexp.models.own_network import OwnNetwork
 

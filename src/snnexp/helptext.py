@@ -19,6 +19,7 @@ GROUPS = {
     "encoder": "how an image becomes input over time",
     "decoder": "how spikes become a decision, and the loss",
     "optimizer": "how weights, thresholds, decays and delays are updated",
+    "rescue": "what wakes dead neurons, or keeps them from dying",
     "scheduler": "how the learning rates change",
     "trainer": "how long, how precise, when to stop",
     "tracking": "where the record goes",

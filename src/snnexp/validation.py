@@ -33,6 +33,7 @@ from snnexp.errors import ConfigError, did_you_mean, unknown_choice
 from snnexp.models.spec import DROPOUT_KINDS, LayerPlan, effective_spec, plan, why_not_in_segments, why_not_on_engine
 from snnexp.neurons.names import FUSED_SURROGATES, SNNTORCH_PREFIX
 from snnexp.own_code import own_words
+from snnexp.rescue.rules import check_rescue
 from snnexp.schema.fields import ends
 
 TRACKERS = ("mlflow", "off")
@@ -62,7 +63,7 @@ def validate(cfg: DictConfig) -> Config:
     if conf.claim is not None:
         errors += check_claim(conf.claim)
     if not errors:
-        errors += [*_neuron(conf), *_input(conf), *_training(conf), *_decoder(conf)]
+        errors += [*_neuron(conf), *_input(conf), *_training(conf), *_decoder(conf), *check_rescue(conf)]
     if not errors:
         errors += _network(conf)
     if errors:

@@ -13,8 +13,7 @@ from networks import as_events, make_info, make_network, make_spikes
 from torch import Tensor
 
 from snnexp.models.event_linear import event_driven_weight, event_linear, spike_linear
-from snnexp.models.network import SPARSE_HIDDEN_BELOW
-from snnexp.models.weights import Linear
+from snnexp.models.weights import SPARSE_HIDDEN_BELOW, Linear
 
 
 def dense_frames(rows: int, features: int, share: float, dtype: torch.dtype = torch.float64) -> Tensor:

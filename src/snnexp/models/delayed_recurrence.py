@@ -31,8 +31,13 @@ def layers_with_delays(layers: Sequence[LayerPlan]) -> list[str]:
     return [layers[position + 1].name for position in delayed]
 
 
-def run_with_delays(neuron: SpikingLayer, weights: RecurrentLinear, name: str, current: Tensor, flow: Flow) -> LayerRun:
-    """Run `neuron`, whose spikes come back through `weights`, the layer `name`; current [T, B, N]."""
+def run_with_delays(
+    neuron: SpikingLayer, weights: RecurrentLinear, name: str, current: Tensor, flow: Flow, counts: bool
+) -> LayerRun:
+    """Run `neuron`, whose spikes come back through `weights`, the layer `name`; current [T, B, N].
+
+    The price of what comes back, if there is one, is without gradient: interpolated spikes are no 0 and 1.
+    """
     assert weights.delay is not None
     neuron.engine, neuron.engine_reason = "reference", REASON
     memory, matrix = flow.memory, weights.recurrent.weight
@@ -44,7 +49,9 @@ def run_with_delays(neuron: SpikingLayer, weights: RecurrentLinear, name: str, c
         memory.traces[name] = past
     if flow.observer:
         flow.observer.connection(f"{name}.recurrent", weights.recurrent, came.flatten(0, 1), 1)
-    return LayerRun(spk, mem, spikes_over_time(spk, neuron.dynamics.high_spikes) if flow.observer else None)
+    if flow.sums is not None:
+        flow.sums.spent(f"{name}.recurrent", came.flatten(0, 1))
+    return LayerRun(spk, mem, spikes_over_time(spk, neuron.dynamics.high_spikes) if counts else None)
 
 
 def run_delayed_recurrence(

@@ -10,6 +10,7 @@ from snnexp.data.base import EventFrames
 from snnexp.encoders import Input
 from snnexp.models.observer import Observer
 from snnexp.models.segments import Memory
+from snnexp.models.sums import Sums
 
 
 class Flow:
@@ -21,12 +22,19 @@ class Flow:
     """
 
     def __init__(
-        self, x: Tensor | EventFrames, steps: int, batch: int, constant: bool, observer: Observer | None
+        self,
+        x: Tensor | EventFrames,
+        steps: int,
+        batch: int,
+        constant: bool,
+        observer: Observer | None,
+        sums: Sums | None = None,
     ) -> None:
         self.steps = steps
         self.batch = batch
         self.constant = constant
         self.observer = observer
+        self.sums = sums
         self.reads_spikes = observer is not None and observer.reads_spikes
         self._kept: list[tuple[Tensor | None, Any, bool]] = []  # of residual blocks that are open
         self.x = x

@@ -5,9 +5,10 @@ The forward pass owns the time loop and all state; nothing survives it and nothi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import takewhile, zip_longest
+from functools import partial
+from itertools import zip_longest
 from math import prod
 from typing import NamedTuple, cast
 
@@ -22,7 +23,7 @@ from snnexp.models.batch_norm import BatchNorm2d, regular
 from snnexp.models.delayed_recurrence import run_with_delays
 from snnexp.models.delays import Delay, run_delay
 from snnexp.models.flow import Flow, count_steps
-from snnexp.models.layers import NORMS, TimeDropout, build_stateless
+from snnexp.models.layers import TimeDropout, build_stateless
 from snnexp.models.memory_estimate import step_memory_bytes
 from snnexp.models.observer import Firing, Observer
 from snnexp.models.residual import BRANCHES, inputs_behind
@@ -37,7 +38,8 @@ from snnexp.models.spec import (
     why_not_in_segments,
     why_not_on_engine,
 )
-from snnexp.models.weights import Linear, RecurrentLinear, build_weights
+from snnexp.models.sums import Sums, counted
+from snnexp.models.weights import Linear, RecurrentLinear, build_weights, follow_spikes, normalised
 from snnexp.neurons.engines import LayerRun, spikes_over_time
 from snnexp.neurons.equation import Pool
 from snnexp.neurons.layer import SpikingLayer, Within
@@ -48,10 +50,7 @@ __all__ = ["LayerRow", "Network", "Observer", "Output", "build_network"]
 # Layers whose backward pass does not read their output, so that the engine may write over it.
 _FRESH = frozenset({"conv", "linear", "batch_norm", "layer_norm", "avg_pool", "max_pool", "delay", "join"})
 
-# model.sparse=auto: a hidden layer follows the spikes if it has this many outputs and less than this share of its input
-# spike (measured: docs/models.md). The products of narrow layers cost less than making the lists.
-SPARSE_FROM_OUTPUTS = 256
-SPARSE_HIDDEN_BELOW = 0.07
+AddSpikes = Callable[[SpikingLayer, LayerRun], Tensor]
 
 
 class Output(NamedTuple):
@@ -88,22 +87,26 @@ class Network(nn.Module):
         self.checkpoint_steps: int | None = None
         self.gradient_cutoff: int | None = None  # in training, no gradient passes from a segment of so many steps back
         self.neurons: dict[str, SpikingLayer] = {}  # all of them; `spiking_layers` leaves out a mere integrator
+        self.added_spikes: dict[str, AddSpikes] = {}  # in training, by layer: what the next layer sees instead
 
     # --- running --------------------------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor | ConstantInput | EventFrames, observer: Observer | None = None) -> Output:
+    def forward(
+        self, x: Tensor | ConstantInput | EventFrames, observer: Observer | None = None, sums: Sums | None = None
+    ) -> Output:
         """Run all T steps.
 
         Args:
             x: [T, B, C, H, W], or one frame for all steps, or event lists.
             observer: is told each spiking layer's output and each connection's input.
+            sums: gets the sums over time that it wishes for, with their gradients.
         Raises: ValueError if the input does not have the shape that the network was built for.
         """
         if self.training and self.gradient_cutoff is not None and self.gradient_cutoff < count_steps(x):
-            return self._cut_off(x, self.gradient_cutoff, observer)
+            return self._cut_off(x, self.gradient_cutoff, observer, sums)
         if self.checkpoint_steps is not None and self.checkpoint_steps < count_steps(x):
-            return self._in_segments(x, self.checkpoint_steps, observer)
-        return self._run(Flow(*self._open(x), observer))
+            return self._in_segments(x, self.checkpoint_steps, observer, sums)
+        return self._run(Flow(*self._open(x), observer, sums))
 
     def _run(self, flow: Flow, start: int = 0) -> Output:
         """Run the layers from number `start` on."""
@@ -134,7 +137,7 @@ class Network(nn.Module):
             return None
         return Pool(layer.kind.removesuffix("_pool"), int(layer.args["k"]))
 
-    def _in_segments(self, x: Input, steps: int, observer: Observer | None) -> Output:
+    def _in_segments(self, x: Input, steps: int, observer: Observer | None, sums: Sums | None) -> Output:
         """Run at most `steps` time steps at once. All but the last segment keep no activations for backward."""
         start, constant = 0, isinstance(x, ConstantInput)
         problem = why_not_in_segments(self.layers, self.bn_per_step, constant) if self.training else None
@@ -147,16 +150,18 @@ class Network(nn.Module):
             x = ConstantInput(flow.folded(), flow.steps)
         *pieces, final = split_time(x, steps)
 
-        def run(x: Input, memory: Memory, repeated: bool, last: bool = False) -> tuple[Output, Memory]:
-            told = None if repeated else observer
+        def run(x: Input, memory: Memory, repeated: bool, last: bool = False) -> tuple[tuple[Tensor, ...], Memory]:
+            told, part = None if repeated else observer, None if sums is None else sums.part()
             if isinstance(x, ConstantInput):
-                flow = Flow(x.frame, x.num_steps, x.frame.shape[0], True, told)
+                flow = Flow(x.frame, x.num_steps, x.frame.shape[0], True, told, part)
             else:
-                flow = Flow(*self._open(x), told)
+                flow = Flow(*self._open(x), told, part)
             flow.memory, flow.last, flow.whole = memory, last, False
-            return self._run(flow, start), memory
+            out, found = self._run(flow, start), {} if part is None else part.found
+            names.extend(found if not names else ())
+            return (*out, *found.values()), memory
 
-        outputs, memory = [], Memory()
+        outputs, memory, names = [], Memory(), list[str]()
         for piece in pieces:
             if torch.is_grad_enabled():
                 out, memory = recomputed(self, run, piece, memory)
@@ -164,16 +169,19 @@ class Network(nn.Module):
                 out, memory = run(piece, memory, False)
             outputs.append(out)
         outputs.append(run(final, memory, False, last=True)[0])
-        return Output(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
+        for _, _, *found in outputs:
+            for name, value in zip(names, found, strict=True):
+                cast(Sums, sums).add(name, value)
+        return Output(*(torch.cat(parts) for parts in zip(*(out[:2] for out in outputs), strict=True)))
 
-    def _cut_off(self, x: Input, steps: int, observer: Observer | None) -> Output:
+    def _cut_off(self, x: Input, steps: int, observer: Observer | None, sums: Sums | None) -> Output:
         """Truncated backpropagation through time: the state goes on from segment to segment, its gradient does not."""
         problem = why_not_in_segments(self.layers, self.bn_per_step, isinstance(x, ConstantInput), "gradient_cutoff")
         if problem is not None:
             raise ConfigError(problem)
         pieces, memory, outputs = split_time(x, steps), Memory(), []
         for number, piece in enumerate(pieces, start=1):
-            flow = Flow(*self._open(piece), observer)
+            flow = Flow(*self._open(piece), observer, sums)
             flow.memory, flow.last, flow.whole = memory, number == len(pieces), False
             outputs.append(self._run(flow))
             memory = memory.with_tensors([tensor.detach() for tensor in memory.tensors()])
@@ -204,28 +212,37 @@ class Network(nn.Module):
         neuron.overwrite_input = before.kind in _FRESH and not flow.constant
         observer = flow.observer if neuron.dynamics.spiking else None
         current, state = flow.over_time(), flow.memory.neurons.get(layer.name)
-        if pool and ((observer and flow.reads_spikes) or not neuron.can_pool(current)):
+        added = self.added_spikes.get(layer.name) if self.training else None
+        sums = flow.sums if flow.sums is not None and layer.name in flow.sums.counts else None
+        if pool and ((observer and flow.reads_spikes) or added or sums or not neuron.can_pool(current)):
             pool = None
+        counts = bool(observer or sums or added)
         weights = self.get_submodule(before.name) if before.kind == "recurrent" else None
         recurrent = weights.recurrent.weight if isinstance(weights, RecurrentLinear) else None
         if isinstance(weights, RecurrentLinear) and weights.delay is not None:
-            out = run_with_delays(neuron, weights, before.name, current, flow)
+            out = run_with_delays(neuron, weights, before.name, current, flow, counts)
         elif flow.whole:
-            private = not is_last and not neuron._forward_hooks  # a hook may keep what it sees
-            within = Within(pool, counts=observer is not None, private=private)
+            private = not is_last and not neuron._forward_hooks and added is None  # a hook may keep what it sees
+            within = Within(pool, counts=counts, private=private)
             out = cast(LayerRun, neuron(current, recurrent=recurrent, within=within))
         else:  # the last membranes go on, and gradients come back through them: not private, and nothing is fused
             spk, mem, after = neuron(current, state, recurrent, last=flow.last)
-            out = LayerRun(spk, mem, spikes_over_time(spk, neuron.dynamics.high_spikes) if observer else None)
+            out = LayerRun(spk, mem, spikes_over_time(spk, neuron.dynamics.high_spikes) if counts else None)
             if not flow.last:
                 flow.memory.remember(layer.name, after)
-        if flow.observer and isinstance(weights, RecurrentLinear) and weights.delay is None:
+        asked = flow.observer is not None or flow.sums is not None
+        if asked and isinstance(weights, RecurrentLinear) and weights.delay is None:
             first = torch.zeros_like(out.spk[0]) if state is None else state.spk.to(out.spk.dtype)
             previous = torch.cat([first.unsqueeze(0), out.spk[:-1]]).flatten(0, 1)
-            flow.observer.connection(f"{before.name}.recurrent", weights.recurrent, previous, 1)
+            if flow.observer:
+                flow.observer.connection(f"{before.name}.recurrent", weights.recurrent, previous, 1)
+            if flow.sums is not None:
+                flow.sums.spent(f"{before.name}.recurrent", previous)
         if observer and out.counts is not None:
             observer.spiking(layer.name, neuron, Firing(out.counts, out.mem, None if pool else out.spk, flow.last))
-        flow.steps_x = out.spk
+        if sums is not None and out.counts is not None:
+            sums.add(layer.name, counted(out.spk, out.counts))
+        flow.steps_x = out.spk if added is None else added(neuron, out)
         return out.mem, pool is not None
 
     def _stateless(self, layer: LayerPlan, flow: Flow) -> None:
@@ -244,6 +261,8 @@ class Network(nn.Module):
         if layer.kind in WEIGHT_KINDS:
             if flow.observer:
                 flow.observer.connection(layer.name, module, flow.x, flow.steps if flow.constant else 1)
+            if flow.sums is not None:
+                flow.sums.spent(layer.name, flow.x)
             if isinstance(flow.x, EventFrames):
                 from snnexp.models.event_linear import event_linear  # numba takes 0.2 s to import
 
@@ -364,13 +383,15 @@ def build_network(
     for layer, after in zip_longest(layers, layers[1:]):
         if layer.kind in WEIGHT_KINDS:
             spikes = 1.0 if analog and not single_spike_input else float(info.num_steps)
-            weights = build_weights(layer, model, spikes, normalised=_normalised(layers, layer))
+            make = partial(build_weights, layer, model, spikes, normalised=normalised(layers, layer))
+            weights = make()
+            weights.fresh = make
             if analog and network.wants_events and isinstance(weights, Linear) and info.kind == "events":
                 from snnexp.models.event_linear import event_driven_weight
 
                 event_driven_weight(weights)
             if binary and isinstance(weights, Linear):
-                _follow_spikes(weights, layer.name, model)
+                follow_spikes(weights, layer.name, model)
             network.add_module(layer.name, weights)
             analog = binary = False
         elif layer.kind == "delay":
@@ -394,20 +415,3 @@ def build_network(
             network.add_module(layer.name, module)
             binary = binary and layer.kind == "max_pool"
     return network
-
-
-def _normalised(layers: Sequence[LayerPlan], weights: LayerPlan) -> bool:
-    """Whether a norm before the next neurons takes every factor of these weights out again: its scale has the gain."""
-    rest = takewhile(lambda layer: layer.kind not in ("spiking", *BRANCHES), layers[weights.position + 1 :])
-    return any(layer.kind in NORMS for layer in rest)
-
-
-def _follow_spikes(weights: Linear, name: str, model: ModelConf) -> None:
-    """Let a hidden fully connected layer follow its input spikes where that is faster."""
-    if model.sparse == "never" or (model.sparse == "auto" and weights.out_features < SPARSE_FROM_OUTPUTS):
-        return
-    from snnexp.models.event_linear import event_driven_weight
-
-    event_driven_weight(weights)
-    weights.name = name
-    weights.sparse_below = SPARSE_HIDDEN_BELOW if model.sparse == "auto" else 2.0

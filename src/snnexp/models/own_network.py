@@ -33,6 +33,7 @@ from snnexp.errors import ConfigError
 from snnexp.models.network import Network, Output
 from snnexp.models.observer import Firing, Observer
 from snnexp.models.spec import LayerPlan, Token
+from snnexp.models.sums import Sums
 from snnexp.neurons.engines import spikes_over_time
 from snnexp.neurons.equation import Pool
 from snnexp.neurons.layer import NeuronOutput, SpikingLayer
@@ -69,17 +70,22 @@ class OwnNetwork(Network):
         self.neurons = self._named_neurons()
         self.layers = tuple(self._plans())
 
-    def forward(self, x: Tensor | ConstantInput | EventFrames, observer: Observer | None = None) -> Output:
+    def forward(
+        self, x: Tensor | ConstantInput | EventFrames, observer: Observer | None = None, sums: Sums | None = None
+    ) -> Output:
         """Run the module; see `Network.forward`."""
         dense = x if isinstance(x, Tensor) else x.to_dense()
         if tuple(dense.shape[2:]) != self.input_shape:
             raise ValueError(f"the network was built for input {self.input_shape} at each step, not {dense.shape[2:]}")
-        if observer is None:
+        if observer is None and sums is None:
             return self._output(dense)
         calls = _Calls(self)
         with calls.watching():
             output = self._output(dense)
-        calls.tell(observer, dense.shape[0], dense.shape[1])
+        if observer is not None:
+            calls.tell(observer, dense.shape[0], dense.shape[1])
+        if sums is not None:
+            calls.sum_up(sums)
         return output
 
     def _output(self, x: Tensor) -> Output:
@@ -216,6 +222,16 @@ class _Calls:
     def _rank(module: nn.Module) -> int:
         """Dimensions of one sample at one step."""
         return 3 if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.GroupNorm) else 1
+
+    def sum_up(self, sums: Sums) -> None:
+        """Add what `sums` wishes for."""
+        for name, runs in self.spiking.items():
+            if name in sums.counts:
+                for run in runs:
+                    sums.add(name, run.spk.float().sum(0) if run.spk.dtype != torch.float64 else run.spk.sum(0))
+        for name, inputs in self.inputs.items():
+            for x in inputs:
+                sums.spent(name, x.reshape(-1, *x.shape[x.dim() - self._rank(self.modules[name]) :]))
 
     def tell(self, observer: Observer, steps: int, batch: int) -> None:
         """Hand on what was seen: a layer that was called step by step as if it had been called once."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
+from itertools import takewhile
 from math import sqrt
 from typing import cast
 
@@ -12,9 +14,16 @@ from torch import Tensor, nn
 
 from snnexp.config import ModelConf
 from snnexp.models.delays import Delay
+from snnexp.models.layers import NORMS
 from snnexp.models.spec import LayerPlan
+from snnexp.models.tokens import BRANCHES
 
 log = logging.getLogger(__name__)
+
+# model.sparse=auto: a hidden layer follows the spikes if it has this many outputs and less than this share of its input
+# spike (measured: docs/models.md). The products of narrow layers cost less than making the lists.
+SPARSE_FROM_OUTPUTS = 256
+SPARSE_HIDDEN_BELOW = 0.07
 
 
 class Affine(nn.Module):
@@ -40,6 +49,8 @@ class Linear(nn.Linear):
     sparse_below: inputs are spikes; if a batch has less than this share of them, its product follows the spikes
         (`event_linear.py`), which is exact to rounding. 0: always dense.
     """
+
+    fresh: Callable[[], nn.Module]  # makes another one, drawn as this one was
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__(in_features, out_features, bias)
@@ -86,6 +97,8 @@ def _fits_lists(x: Tensor, weight: Tensor) -> bool:
 
 class Conv2d(nn.Conv2d):
     """2-D convolution. `sigma`: standardise the weights to this at each forward pass; `affine` follows the layer."""
+
+    fresh: Callable[[], nn.Module]  # makes another one, drawn as this one was
 
     def __init__(self, channels: int, out: int, size: int, stride: int, pad: int, bias: bool) -> None:
         super().__init__(channels, out, size, stride=stride, padding=pad, bias=bias)
@@ -157,3 +170,20 @@ def _initialise(weight: Tensor, model: ModelConf, spikes: float, fan_in: int, ga
         bound = sqrt(3 * spikes / fan_in)
         nn.init.uniform_(weight, -bound, bound)
     weight.mul_(gain)
+
+
+def normalised(layers: Sequence[LayerPlan], weights: LayerPlan) -> bool:
+    """Whether a norm before the next neurons takes every factor of these weights out again: its scale has the gain."""
+    rest = takewhile(lambda layer: layer.kind not in ("spiking", *BRANCHES), layers[weights.position + 1 :])
+    return any(layer.kind in NORMS for layer in rest)
+
+
+def follow_spikes(weights: Linear, name: str, model: ModelConf) -> None:
+    """Let a hidden fully connected layer follow its input spikes where that is faster."""
+    if model.sparse == "never" or (model.sparse == "auto" and weights.out_features < SPARSE_FROM_OUTPUTS):
+        return
+    from snnexp.models.event_linear import event_driven_weight
+
+    event_driven_weight(weights)
+    weights.name = name
+    weights.sparse_below = SPARSE_HIDDEN_BELOW if model.sparse == "auto" else 2.0

@@ -109,6 +109,7 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
         if conf.alpha is not None:
             self._store("alpha", conf.alpha, conf.alpha_per, self.alpha_param, conf.learn_alpha)
         self.noise, self.noise_always = float(conf.noise) if spiking else 0.0, conf.noise_in == "always"
+        self.follows_rate = False  # the threshold is moved from outside, and belongs to what was trained
         self.initial_mem: Tensor | None
         follows = conf.initial_mem == "running_mean" and spiking
         self.register_buffer("initial_mem", torch.zeros(()) if follows else None)

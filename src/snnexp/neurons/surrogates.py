@@ -47,7 +47,7 @@ class Surrogate:
         exponential   (scale/width) exp(-|x|/width)           peak scale/width SLAYER, Rouser Eq. 2 (1.5, 3.75)
 
     `function` is set for surrogates taken from snnTorch only: x -> spikes, with its own backward. `own` is a user's:
-    x -> derivative.
+    x -> derivative. With `stretch` k the derivative at x is that at x/k: it reaches k times as far at the same peak.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Surrogate:
     width: float = 0.5
     function: Callable[[Tensor], Tensor] | None = None
     own: OwnDerivative | None = None
+    stretch: float = 1.0
 
     @property
     def fused(self) -> bool:
@@ -78,7 +79,10 @@ class Surrogate:
     @property
     def constants(self) -> tuple[float, float]:
         """The two numbers (a, b) of `formula`; a user's derivative has none."""
-        return (1.0, 1.0) if self.own is not None else _formula(self.name).constants(self)
+        if self.own is not None:
+            return 1.0, 1.0
+        a, b = _formula(self.name).constants(self)
+        return a, b / self.stretch
 
     def formula(self, x: Any, a: Any, b: Any) -> Any:
         """The derivative at x, on tensors or on the compiler's symbols; a and b: `constants`."""

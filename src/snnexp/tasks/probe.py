@@ -70,16 +70,22 @@ def probe(conf: Config, cfg: DictConfig) -> None:
 def _trained(conf: Config, source: Any) -> float:
     """Test accuracy after a short training from fresh weights; the last epoch's, so that nothing is selected."""
     from snnexp.analysis.activity import ActivityMeter
+    from snnexp.analysis.diagnosis import diagnose
     from snnexp.analysis.timing import Timing
     from snnexp.experiment import assemble
+    from snnexp.rescue.manager import Rescue
     from snnexp.training.optimisation import build_optimizer, build_scheduler
     from snnexp.training.passes import train_pass
 
     experiment = assemble(conf, source)
     optimizer = build_optimizer(conf.optimizer, experiment.network.parameter_groups())
     scheduler = build_scheduler(conf.scheduler, optimizer, conf.trainer.max_epochs)
+    rescue, meter = Rescue.of(experiment, optimizer), ActivityMeter(experiment.network)
+    rescue.start()
     for epoch in range(1, conf.trainer.max_epochs + 1):
-        train_pass(experiment, optimizer, epoch, ActivityMeter(experiment.network))
+        train_pass(experiment, optimizer, epoch, meter, rescue=rescue)
+        meter.metrics("train")
+        rescue.between_epochs(epoch, meter, diagnose(experiment.network, meter, conf) if rescue.waits else [])
         if scheduler is not None:
             scheduler.step()
     return Timing(experiment).intact()

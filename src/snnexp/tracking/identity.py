@@ -44,6 +44,7 @@ LATER: dict[str, Any] = {
     "model.kwargs": {},
     "trainer.gradient_activity": "all",
     "trainer.gradient_eps": 0.01,
+    "rescue": {"name": "none"},
 }
 
 NAME_LENGTH = 80  # longer names are cut in MLflow's lists anyway

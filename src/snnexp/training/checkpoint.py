@@ -191,7 +191,7 @@ def apply_weights(
     """
     own = network.state_dict()
     if config is not None:
-        kept = {k: own[k] for k in own if k in weights and _is_set_here(network, k, config["neuron"])}
+        kept = {k: own[k] for k in own if k in weights and _is_set_here(network, k, config)}
         weights = {**weights, **kept}
     wrong = [f"{k} (missing)" for k in own if k not in weights] + [f"{k} (unknown)" for k in weights if k not in own]
     wrong += [
@@ -204,16 +204,18 @@ def apply_weights(
     network.load_state_dict(dict(weights))
 
 
-def _is_set_here(network: torch.nn.Module, key: str, trained: Mapping[str, Any]) -> bool:
-    """Whether `key` is a neuron's value that this run's configuration decides, not weights trained with `trained`."""
+def _is_set_here(network: torch.nn.Module, key: str, config: Mapping[str, Any]) -> bool:
+    """Whether `key` is a neuron's value that this run's configuration decides, not weights trained with `config`."""
     from snnexp.neurons.layer import SpikingLayer
 
     path, _, name = key.rpartition(".")
     layer = network.get_submodule(path)
     if not isinstance(layer, SpikingLayer):
         return False
-    quantity = name.removeprefix("raw_")
+    quantity, trained = name.removeprefix("raw_"), config["neuron"]
     if quantity == "initial_mem":
+        return False
+    if quantity == "threshold" and layer.follows_rate and config.get("rescue", {}).get("name") == "homeostasis":
         return False
     if quantity in layer.params:
         return quantity not in layer.learned()

@@ -19,6 +19,7 @@ from snnexp.analysis.activity import ActivityMeter, counted_eps
 from snnexp.analysis.diagnosis import diagnose
 from snnexp.errors import DataError
 from snnexp.experiment import Experiment
+from snnexp.rescue.manager import Rescue
 from snnexp.tracking.runs import RunFolder
 from snnexp.tracking.store import Tracker
 from snnexp.training.callbacks import Callbacks, Context
@@ -41,6 +42,7 @@ def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Di
     conf, network = experiment.conf, experiment.network
     optimizer = build_optimizer(conf.optimizer, network.parameter_groups())
     scheduler = build_scheduler(conf.scheduler, optimizer, conf.trainer.max_epochs)
+    rescue = Rescue.of(experiment, optimizer)
     callbacks = Callbacks(conf.trainer.callbacks)
     meters = {split: ActivityMeter(network, counted_eps(conf.trainer, split)) for split in ("train", "val")}
     validates = experiment.source.num_batches("val") > 0
@@ -58,9 +60,10 @@ def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Di
         path = Path(conf.trainer.init_from).expanduser()
         weights, trained_with, _ = load_stored(path, to_start_from=True)
         apply_weights(network, weights, path, trained_with)
+    rescue.start()
     curves = Curves(experiment)
     if folder.state.is_file():
-        state = _restore(folder, experiment, optimizer, scheduler, meters, callbacks)
+        state = _restore(folder, experiment, optimizer, scheduler, meters, callbacks, rescue)
         for epoch in range(state.epoch + 1):  # what the record may have missed when the run was cut off
             tracker.log_epoch(epoch, {k: v for k, points in state.history.items() for e, v in points if e == epoch})
         display.say(f"Continuing after epoch {state.epoch} of {conf.trainer.max_epochs}.")
@@ -70,8 +73,8 @@ def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Di
                 f"{folder.state} is missing, although epochs of this run are in its record. "
                 + AFRESH.format(folder=folder.path)
             )
-        _before_training(experiment, state, meters, tracker, display, validates, curves)
-        _save(folder, state, experiment, optimizer, scheduler, meters, callbacks, config)
+        _before_training(experiment, state, meters, tracker, display, validates, curves, rescue)
+        _save(folder, state, experiment, optimizer, scheduler, meters, callbacks, config, rescue)
 
     context = Context(state.epoch, conf.trainer.max_epochs, network, optimizer, folder.path)
     callbacks.call("on_start", context)
@@ -80,7 +83,7 @@ def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Di
     while state.epoch < conf.trainer.max_epochs and not state.stopped_early:
         epoch, started = state.epoch + 1, time.perf_counter()
         with display.epoch(epoch, planned_batches(experiment, "train")) as progress:
-            trained = train_pass(experiment, optimizer, epoch, meters["train"], progress)
+            trained = train_pass(experiment, optimizer, epoch, meters["train"], progress, rescue)
         metrics = trained.metrics("train") | meters["train"].metrics("train")
         if validates:
             with display.validation(epoch, planned_batches(experiment, "val")) as progress:
@@ -105,20 +108,25 @@ def fit(experiment: Experiment, folder: RunFolder, tracker: Tracker, display: Di
         metrics["time/epoch_s"] = seconds
         metrics["time/samples_per_s"] = trained.samples / max(trained.seconds, 1e-9)
         metrics["time/data_wait_fraction"] = trained.wait_seconds / max(trained.seconds, 1e-9)
-        state.record(epoch, metrics)
 
         if improved:  # before the state, which names them, and in their place after it: see `settle_best`
             accuracy = {f"{'val' if validates else 'train'}_accuracy": state.best.accuracy}
             facts = {"epoch": epoch, "role": "best", **accuracy, **made_on}
             state.best.digest = save_weights(folder.next_best, network.final_state(), config, facts)
-        _save(folder, state, experiment, optimizer, scheduler, meters, callbacks, config)
+        asked = conf.trainer.diagnose or rescue.waits
+        findings = diagnose(network, meters["val" if validates else "train"], conf) if asked else []
+        if epoch < conf.trainer.max_epochs and not state.stopped_early:  # after the best weights: these were judged
+            metrics |= rescue.between_epochs(epoch, meters["train"], findings)
+        state.record(epoch, metrics)
+        _save(folder, state, experiment, optimizer, scheduler, meters, callbacks, config, rescue)
         if improved:
             folder.next_best.replace(folder.best)
             folder.note_weights("best", epoch, state.best.digest)
         tracker.log_epoch(epoch, metrics)
         display.finish_epoch(epoch, metrics, improved)
         if conf.trainer.diagnose:
-            display.advise(diagnose(network, meters["val" if validates else "train"], conf))
+            display.advise(findings)
+    tracker.log_tags(rescue.tags())
     callbacks.call("on_end", context)
     facts = {"epoch": state.epoch, "role": "last", **made_on}
     folder.note_weights("last", state.epoch, save_weights(folder.last, network.final_state(), config, facts))
@@ -133,12 +141,15 @@ def _before_training(
     display: Display,
     validates: bool,
     curves: Curves,
+    rescue: Rescue,
 ) -> None:
     """Epoch 0: what the untrained network does; its dead neurons are what a rescue is measured against."""
     split = "val" if validates else "train"
     with display.validation(0, planned_batches(experiment, split)) as progress:
         result = evaluation_pass(experiment, split, meters[split], 0, progress)
     metrics = result.metrics(split) | meters[split].metrics(split) | _learned(experiment, state, 0) | curves(0)
+    findings = diagnose(experiment.network, meters[split], experiment.conf) if rescue.waits else []
+    metrics |= rescue.between_epochs(0, meters["train"], findings)
     state.record(0, metrics)
     tracker.log_epoch(0, metrics)
     display.finish_epoch(0, metrics, improved=False)
@@ -149,6 +160,7 @@ def _learned(experiment: Experiment, state: Fit, epoch: int) -> dict[str, float]
     metrics = {}
     network = experiment.network
     learned = [(name, what, v) for name, layer in network.spiking_layers.items() for what, v in layer.learned().items()]
+    learned += [(n, "threshold", layer.threshold) for n, layer in network.spiking_layers.items() if layer.follows_rate]
     for name, delay in network.delays.items():
         if delay.learns:
             learned.append((name, "delay", delay.position))
@@ -170,6 +182,7 @@ def _save(
     meters: dict[str, ActivityMeter],
     callbacks: Callbacks,
     config: dict[str, Any],
+    rescue: Rescue,
 ) -> None:
     save_state(
         folder.state,
@@ -179,6 +192,7 @@ def _save(
             "scheduler": scheduler.state_dict() if scheduler is not None else None,
             "meters": {split: meter.state_dict() for split, meter in meters.items()},
             "callbacks": callbacks.state_dict(),
+            "rescue": rescue.state_dict(),
             "identity": folder.record.identity,
             "uid": folder.record.uid,
             "split_hash": experiment.source.info.split_hash,
@@ -202,6 +216,7 @@ def _restore(
     scheduler: Any,
     meters: dict[str, ActivityMeter],
     callbacks: Callbacks,
+    rescue: Rescue,
 ) -> Fit:
     saved = load_state(folder.state)
     if any(
@@ -227,6 +242,7 @@ def _restore(
         for split, meter in meters.items():
             meter.load_state_dict(saved["meters"][split])
         callbacks.load_state_dict(saved.get("callbacks") or [])
+        rescue.load_state_dict(saved.get("rescue") or {})
         values = dict(saved["fit"])
         history = {name: [(int(e), float(v)) for e, v in points] for name, points in values.pop("history").items()}
         state = Fit(**{**values, "best": Best(**values["best"]), "history": history})

@@ -17,6 +17,7 @@ from snnexp.errors import TrainingError
 from snnexp.experiment import Experiment
 from snnexp.models.network import Output
 from snnexp.models.observer import Firing, Observer
+from snnexp.rescue.manager import Rescue
 from snnexp.training.seeding import derive_seed, seed_everything
 
 REFRESH_S = 0.25  # how often the display may ask the device for numbers
@@ -99,6 +100,7 @@ def train_pass(
     epoch: int,
     meter: ActivityMeter,
     progress: Progress | None = None,
+    rescue: Rescue | None = None,
 ) -> PassResult:
     """Train for one epoch.
 
@@ -109,12 +111,19 @@ def train_pass(
     seed_everything(derive_seed(conf.seed, "train", epoch))
     network.train()
     network.set_epoch(epoch, conf.trainer.max_epochs)
+    if rescue is None:
+        rescue = Rescue()
+    rescue.before_epoch(epoch)
+    observer = rescue.watched(meter)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     tally, start, shown = _Tally(experiment.device), time.perf_counter(), 0.0
     clock = _Clock(experiment.source.batches("train", epoch, conf.seed), conf.trainer.smoke_steps)
     on_cpu = experiment.device.type == "cpu"
     for batch in clock:
-        output, loss = experiment.trained_on(batch, meter)
+        sums = rescue.sums()
+        output, loss = experiment.trained_on(batch, observer, sums)
+        if sums is not None:
+            loss = loss + rescue.term(sums)
         if on_cpu and not math.isfinite(loss.item()):  # on the CPU this look costs nothing, and names the batch
             raise _non_finite(experiment, batch, epoch, tally.batches + 1)
         optimizer.zero_grad(set_to_none=True)
@@ -124,6 +133,7 @@ def train_pass(
             torch.nn.utils.clip_grad_norm_(parameters, conf.trainer.grad_clip)
         optimizer.step()
         network.bound()
+        rescue.after_step()
         tally.add(loss, experiment.predict(output), batch.labels)
         if (now := time.perf_counter()) - shown > REFRESH_S:
             shown = now
