@@ -189,7 +189,9 @@ class ActivityMeter:
         """Add the spikes of one batch, or of one segment of its time steps."""
         with torch.no_grad():
             if name not in self._counters:
-                if self.eps is not None and name not in self._reach:
+                known = self._reach.get(name)
+                moved = known is not None and known.dynamics is not known.layer.dynamics  # another surrogate since
+                if self.eps is not None and (name not in self._reach or moved):
                     self._reach[name] = reach_of(layer, self.eps)
                 self._counters[name] = _Counter(layer, firing.mem, self._reach.get(name))
             if isinstance(layer, SpikingLayer) and layer.training and layer.dynamics.force_last_spike:

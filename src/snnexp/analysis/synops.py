@@ -10,7 +10,7 @@ Sums run over all T steps and are means over samples. A convolution's fan-out is
 fewer outputs. An input that is the same at all T steps counts T times, as hardware that advances step by step pays it.
 Whether a layer accumulates or multiplies is decided once per pass (NeuroBench decides per step and batch).
 
-Source: Yik et al. 2025, doi:10.1038/s41467-025-56739-4, and the code of neurobench 2.3. Energy is not estimated here.
+Source: Yik et al. 2025, doi:10.1038/s41467-025-56739-4, and the code of neurobench 2.3. What it costs: `energy.py`.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Synops:
     effective_macs: float
     dense: float
     activation_sparsity: float
+    dense_acs: float = 0.0  # of the dense ones, those of layers that accumulate
     graded: tuple[str, ...] = ()  # layers with weights that multiply: their input is not all -1, 0 or 1
 
 
@@ -124,16 +125,17 @@ class SynopsMeter:
         """
         if not self._connections:
             raise ValueError("no batch has run yet")
-        acs = macs = dense = 0.0
+        acs = macs = dense = dense_acs = 0.0
         graded = []
         for name, connection in self._connections.items():
             effective, full, binary = connection.operations()
             graded += [] if binary else [name]
             acs, macs, dense = acs + effective * binary, macs + effective * (not binary), dense + full
+            dense_acs += full * binary
         samples = max(connection.rows for connection in self._connections.values()) / self.network.num_steps
         spikes = 0 if self._spikes is None else int(self._spikes)
         sparsity = 1 - spikes / self._outputs if self._outputs else 0.0
-        return Synops(acs / samples, macs / samples, dense / samples, sparsity, tuple(graded))
+        return Synops(acs / samples, macs / samples, dense / samples, sparsity, dense_acs / samples, tuple(graded))
 
     def metrics(self, split: str) -> dict[str, float]:
         """The contract's metrics for the samples since `reset`."""

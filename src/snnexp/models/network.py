@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import zip_longest
 from math import prod
 from typing import NamedTuple, cast
@@ -383,9 +382,7 @@ def build_network(
     for layer, after in zip_longest(layers, layers[1:]):
         if layer.kind in WEIGHT_KINDS:
             spikes = 1.0 if analog and not single_spike_input else float(info.num_steps)
-            make = partial(build_weights, layer, model, spikes, normalised=normalised(layers, layer))
-            weights = make()
-            weights.fresh = make
+            weights = build_weights(layer, model, spikes, normalised=normalised(layers, layer))
             if analog and network.wants_events and isinstance(weights, Linear) and info.kind == "events":
                 from snnexp.models.event_linear import event_driven_weight
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import takewhile
 from math import sqrt
 from typing import cast
@@ -157,6 +158,7 @@ def build_weights(layer: LayerPlan, model: ModelConf, spikes: float, normalised:
             module.bias.zero_()
         if isinstance(module, RecurrentLinear):  # its inputs are spikes, whatever the layer's are
             _initialise(module.recurrent.weight, model, spikes, layer.out_shape[0], float(model.gain))
+    module.fresh = partial(build_weights, layer, model, spikes, normalised)
     return module
 
 

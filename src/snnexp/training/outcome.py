@@ -11,6 +11,7 @@ from torch import Tensor
 
 from snnexp.analysis.activity import ActivityMeter, counted_eps
 from snnexp.analysis.diagnosis import diagnose
+from snnexp.analysis.energy import energy_metrics, energy_results
 from snnexp.analysis.synops import SynopsMeter, neurobench_results
 from snnexp.analysis.tested import Outcome
 from snnexp.claims.conf import ClaimConf
@@ -80,6 +81,7 @@ def test(experiment: Experiment, display: Display, epoch: int) -> Outcome:
     with display.testing(planned_batches(experiment, "test")) as progress:
         result = evaluation_pass(experiment, "test", observers, epoch, progress, keep)
     metrics = result.metrics("test") | activity.metrics("test") | synops.metrics("test")
+    metrics |= energy_metrics(experiment.network, synops.result())
     if by_time and float(decided[1]) > 0:
         metrics["test/decision_steps"] = float(decided[0] / decided[1])
     label, prediction = first[0] if first else (0, 0)
@@ -146,6 +148,7 @@ def results(experiment: Experiment, outcome: Outcome, facts: dict[str, Any]) -> 
     info = experiment.source.info
     return {
         **neurobench_results(experiment.network, outcome.synops, outcome.metrics["test/accuracy"]),
+        "Energy": energy_results(experiment.network, outcome.synops),
         "parameters": sum(p.numel() for p in experiment.network.parameters()),
         "samples": info.counts,
         "complete": info.complete,
