@@ -10,6 +10,7 @@ import pytest
 
 from snnexp.claims.collect import find_finished, on_the_same_data, read_run
 from snnexp.claims.conf import ClaimConf, ValueConf
+from snnexp.tasks.reproduce import _for_others
 from snnexp.tracking.identity import run_identity
 
 CONFIG: dict[str, Any] = {"seed": 0, "dataset": {"name": "digits"}, "neuron": {"name": "fixed"}}
@@ -103,6 +104,12 @@ def test_a_claim_from_start_to_end(snnexp: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_what_others_repeat_does_not_say_where_files_lie_here() -> None:
+    places = ["state_dir=/home/me/runs", "dataset.root=/home/me/data", "+dataset.store=/s"]
+    words = ["+experiment=e", *places, "dataset.num_steps=4"]
+    assert _for_others(words) == ["+experiment=e", "dataset.num_steps=4"]
+
+
 def test_an_experiment_without_a_claim(snnexp: Any) -> None:
     done = snnexp("task=reproduce")
     assert done.returncode == 2

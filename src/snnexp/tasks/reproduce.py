@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 # Keys that change no number that a paper could have published, beside the bookkeeping: where it runs, and how often.
 _HARMLESS = ("device", "neuron.engine", "seed", "arm", "hydra", "experiment")
+# Where files lie on this computer: nobody else's command has that, and a file in results/ is for others.
+_PLACES = ("state_dir", "dataset.root", "dataset.store")
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,14 @@ def _jobs(experiment: str, overrides: list[str], claim: ClaimConf) -> list[Job]:
             absolute_paths(conf, cfg)
             config = OmegaConf.to_container(cfg, resolve=True)
             assert isinstance(config, dict)
-            command = command_line([*words, *option_folders()])
+            command = command_line([*_for_others(words), *option_folders()])
             jobs.append(Job(arm, int(seed), with_code(config), Path(conf.state_dir), command))  # type: ignore[arg-type]
     return jobs
+
+
+def _for_others(words: list[str]) -> list[str]:
+    """The words of a command that can be repeated on another computer."""
+    return [text for text in words if text.partition("=")[0].lstrip("+") not in _PLACES]
 
 
 def _words(text: Any) -> list[str]:
@@ -130,7 +137,7 @@ def _report(conf: Config, experiment: str, overrides: list[str], runs: list[Run]
     assert conf.claim is not None
     changed = [text for text in overrides if not _is_harmless(text, conf.claim)]
     judgement = judge(conf.claim, runs, changed)
-    words = [f"+experiment={experiment}", *overrides, *option_folders()]
+    words = [f"+experiment={experiment}", *_for_others(overrides), *option_folders()]
     content = {
         "experiment": experiment,
         "command": command_line(["task=reproduce", *words]),
