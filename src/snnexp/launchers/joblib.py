@@ -17,11 +17,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from hydra.plugins.launcher import Launcher
-
 from snnexp import interrupts
 from snnexp.errors import ConfigError
-from snnexp.launchers.outcomes import Outcome, broken_off, counted, ended, names, say, summary
+from snnexp.launchers.base import SweepLauncher
+from snnexp.launchers.outcomes import Outcome, broken_off, counted, ended, names, say
 from snnexp.launchers.worker import Work, prepare_process
 
 TRIES = 3  # starts of one job whose worker is killed, its own fault or not
@@ -30,18 +29,12 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOP = "stop"
 
 
-class JoblibLauncher(Launcher):
+class JoblibLauncher(SweepLauncher):
     """See the module. n_jobs: at once; -1 is the number of cores."""
 
     def __init__(self, n_jobs: int = -1) -> None:
+        super().__init__()
         self.n_jobs = n_jobs
-        self.config: Any = None
-        self.hydra_context: Any = None
-        self.task_function: Any = None
-
-    def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
-        """Hydra's."""
-        self.config, self.hydra_context, self.task_function = config, hydra_context, task_function
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[Any]:
         """Do all jobs, and return how each ended. Raises: KeyboardInterrupt once the jobs have closed their records."""
@@ -51,29 +44,16 @@ class JoblibLauncher(Launcher):
             raise ConfigError("hydra/launcher=joblib needs joblib: pip install 'snnexp[sweep]'.") from error
         if not isinstance(self.n_jobs, int) or self.n_jobs == 0:
             raise ConfigError(f"hydra.launcher.n_jobs={self.n_jobs}: must be a number of jobs, or -1 for all cores.")
-        folder = Path(self.config.hydra.runtime.cwd) / str(self.config.hydra.sweep.dir)
-        bench = Bench(folder, joblib.effective_n_jobs(self.n_jobs))
+        bench = Bench(self.folder, joblib.effective_n_jobs(self.n_jobs))
         from snnexp.tracking.sweep_folder import note_jobs
 
-        note_jobs(folder, len(job_overrides), [])
+        note_jobs(self.folder, len(job_overrides), [])
         for number, name in enumerate(names(job_overrides), initial_job_idx):
             say(f"#{number}: {name}")
         say(f"{counted(len(job_overrides))}, {bench.at_once} at a time. Output: {bench.outputs}/NUMBER.txt")
         work = Work(self.hydra_context, self.config, self.task_function)
         outcomes = bench.do(work, [list(words) for words in job_overrides], initial_job_idx)
-        for line in summary(outcomes, str(bench.outputs)):
-            say(line)
-        self._count(outcomes)
-        return [outcome.done for outcome in outcomes]
-
-    def _count(self, outcomes: Sequence[Outcome]) -> None:
-        from snnexp.tracking.sweep import SweepParent
-
-        failed = sum(outcome.how == "failed" for outcome in outcomes)
-        left = sum(outcome.how in ("killed", "lost") for outcome in outcomes)
-        for callback in self.hydra_context.callbacks.callbacks:
-            if isinstance(callback, SweepParent):
-                callback.count(len(outcomes), failed, left)
+        return self.ended(outcomes, bench.outputs)
 
 
 class Bench:

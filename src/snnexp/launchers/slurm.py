@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf
 
 from snnexp import interrupts
 from snnexp.errors import ConfigError
 from snnexp.launchers import queue
-from snnexp.launchers.outcomes import Outcome, counted, names, say, summary
+from snnexp.launchers.base import SweepLauncher
+from snnexp.launchers.outcomes import counted, names, say
 from snnexp.launchers.watching import LocalJobs, SlurmJobs, Watch
 from snnexp.launchers.worker import Work
 
@@ -32,23 +32,17 @@ COMMON = ("timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "me
 END_WAIT_S = 60.0  # for cancelled jobs to close their records: Slurm kills them after KillWait, 30 s by default
 
 
-class SlurmLauncher(Launcher):
+class SlurmLauncher(SweepLauncher):
     """See the module; `params` are the keys of conf/hydra/launcher/slurm.yaml."""
 
     def __init__(self, **params: Any) -> None:
+        super().__init__()
         self.params = {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in params.items()}
-        self.config: Any = None
-        self.hydra_context: Any = None
-        self.task_function: Any = None
-
-    def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
-        """Hydra's."""
-        self.config, self.hydra_context, self.task_function = config, hydra_context, task_function
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[Any]:
         """Submit all jobs, wait for all of them, and return how each ended. Raises: ConfigError before any is there."""
         _check(self.params)
-        folder = Path(self.config.hydra.runtime.cwd) / str(self.config.hydra.sweep.dir)
+        folder = self.folder
         folder.mkdir(parents=True, exist_ok=True)
         if self.params["executor"] == "slurm":
             _refuse_shared_sqlite(self.config)
@@ -60,12 +54,9 @@ class SlurmLauncher(Launcher):
         except KeyboardInterrupt:
             self._interrupted(watch)
             raise
-        for line in summary(outcomes, str(self._logs(folder))):
-            say(line)
-        self._count(outcomes)
-        return [outcome.done for outcome in outcomes]
+        return self.ended(outcomes, self._logs())
 
-    def _logs(self, folder: Path) -> Path:
+    def _logs(self) -> Path:
         return Path(self.config.hydra.runtime.cwd) / str(self.params["submitit_folder"]).partition("/%")[0]
 
     def _submit(self, folder: Path, job_overrides: Sequence[Sequence[str]], first: int) -> SlurmJobs | LocalJobs:
@@ -75,7 +66,7 @@ class SlurmLauncher(Launcher):
         state = Singleton.get_state()
         calls = [(list(words), first + i, None, state) for i, words in enumerate(job_overrides)]
         executor = _executor(self.params, folder)
-        logs = self._logs(folder)
+        logs = self._logs()
         for number, name in enumerate(names(job_overrides), first):
             say(f"#{number}: {name}")
         if self.params["executor"] == "local":
@@ -102,15 +93,6 @@ class SlurmLauncher(Launcher):
         else:
             names = " ".join(getattr(watch.jobs, "arrays", ()))
             say(f"{len(left)} jobs go on in Slurm (scancel {names} ends them). The same command waits for them.")
-
-    def _count(self, outcomes: Sequence[Outcome]) -> None:
-        from snnexp.tracking.sweep import SweepParent
-
-        failed = sum(outcome.how == "failed" for outcome in outcomes)
-        left = sum(outcome.how in ("killed", "lost") for outcome in outcomes)
-        for callback in self.hydra_context.callbacks.callbacks:
-            if isinstance(callback, SweepParent):
-                callback.count(len(outcomes), failed, left)
 
 
 def _array(executor: Any, work: Work, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
