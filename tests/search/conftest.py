@@ -31,7 +31,8 @@ def hydra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds that most tests here need not spend."""
-    monkeypatch.setattr("snnexp.search.closing.search_figure", lambda stem, *about: [stem])
+    monkeypatch.setattr("snnexp.search.closing.search_figure", lambda *about: None)
+    monkeypatch.setattr("snnexp.search.closing.save_figure", lambda figure, stem: [stem])
     monkeypatch.setattr("snnexp.search.closing.importances", lambda *about: {})
 
 

@@ -21,7 +21,7 @@ running the layer's own equation on a changed input; the most frequent one is th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from snnexp.analysis.activity import ActivityMeter, LayerActivity
+from snnexp.analysis.fates import History
 from snnexp.neurons.layer import SpikingLayer
 from snnexp.schema.fields import ends
 
@@ -47,7 +48,6 @@ WORTH = 2.0  # inputs that a leaky membrane holds at most
 NEGATIVE = 0.75  # share of a layer whose mean input is negative
 WAKES = 0.1  # of a layer within an epoch: that many neurons less in a bad state, and it comes back by itself
 SHARES = {"dead": "dead_fraction", "saturated": "saturated_fraction", "gradient_dead": "gradient_dead"}  # their metrics
-History = Mapping[str, Sequence[tuple[int, float]]]
 
 
 class Cause(StrEnum):

@@ -24,7 +24,7 @@ from snnexp.analysis.drawing import (
     nothing,
     whole_numbers,
 )
-from snnexp.analysis.fates import Fates, spells, survival
+from snnexp.analysis.fates import Fates, History, spells, survival
 from snnexp.analysis.reach import EDGES
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 STATES = {"dead_fraction": ("dead", "black", "-"), "gradient_dead": ("gradient-dead", "#cc3311", "--")}
 MOST_EPOCHS = 4  # of a map
-History = Mapping[str, Sequence[tuple[int, float]]]
 
 
 @in_style

@@ -10,7 +10,7 @@ Kept per spiking layer, of the passes that are judged (validation, or training w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from snnexp.analysis.activity import LayerActivity
 
+History = Mapping[str, Sequence[tuple[int, float]]]  # metric -> (epoch, value)
 MAPPED = 1000  # neurons of a layer
 Fates = dict[str, dict[str, Any]]  # what is kept -> layer -> (epoch, tensor); sizes: layer -> neurons
 Bools = NDArray[np.bool_]

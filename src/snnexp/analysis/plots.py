@@ -32,7 +32,7 @@ from snnexp.analysis.drawing import (
     whole_numbers,
 )
 from snnexp.analysis.fate_plots import layer_maps, survival_curves
-from snnexp.analysis.fates import Fates
+from snnexp.analysis.fates import Fates, History
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
     from snnexp.analysis.tested import Outcome
 
-History = Mapping[str, Sequence[tuple[int, float]]]
 PerEpoch = Mapping[str, Sequence[tuple[int, Any]]]  # layer -> (epoch, values of its neurons)
 
 MAX_RASTER_NEURONS = 60  # a panel is some 60 points high: more rows would run into each other

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from snnexp.analysis.drawing import (
     legend,
     new_figure,
     nothing,
-    save_figure,
     whole_numbers,
 )
 
@@ -40,27 +38,8 @@ class Point:
     params: Mapping[str, Any]
 
 
-def search_figure(
-    stem: Path,
-    points: Sequence[Point],
-    objectives: Sequence[str],
-    directions: Sequence[str],
-    importances: Mapping[str, Mapping[str, float]],
-    logs: Collection[str],
-    best: Collection[int],
-) -> list[Path]:
-    """Write <stem>.png and .pdf: history (two objectives: one against the other), importance, parallel coordinates.
-
-    Args:
-        importances: objective -> key -> share.
-        logs: keys whose axis is logarithmic.
-        best: numbers of the best trial, or of those on the Pareto front.
-    """
-    return save_figure(draw_search(points, objectives, directions, importances, logs, best), stem)
-
-
 @in_style
-def draw_search(
+def search_figure(
     points: Sequence[Point],
     objectives: Sequence[str],
     directions: Sequence[str],
@@ -68,7 +47,13 @@ def draw_search(
     logs: Collection[str],
     best: Collection[int],
 ) -> Figure:
-    """The same as a figure."""
+    """History (two objectives: one against the other), importance, parallel coordinates.
+
+    Args:
+        importances: objective -> key -> share.
+        logs: keys whose axis is logarithmic.
+        best: numbers of the best trial, or of those on the Pareto front.
+    """
     complete = [point for point in points if point.state == "COMPLETE" and point.values]
     pruned = sum(point.state == "PRUNED" for point in points)
     failed = sum(point.state == "FAIL" for point in points)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from snnexp.analysis.causes import MOSTLY, SHARES, WAKES, Cause, History, Verdict, shares_of
+from snnexp.analysis.causes import MOSTLY, SHARES, WAKES, Cause, Verdict, shares_of
+from snnexp.analysis.fates import History
 
 Findings = Sequence[tuple[str, str]]
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from snnexp.analysis.drawing import save_figure
 from snnexp.analysis.search_plots import Point, search_figure
 from snnexp.atomic import write_atomically
 from snnexp.commands import command_line, option_folders
@@ -49,15 +50,9 @@ def close(config: DictConfig, search: Search, asking: Asking) -> None:
         ]
         logs = {key for key, d in search.space.dimensions.items() if isinstance(d, Numbers) and d.log}
         best = {trial.number for trial in asking.best()}
-        figures = search_figure(
-            search.folder / "search",
-            points,
-            search.conf.objectives,
-            directions(search.conf),
-            importances(search, asking),
-            logs,
-            best,
-        )
+        shares = importances(search, asking)
+        figure = search_figure(points, search.conf.objectives, directions(search.conf), shares, logs, best)
+        figures = save_figure(figure, search.folder / "search")
         lines.append(f"History, importance and parallel coordinates: {figures[0]} (and .pdf)")
         paths += figures
     print("\n".join(line if line.startswith("  ") else wrapped(line) for line in lines), flush=True)

@@ -22,13 +22,14 @@ from snnexp.experiment import Experiment
 from snnexp.models.network import Output
 from snnexp.models.observer import Firing, Observers
 from snnexp.search.trial import Trial
+from snnexp.tracking.metrics_log import History
 from snnexp.tracking.note import SUMMARY
 from snnexp.tracking.runs import RunFolder
 from snnexp.tracking.store import Tracker
 from snnexp.training.checkpoint import AFRESH, Mark, apply_weights, load_weights
 from snnexp.training.display import Display
 from snnexp.training.passes import evaluation_pass, planned_batches, planned_samples
-from snnexp.training.state import Fit, History
+from snnexp.training.state import Fit
 from snnexp.waiting import telling
 
 log = logging.getLogger(__name__)

@@ -8,9 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from snnexp.tracking.metrics_log import History
 from snnexp.training.passes import PassResult
-
-History = dict[str, list[tuple[int, float]]]
 
 
 @dataclass
