@@ -13,13 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from composing import compose_words
 
 from snnexp.analysis.activity import ActivityMeter
 from snnexp.analysis.cause_words import advice, sentence
 from snnexp.analysis.causes import Cause, Explainer, Verdict, bad_state, killed_at, why_silent
 from snnexp.analysis.diagnosis import diagnose
-from snnexp.cli import conf_dir
 from snnexp.config import Config, DecoderConf, ModelConf, NeuronConf, OptimizerConf, SurrogateConf, register_schemas
 from snnexp.data.base import DataInfo
 from snnexp.experiment import assemble
@@ -159,8 +158,7 @@ def test_only_a_layer_whose_membranes_are_read_can_do_without_its_surrogate(inte
         f"decoder.integrate={str(integrate).lower()}", "neuron.surrogate.name=rectangular",
         "neuron.surrogate.width=1e-6", "dataset.limit_train=16", "dataset.limit_val=16", "dataset.num_steps=4",
     )  # fmt: skip
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        experiment = assemble(validate(compose("config", overrides=list(words))))
+    experiment = assemble(validate(compose_words(*words)))
     for bias in ("fc1.bias", "fc2.bias"):
         experiment.network.get_parameter(bias).data.fill_(0.6)  # fires at some steps, never at the threshold
     meter = ActivityMeter(experiment.network, 0.01)

@@ -7,12 +7,11 @@ from collections.abc import Iterable
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from composing import compose_words
 
 from snnexp.analysis.activity import ActivityMeter
 from snnexp.analysis.diagnosis import Finding, diagnose
-from snnexp.cli import conf_dir
-from snnexp.config import Config, DecoderConf, ModelConf, NeuronConf, OptimizerConf, register_schemas
+from snnexp.config import Config, DecoderConf, ModelConf, NeuronConf, OptimizerConf
 from snnexp.data.base import DataInfo
 from snnexp.experiment import assemble
 from snnexp.models.network import Network, build_network
@@ -35,9 +34,7 @@ Overrides = dict[str, str]
 
 
 def configuration(overrides: Overrides) -> Config:
-    register_schemas()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return validate(compose("config", overrides=[f"{key}={value}" for key, value in overrides.items()]))
+    return validate(compose_words(*[f"{key}={value}" for key, value in overrides.items()]))
 
 
 def train(overrides: Overrides, epochs: int = 2) -> dict[str, str]:

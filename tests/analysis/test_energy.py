@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from composing import compose_words
 
 from snnexp.analysis.energy import TABLES, Size, Table, energy_metrics, energy_results, estimate, size_of
 from snnexp.analysis.synops import Synops, SynopsMeter
-from snnexp.cli import conf_dir
-from snnexp.config import Config, register_schemas
+from snnexp.config import Config
 from snnexp.errors import ConfigError
 from snnexp.experiment import Experiment, assemble
 from snnexp.models.sums import Sums
@@ -22,10 +21,8 @@ SIZE = Size(updates=10, states=10, biases=6)
 
 
 def configured(*overrides: str) -> Config:
-    register_schemas()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        small = ("device=cpu", "trainer=smoke", "neuron.engine=reference", "dataset.num_steps=4")
-        return validate(compose("config", overrides=[*small, *overrides]))
+    small = ("device=cpu", "trainer=smoke", "neuron.engine=reference", "dataset.num_steps=4")
+    return validate(compose_words(*small, *overrides))
 
 
 def test_energy_by_hand() -> None:

@@ -7,13 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from composing import compose_words
 from omegaconf import OmegaConf
 
 from snnexp.analysis.causes import Cause, Verdict, waking
 from snnexp.analysis.voice import is_over, spoken, tags, waiting
-from snnexp.cli import conf_dir
-from snnexp.config import register_schemas
 from snnexp.experiment import Experiment, assemble
 from snnexp.tracking.runs import claim
 from snnexp.tracking.store import OffTracker
@@ -119,9 +117,7 @@ def silence(experiment: Experiment, count: int) -> None:
 def test_a_run_speaks_of_what_stays_and_of_what_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # well, falls (waits), wakes (waits), stays (said), comes back, falls at once (said), wakes, is well, the last epoch
     dead = (2, 7, 6, 6, 3, 10, 8, 5, 6)
-    register_schemas()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("config", overrides=[*WORDS, f"trainer.max_epochs={len(dead) - 1}"])
+    cfg = compose_words(*WORDS, f"trainer.max_epochs={len(dead) - 1}")
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     plain.pop("claim")
 

@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from composing import compose_words
 from networks import as_events, make_info, make_network, make_spikes
 from torch import Tensor, nn
 
 from snnexp.analysis.activity import ActivityMeter
 from snnexp.analysis.synops import SynopsMeter
-from snnexp.cli import conf_dir
-from snnexp.config import Config, DecoderConf, NeuNormConf, NeuronConf, register_schemas
+from snnexp.config import Config, DecoderConf, NeuNormConf, NeuronConf
 from snnexp.data.base import EventFrames
 from snnexp.encoders import ConstantInput, Input
 from snnexp.errors import ConfigError
@@ -32,9 +31,7 @@ INFO = make_info((2, 6, 6), steps=STEPS)
 
 
 def configuration(*overrides: str) -> Config:
-    register_schemas()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return validate(compose("config", overrides=list(overrides)))
+    return validate(compose_words(*overrides))
 
 
 def run(network: Network, x: Input, steps: int | None, observer: Observer | None = None) -> list[Tensor]:

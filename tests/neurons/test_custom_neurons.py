@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 import snntorch
 import torch
+from composing import compose_words
 from engine_cases import check_custom
-from hydra import compose, initialize_config_dir
 from torch import nn
 
 from snnexp.analysis.activity import ActivityMeter
-from snnexp.cli import conf_dir
-from snnexp.config import Config, NeuronConf, register_schemas
+from snnexp.config import Config, NeuronConf
 from snnexp.errors import ConfigError
 from snnexp.experiment import Experiment, assemble
 from snnexp.neurons.engines.fused import run_fused
@@ -59,9 +58,7 @@ def layer_of(equation: str, shape: tuple[int, ...] = (5,), **options: object) ->
 
 
 def assembled(*overrides: str) -> Experiment:
-    register_schemas()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("config", overrides=["device=cpu", "dataset.num_steps=4", "tracking=off", *overrides])
+    cfg = compose_words("device=cpu", "dataset.num_steps=4", "tracking=off", *overrides)
     conf: Config = validate(cfg)
     return assemble(conf)
 

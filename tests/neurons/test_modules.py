@@ -6,14 +6,13 @@ from typing import Any
 import pytest
 import snntorch
 import torch
-from hydra import compose, initialize_config_dir
+from composing import compose_words
 from safetensors.torch import load_file
 from torch import nn
 
 from snnexp.analysis.activity import ActivityMeter
 from snnexp.analysis.diagnosis import diagnose
-from snnexp.cli import conf_dir
-from snnexp.config import Config, NeuronConf, SurrogateConf, register_schemas
+from snnexp.config import Config, NeuronConf, SurrogateConf
 from snnexp.errors import ConfigError
 from snnexp.experiment import assemble
 from snnexp.neurons.layer import Within
@@ -41,9 +40,7 @@ WORKING: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def composed(*overrides: str) -> tuple[Config, Any]:
-    register_schemas()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("config", overrides=[*TINY, *overrides])
+    cfg = compose_words(*TINY, *overrides)
     return validate(cfg), cfg
 
 

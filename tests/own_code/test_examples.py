@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from own_jobs import compose_words
+from composing import compose_words
 
 from snnexp.config import Config
 from snnexp.errors import ConfigError, DataError

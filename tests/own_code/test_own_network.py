@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from own_jobs import compose_words
+from composing import compose_words
 from torch import nn
 
 from snnexp.analysis.activity import ActivityMeter

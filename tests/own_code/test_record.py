@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
-from own_jobs import compose_words
+from composing import compose_words
 
 from snnexp.errors import ConfigError
 from snnexp.own_code import code_of, code_tags, with_code

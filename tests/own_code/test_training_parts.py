@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from own_jobs import compose_words
+from composing import compose_words
 
 from snnexp.config import Config, OptimizerConf, SchedulerConf
 from snnexp.errors import ConfigError

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from composing import compose_words
 from torch import Tensor
 
 from snnexp.analysis.activity import ActivityMeter
-from snnexp.cli import conf_dir
-from snnexp.config import Config, NeuronConf, SurrogateConf, register_schemas
+from snnexp.config import Config, NeuronConf, SurrogateConf
 from snnexp.experiment import Experiment, assemble
 from snnexp.models.observer import Firing
 from snnexp.neurons.engines import LayerRun
@@ -36,9 +35,7 @@ DEEP = ("model.spec=FC16-SN-FC16-SN-FC-SN", "dataset.num_steps=4", "neuron.engin
 
 
 def configured(*overrides: str) -> Config:
-    register_schemas()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return validate(compose("config", overrides=[*SMALL, *overrides]))
+    return validate(compose_words(*SMALL, *overrides))
 
 
 def ready(*overrides: str) -> tuple[Experiment, torch.optim.Optimizer, Rescue]:

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from composing import compose_words
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from snnexp.cli import conf_dir
-from snnexp.config import Config, NeuronConf, register_schemas
+from snnexp.config import Config, NeuronConf
 from snnexp.errors import ConfigError
 from snnexp.experiment import Experiment, assemble
 from snnexp.models.network import Network, build_network
@@ -31,9 +30,7 @@ DEEP = ("model.spec=FC16-SN-FC16-SN-FC-SN", "dataset.num_steps=4", "neuron.engin
 
 
 def configured(*overrides: str) -> tuple[Config, dict[str, Any]]:
-    register_schemas()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("config", overrides=[*SMALL, *overrides])
+    cfg = compose_words(*SMALL, *overrides)
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     plain.pop("claim")
@@ -215,9 +212,7 @@ def test_cures_of_neurons_that_fire_once(cure: str) -> None:
 
 
 def test_an_arm_may_set_keys_of_the_option_that_it_chooses() -> None:
-    register_schemas()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("config", overrides=["+experiment=rouser_cures", "arm=homeostasis_b", "tracking=off"])
-        assert (cfg.rescue.name, cfg.rescue.rate, cfg.neuron.threshold_per) == ("homeostasis", 0.3, "neuron")
-        plain = compose("config", overrides=["+experiment=deep_silence", "arm=wide_surrogate", "rescue=bounds"])
-        assert plain.rescue.name == "bounds"  # the command line wins
+    cfg = compose_words("+experiment=rouser_cures", "arm=homeostasis_b", "tracking=off")
+    assert (cfg.rescue.name, cfg.rescue.rate, cfg.neuron.threshold_per) == ("homeostasis", 0.3, "neuron")
+    plain = compose_words("+experiment=deep_silence", "arm=wide_surrogate", "rescue=bounds")
+    assert plain.rescue.name == "bounds"  # the command line wins

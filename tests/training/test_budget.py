@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from composing import compose_words
 
 from snnexp.analysis.synops import SynopsMeter
-from snnexp.cli import conf_dir
-from snnexp.config import register_schemas
 from snnexp.experiment import assemble
 from snnexp.models.sums import Sums
 from snnexp.training.budget import Budget
@@ -29,9 +27,7 @@ SMALL = ("tracking=off", "device=cpu", "trainer=smoke", "dataset.limit_train=64"
     ],
 )
 def test_the_budget_counts_what_the_test_pass_counts(spec: str) -> None:
-    register_schemas()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        experiment = assemble(validate(compose("config", overrides=[*SMALL, f"model.spec='{spec}'"])))
+    experiment = assemble(validate(compose_words(*SMALL, f"model.spec='{spec}'")))
     budget, meter = Budget(experiment), SynopsMeter(experiment.network)
     batch = next(experiment.source.batches("train", 1, 0))
     experiment.network.eval()

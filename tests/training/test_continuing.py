@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from composing import compose_words
 from omegaconf import OmegaConf
 
 from snnexp.analysis.activity import ActivityMeter
-from snnexp.cli import conf_dir
-from snnexp.config import Config, register_schemas
+from snnexp.config import Config
 from snnexp.errors import DataError, TrainingError
 from snnexp.experiment import Experiment, assemble
 from snnexp.tracking.runs import claim
@@ -29,9 +28,7 @@ SMALL = ("device=cpu", "model.spec=FC8-SN-FC-SN", "trainer=smoke", "dataset.num_
 
 
 def configuration(*overrides: str) -> tuple[Config, dict[str, Any]]:
-    register_schemas()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("config", overrides=[*SMALL, *overrides])
+    cfg = compose_words(*SMALL, *overrides)
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     return validate(cfg), plain

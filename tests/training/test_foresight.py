@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from composing import compose_words
 
 from snnexp.analysis.activity import ActivityMeter
-from snnexp.cli import conf_dir
-from snnexp.config import Config, register_schemas
+from snnexp.config import Config
 from snnexp.errors import ConfigError, TrainingError
 from snnexp.experiment import Experiment, assemble
 from snnexp.tasks.out_of_memory import is_out_of_memory, memory_errors_in_words
@@ -26,9 +25,7 @@ from snnexp.validation import validate
 
 
 def assembled(*overrides: str) -> Experiment:
-    register_schemas()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("config", overrides=["device=cpu", "dataset.num_steps=4", "tracking=off", *overrides])
+    cfg = compose_words("device=cpu", "dataset.num_steps=4", "tracking=off", *overrides)
     return assemble(validate(cfg))
 
 

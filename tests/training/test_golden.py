@@ -16,12 +16,11 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from composing import compose_words
 from torch import nn
 
 from snnexp.analysis.activity import ActivityMeter
-from snnexp.cli import conf_dir
-from snnexp.config import Config, register_schemas
+from snnexp.config import Config
 from snnexp.encoders import ConstantInput
 from snnexp.experiment import Experiment, assemble
 from snnexp.models.observer import Firing
@@ -44,9 +43,7 @@ ROUNDING = 1e-10  # far above what rounding in float64 adds up to in the epochs 
 
 
 def configuration(*overrides: str) -> Config:
-    register_schemas()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return validate(compose("config", overrides=list(overrides)))
+    return validate(compose_words(*overrides))
 
 
 def preset(neuron: str, engine: str, *overrides: str) -> Config:

@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from composing import compose_words
 from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from snnexp.any_run import for_any_run
-from snnexp.cli import conf_dir
-from snnexp.config import Config, EventDatasetConf, register_schemas
+from snnexp.config import Config, EventDatasetConf
 from snnexp.errors import ConfigError, DataError
 from snnexp.own_code import asks_for_trust, code_of
 from snnexp.registry import KINDS, LOSSES, Kind
@@ -46,9 +45,7 @@ NOT_USED_AGAIN = {"trainer.callbacks"}  # by commands about runs that exist
 
 
 def composed(*overrides: str) -> Any:
-    register_schemas()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose("config", overrides=for_any_run(list(overrides)))
+    return compose_words(*for_any_run(list(overrides)))
 
 
 def about(run_id: object, state_dir: Path, *overrides: str) -> tuple[Config, Any, tuple[str, ...]]:

@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from composing import compose_words
 from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import snnexp.training.loop as loop
-from snnexp.cli import conf_dir
-from snnexp.config import Config, register_schemas
+from snnexp.config import Config
 from snnexp.errors import DataError
 from snnexp.tasks.train import train
 from snnexp.tracking.runs import claim, read_record
@@ -51,9 +50,7 @@ def quiet(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def configured(folder: Path, *overrides: str) -> tuple[Config, Any]:
-    register_schemas()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("config", overrides=[*JOB, f"state_dir={folder}", *overrides])
+    cfg = compose_words(*JOB, f"state_dir={folder}", *overrides)
     return validate(cfg), cfg
 
 

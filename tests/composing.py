@@ -1,4 +1,6 @@
-"""Configurations for these tests."""
+"""What the command would compose of its words, without a process of its own."""
+
+from __future__ import annotations
 
 from typing import Any
 
@@ -9,7 +11,7 @@ from snnexp.config import register_schemas
 
 
 def compose_words(*words: str) -> Any:
-    """What the command would compose of these overrides, not yet checked."""
+    """The configuration of these overrides, not yet checked."""
     register_schemas()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return compose("config", overrides=list(words))
