@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
 from composing import compose_words
+from omegaconf import OmegaConf
 
 from snnexp.errors import ConfigError
 from snnexp.own_code import code_of, code_tags, with_code
