@@ -170,6 +170,9 @@ def assemble(conf: Config, source: DataSource | None = None) -> Experiment:
 def build(conf: Config, info: DataInfo, device: torch.device) -> Network:
     """The network of a configuration for these data, or the user's own, with fresh weights."""
     network = _built(conf, info, device)
+    for layer in network.neurons.values():
+        if conf.trainer.gradient_cutoff is not None:
+            layer.cut_gradient(conf.trainer.gradient_cutoff)
     for layer in network.spiking_layers.values():
         layer.follows_rate = conf.rescue.name == "homeostasis"
     return network
@@ -189,7 +192,7 @@ def _built(conf: Config, info: DataInfo, device: torch.device) -> Network:
         single_spike_input=conf.encoder.name == "latency",
         checkpoint_steps=conf.trainer.checkpoint_steps,
     ).to(device)
-    network.gradient_cutoff = conf.trainer.gradient_cutoff
+    network.truncate_steps = conf.trainer.truncate_steps
     return network
 
 

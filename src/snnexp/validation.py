@@ -212,7 +212,7 @@ def _neuron(conf: Config) -> Iterator[str]:
             yield "neuron.spike_height=threshold: with reset=zero it needs neuron.detach_reset=true."
         if n.fire_once:
             yield "neuron.spike_height=threshold: not with fire_once; first spikes have a time, no height."
-    in_parts = next((k for k in ("checkpoint_steps", "gradient_cutoff") if getattr(conf.trainer, k) is not None), None)
+    in_parts = next((k for k in ("checkpoint_steps", "truncate_steps") if getattr(conf.trainer, k) is not None), None)
     if n.initial_mem != "zero" and in_parts is not None:
         yield f"neuron.initial_mem={n.initial_mem}: needs all steps at once. Leave trainer.{in_parts} out."
     if n.relative_surrogate and min(theta) <= 0:
@@ -269,11 +269,30 @@ def _training(conf: Config) -> Iterator[str]:
         yield "trainer.patience: early stopping looks at validation only. Set dataset.val_fraction above 0."
     if conf.scheduler.kwargs and conf.scheduler.name in ("none", "cosine", "step"):
         yield f"scheduler.kwargs: scheduler={conf.scheduler.name} has keys of its own; torch's class takes these."
+    if t.gradient_cutoff is not None:
+        yield from _gradient_cutoff(conf, t.gradient_cutoff)
     yield from _optimizer(conf.optimizer)
     if len(conf.optimizer.betas) != 2 or not all(0 <= b < 1 for b in conf.optimizer.betas):
         yield f"optimizer.betas={list(conf.optimizer.betas)}: must be two numbers, each >= 0 and < 1."
     if conf.optimizer.nesterov and conf.optimizer.momentum == 0:
         yield "optimizer.nesterov=true: needs optimizer.momentum above 0."
+
+
+def _gradient_cutoff(conf: Config, cutoff: float) -> Iterator[str]:
+    word, n = f"trainer.gradient_cutoff={cutoff:g}", conf.neuron
+    if not 0 < cutoff < 1:
+        meant = f" Truncated backpropagation through time is trainer.truncate_steps={cutoff:g}." if cutoff >= 1 else ""
+        yield (
+            f"{word}: the share of the surrogate's peak below which a derivative counts as 0 lies between 0 and 1, "
+            f"both excluded.{meant}"
+        )
+    elif n.module is not None:
+        yield f"{word} with neuron.module={n.module}: it keeps its surrogate to itself. Leave the cutoff out."
+    elif n.surrogate.name.startswith(SNNTORCH_PREFIX):
+        yield (
+            f"{word} with neuron.surrogate.name={n.surrogate.name}: snnTorch's functions keep their derivative to "
+            f"themselves. Use one of {', '.join(FUSED_SURROGATES)}."
+        )
 
 
 def _optimizer(o: OptimizerConf) -> Iterator[str]:
@@ -315,13 +334,13 @@ def _network(conf: Config) -> list[str]:
     steps = conf.trainer.checkpoint_steps
     if steps is not None and steps < conf.dataset.num_steps:
         problems.append(why_not_in_segments(layers, conf.model.bn_per_step, conf.encoder.name == "direct"))
-    cutoff = conf.trainer.gradient_cutoff
+    cutoff = conf.trainer.truncate_steps
     if cutoff is not None and cutoff < conf.dataset.num_steps:
         direct = conf.encoder.name == "direct"
-        problems.append(why_not_in_segments(layers, conf.model.bn_per_step, direct, "gradient_cutoff"))
+        problems.append(why_not_in_segments(layers, conf.model.bn_per_step, direct, "truncate_steps"))
     if cutoff is not None and steps is not None:
         problems.append(
-            "trainer.gradient_cutoff with trainer.checkpoint_steps: what is cut off needs no recomputing. Use one."
+            "trainer.truncate_steps with trainer.checkpoint_steps: what is cut off needs no recomputing. Use one."
         )
     return [problem for problem in problems if problem is not None]
 
@@ -364,7 +383,7 @@ def _own_network(conf: Config) -> Iterator[str]:
         yield f"decoder.synops: what the spikes of {conf.model.module} reach is its own affair. Leave it out."
     if conf.model.name != "own":
         yield f"model.module with model={conf.model.name}: a network of your own has no spec. Use model=own."
-    for key in ("checkpoint_steps", "gradient_cutoff"):
+    for key in ("checkpoint_steps", "truncate_steps"):
         if getattr(conf.trainer, key) is not None:
             yield f"trainer.{key}: model.module={conf.model.module} runs all time steps by itself. Leave it out."
     if conf.decoder.name == "vote":

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from composing import compose_words
 from torch import Tensor
 
 from snnexp.analysis.activity import ActivityMeter, counted_eps
@@ -16,6 +17,8 @@ from snnexp.analysis.reach import EDGES, quantile
 from snnexp.analysis.weight_gradients import WeightGradients, feeding
 from snnexp.config import DecoderConf, ModelConf, NeuronConf, SurrogateConf, TrainerConf
 from snnexp.data.base import DataInfo
+from snnexp.errors import ConfigError
+from snnexp.experiment import assemble
 from snnexp.models.network import Network, build_network
 from snnexp.models.observer import Firing
 from snnexp.neurons.layer import SpikingLayer
@@ -23,6 +26,7 @@ from snnexp.neurons.module_layer import build_layer
 from snnexp.neurons.names import FUSED_SURROGATES
 from snnexp.neurons.surrogates import Surrogate, build_surrogate
 from snnexp.tracking.identity import run_identity
+from snnexp.validation import validate
 
 EPS = 0.01
 
@@ -225,8 +229,30 @@ def test_where_it_is_counted() -> None:
         assert [counted_eps(conf, split) for split in ("train", "val", "test")] == expected
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("trainer.gradient_cutoff=2",), "backpropagation through time is trainer.truncate_steps=2."),
+        (("trainer.gradient_cutoff=0",), "lies between 0 and 1, both excluded."),
+        (("trainer.gradient_cutoff=0.1", "neuron.surrogate.name=snntorch:SFS"), "Use one of atan, fast_sigmoid"),
+        (("trainer.gradient_cutoff=0.1", "neuron.module=snntorch.Leaky"), "keeps its surrogate to itself"),
+    ],
+)
+def test_a_cutoff_that_cannot_be_is_refused(words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        validate(compose_words("dataset=digits", *words))
+    assert message in str(error.value)
+
+
+def test_a_cutoff_is_in_every_surrogate_of_the_network() -> None:
+    words = ("dataset=digits", "model.spec=FC4-SN-FC-SN", "trainer.gradient_cutoff=0.5", "device=cpu")
+    layers = assemble(validate(compose_words(*words))).network.spiking_layers
+    assert [layer.dynamics.surrogate.cutoff for layer in layers.values()] == [0.5, 0.5]
+
+
 def test_the_defaults_leave_identities_alone() -> None:
     trainer = asdict(TrainerConf(name="t"))
-    older = {k: v for k, v in trainer.items() if not k.startswith("gradient_") or k == "gradient_cutoff"}
+    later = ("gradient_activity", "gradient_eps", "truncate_steps")
+    older = {k: v for k, v in trainer.items() if k not in later}
     assert run_identity({"trainer": trainer}) == run_identity({"trainer": older})
     assert run_identity({"trainer": trainer | {"gradient_activity": "off"}}) != run_identity({"trainer": older})

@@ -56,7 +56,7 @@ def test_no_gradient_goes_back_beyond_the_cutoff() -> None:
     x.requires_grad_()
     net = network().train()
     whole = net(x)
-    net.gradient_cutoff = 2
+    net.truncate_steps = 2
     cut = net(x)
     assert torch.equal(whole.spk, cut.spk) and torch.allclose(whole.mem, cut.mem)  # only backward differs
     [far] = torch.autograd.grad(whole.mem[5].sum(), x)

@@ -64,7 +64,8 @@ class Case:
     ) -> None:
         reset, strict, tau_form, detach, ignore, fire_once, force_last, relative, has_current = row
         pick = random.Random(number)
-        surrogate = Surrogate(FUSED_SURROGATES[number % len(FUSED_SURROGATES)], slope=3.0)
+        cutoff = 0.3 if number % 4 == 3 else None
+        surrogate = Surrogate(FUSED_SURROGATES[number % len(FUSED_SURROGATES)], slope=3.0, cutoff=cutoff)
         self.dynamics = Dynamics(
             surrogate, reset, strict, tau_form, detach, ignore, fire_once, force_last, relative, spiking=spiking
         )

@@ -27,6 +27,10 @@ X = torch.linspace(-2, 2, 401, dtype=torch.float64)
         (Surrogate("rectangular", scale=1.0, width=0.5), 0.49, 1.0),
         (Surrogate("rectangular", scale=1.0, width=0.5), 0.5, 0.0),
         (Surrogate("exponential", scale=1.5, width=3.75), -3.75, 0.4 / math.e),
+        (Surrogate("exponential", scale=1.5, width=3.75, cutoff=0.37), -3.75, 0.0),
+        (Surrogate("exponential", scale=1.5, width=3.75, cutoff=0.36), -3.75, 0.4 / math.e),
+        (Surrogate("atan", alpha=2.0, cutoff=0.5, stretch=4.0), 1.28, 0.0),  # half of the peak is at 4/pi = 1.273
+        (Surrogate("atan", alpha=2.0, cutoff=0.5, stretch=4.0), 1.27, 1 / (1 + (math.pi * 1.27 / 4) ** 2)),
     ],
 )
 def test_derivative_by_hand(surrogate, x, value):
@@ -61,6 +65,12 @@ def test_shared_surrogates_equal_snntorch(ours, theirs):
     ours.spike(a, strict=True).sum().backward()
     theirs(b).sum().backward()
     torch.testing.assert_close(a.grad, b.grad, rtol=1e-10, atol=1e-14)
+
+
+def test_nothing_below_the_cutoff_is_in_reach():
+    cut = Surrogate("atan", cutoff=0.5)
+    assert cut.peak == 1.0
+    assert cut.radius(0.01) == cut.radius(0.5) == pytest.approx(1 / math.pi) and cut.radius(0.9) < cut.radius(0.5)
 
 
 @pytest.mark.parametrize("name", SURROGATES)

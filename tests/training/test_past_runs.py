@@ -91,6 +91,11 @@ def restored(path: Path, runs: Path, *overrides: str) -> Any:
     return as_trained(Found(path, *load_weights(path)), cfg, typed)
 
 
+def test_a_cutoff_in_steps_is_what_the_key_meant_once(runs: Path) -> None:
+    stored = restored(rewritten(runs, lambda config: config["trainer"].update(gradient_cutoff=2)), runs)
+    assert (stored.trainer.truncate_steps, stored.trainer.gradient_cutoff) == (2, None)
+
+
 def test_keys_of_the_runs_own_data_set_win(runs: Path) -> None:
     best = only(runs) / "best.safetensors"
     stored = restored(

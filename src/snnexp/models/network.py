@@ -84,7 +84,7 @@ class Network(nn.Module):
         self.normalises_weights = model.weight_norm
         self.channels_last = False
         self.checkpoint_steps: int | None = None
-        self.gradient_cutoff: int | None = None  # in training, no gradient passes from a segment of so many steps back
+        self.truncate_steps: int | None = None  # in training, no gradient passes from a segment of so many steps back
         self.neurons: dict[str, SpikingLayer] = {}  # all of them; `spiking_layers` leaves out a mere integrator
         self.added_spikes: dict[str, AddSpikes] = {}  # in training, by layer: what the next layer sees instead
 
@@ -101,8 +101,8 @@ class Network(nn.Module):
             sums: gets the sums over time that it wishes for, with their gradients.
         Raises: ValueError if the input does not have the shape that the network was built for.
         """
-        if self.training and self.gradient_cutoff is not None and self.gradient_cutoff < count_steps(x):
-            return self._cut_off(x, self.gradient_cutoff, observer, sums)
+        if self.training and self.truncate_steps is not None and self.truncate_steps < count_steps(x):
+            return self._cut_off(x, self.truncate_steps, observer, sums)
         if self.checkpoint_steps is not None and self.checkpoint_steps < count_steps(x):
             return self._in_segments(x, self.checkpoint_steps, observer, sums)
         return self._run(Flow(*self._open(x), observer, sums))
@@ -175,7 +175,7 @@ class Network(nn.Module):
 
     def _cut_off(self, x: Input, steps: int, observer: Observer | None, sums: Sums | None) -> Output:
         """Truncated backpropagation through time: the state goes on from segment to segment, its gradient does not."""
-        problem = why_not_in_segments(self.layers, self.bn_per_step, isinstance(x, ConstantInput), "gradient_cutoff")
+        problem = why_not_in_segments(self.layers, self.bn_per_step, isinstance(x, ConstantInput), "truncate_steps")
         if problem is not None:
             raise ConfigError(problem)
         pieces, memory, outputs = split_time(x, steps), Memory(), []

@@ -119,6 +119,12 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
         if self.dynamics.equation is not None:
             self._try_equation(self.dynamics.equation, conf)
 
+    def cut_gradient(self, cutoff: float) -> None:
+        """From here on a derivative of the surrogate below this share of its peak is 0."""
+        surrogate = replace(self.dynamics.surrogate, cutoff=cutoff)
+        self.dynamics = replace(self.dynamics, surrogate=surrogate)
+        self.spike_grad = SpikeGrad(surrogate, self.dynamics.strict)
+
     def _try_equation(self, equation: Equation, conf: NeuronConf) -> None:
         """Run one step. Raises: ConfigError that names the equation's line, or a value that it does not have."""
         for name in OURS:

@@ -48,6 +48,7 @@ class Surrogate:
 
     `function` is set for surrogates taken from snnTorch only: x -> spikes, with its own backward. `own` is a user's:
     x -> derivative. With `stretch` k the derivative at x is that at x/k: it reaches k times as far at the same peak.
+    With `cutoff` a derivative of less than this share of the peak is 0.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Surrogate:
     function: Callable[[Tensor], Tensor] | None = None
     own: OwnDerivative | None = None
     stretch: float = 1.0
+    cutoff: float | None = None
 
     @property
     def fused(self) -> bool:
@@ -72,16 +74,15 @@ class Surrogate:
         return None if self.name in FUSED_SURROGATES else f"it is not one of {', '.join(FUSED_SURROGATES)}"
 
     @property
-    def constants(self) -> tuple[float, float]:
-        """The two numbers (a, b) of `formula`; a user's derivative has none."""
-        if self.own is not None:
-            return 1.0, 1.0
-        a, b = _formula(self.name).constants(self)
-        return a, b / self.stretch
+    def constants(self) -> tuple[float, ...]:
+        """The numbers (a, b) of `formula`, and its limit if there is a cutoff; a user's derivative takes no (a, b)."""
+        a, b = (1.0, 1.0) if self.own is not None else _formula(self.name).constants(self)
+        return (a, b / self.stretch, *(() if self.cutoff is None else (self.cutoff * self.peak,)))
 
-    def formula(self, x: Any, a: Any, b: Any) -> Any:
-        """The derivative at x, on tensors or on the compiler's symbols; a and b: `constants`."""
-        return self.own(x) if self.own is not None else _formula(self.name).derivative(x, a, b)
+    def formula(self, x: Any, a: Any, b: Any, limit: Any = None) -> Any:
+        """The derivative at x, on tensors or on the compiler's symbols; a, b and limit: `constants`."""
+        found = self.own(x) if self.own is not None else _formula(self.name).derivative(x, a, b)
+        return found if limit is None else torch.where(abs(found) < limit, 0.0, found)  # nan stays nan
 
     def derivative(self, x: Tensor) -> Tensor:
         """Return the stand-in for dS/dx at x, same shape. snnTorch's random ones leave torch's random numbers alone."""
@@ -95,11 +96,13 @@ class Surrogate:
         """The |x| up to which the derivative is at least `share` of its peak; None: it is not said by one number."""
         if self.own is not None or self.function is not None:
             return None
-        return _formula(self.name).radius(share) / self.constants[1]
+        return _formula(self.name).radius(max(share, self.cutoff or 0.0)) / self.constants[1]
 
     @functools.cached_property
     def peak(self) -> float:
         """The largest derivative; of a user's or snnTorch's, that on a grid from -100 to 100, finest around 0."""
+        if self.cutoff is not None:
+            return replace(self, cutoff=None).peak
         if self.radius(1.0) is not None:
             return float(self.derivative(torch.zeros(1)))
         positive = torch.logspace(-4, 2, 1201)

@@ -72,7 +72,7 @@ def _pseudospike(conf: Config) -> Iterator[str]:
             "rescue=pseudospike with neuron.force_last_spike=true: who is silent spikes at the last step already. Use "
             "neuron.force_last_spike=false, or rescue=none."
         )
-    for key in ("checkpoint_steps", "gradient_cutoff"):
+    for key in ("checkpoint_steps", "truncate_steps"):
         steps = getattr(t, key)
         if steps is not None and steps < conf.dataset.num_steps:
             yield (

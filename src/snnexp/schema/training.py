@@ -64,7 +64,8 @@ class TrainerConf:
         None, low=1
     )  # keep activations of so many steps, recompute the others; null: all
     callbacks: list[str] = field(default_factory=list)  # classes of your own: package.module:name, file.py:name
-    gradient_cutoff: int | None = number(None, low=1)  # truncated BPTT: no gradient goes back beyond so many steps
+    truncate_steps: int | None = number(None, low=1)  # truncated BPTT: no gradient goes back beyond so many steps
+    gradient_cutoff: float | None = None  # surrogate derivatives below this share of their peak count as 0; null: none
 
 
 @dataclass

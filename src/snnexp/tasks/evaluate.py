@@ -83,6 +83,8 @@ def stored_config(found: Found) -> DictConfig:
     if isinstance(trained.get("trainer"), dict):
         trained["trainer"].pop("init_from", None)
         trained["trainer"].pop("callbacks", None)
+        if isinstance(steps := trained["trainer"].get("gradient_cutoff"), int):  # truncation, once
+            trained["trainer"] |= {"truncate_steps": steps, "gradient_cutoff": None}
     try:
         stored: DictConfig = structured(trained)
     except (OmegaConfBaseException, KeyError, TypeError, ValueError, AttributeError) as error:

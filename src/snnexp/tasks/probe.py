@@ -49,12 +49,12 @@ def probe(conf: Config, cfg: DictConfig) -> None:
     typed = any(text.startswith("trainer.max_epochs=") for text in env.overrides)
     epochs = restored.trainer.max_epochs if typed else min(restored.trainer.max_epochs, RETRAINED_EPOCHS)
     direct = restored.encoder.name == "direct"
-    problem = why_not_in_segments(experiment.network.layers, restored.model.bn_per_step, direct, "gradient_cutoff")
+    problem = why_not_in_segments(experiment.network.layers, restored.model.bn_per_step, direct, "truncate_steps")
     if problem is not None:
         display.say(f"  gradients cut    not done: {problem}")
     else:
         for name, cutoff in (("retrained", None), ("gradients cut", 1)):
-            trainer = replace(restored.trainer, max_epochs=epochs, gradient_cutoff=cutoff, checkpoint_steps=None)
+            trainer = replace(restored.trainer, max_epochs=epochs, truncate_steps=cutoff, checkpoint_steps=None)
             meaning = "no gradient goes back in time" if cutoff else "for comparison with the next"
             accuracy = _trained(replace(restored, trainer=trainer), experiment.source)
             tell(name, accuracy, f"{epochs} epochs from the start; {meaning}")

@@ -44,6 +44,7 @@ LATER: dict[str, Any] = {
     "model.kwargs": {},
     "trainer.gradient_activity": "all",
     "trainer.gradient_eps": 0.01,
+    "trainer.truncate_steps": None,
     "rescue": {"name": "none"},
     "decoder.synops": None,
     "decoder.synops_weight": 1.0,

@@ -26,6 +26,7 @@ from snnexp.neurons.compiler.symbols import BOOLEAN, Symbol, in_order, leaf, mak
 from snnexp.neurons.equation import Dynamics, advance, state_names, state_of
 
 X, NOISE, NOW, LAST = leaf("input", "x"), leaf("input", "noise"), leaf("step", "now"), leaf("flag", "last")
+SCALARS = ("surrogate_a", "surrogate_b", "surrogate_limit")  # Surrogate.constants
 ZERO = leaf("const", 0.0)
 Names = tuple[str, ...]
 
@@ -34,7 +35,7 @@ Names = tuple[str, ...]
 class Body:
     """One step of a kernel: what it writes to rows [T, M] and columns [M], as symbols of what it reads.
 
-    Leaves: row, column, value (a parameter), scalar (surrogate_a, surrogate_b), step (now) and flag (last).
+    Leaves: row, column, value (a parameter), scalar (SCALARS), step (now) and flag (last).
     """
 
     rows: dict[str, Symbol]
@@ -95,8 +96,9 @@ class _Step:
 
     def derivative(self, x: Symbol) -> Symbol:
         """The surrogate's derivative."""
-        constants = leaf("scalar", "surrogate_a"), leaf("scalar", "surrogate_b")
-        return cast(Symbol, self.dynamics.surrogate.formula(x, *constants))
+        surrogate = self.dynamics.surrogate
+        constants = [leaf("scalar", name) for name, _ in zip(SCALARS, surrogate.constants, strict=False)]
+        return cast(Symbol, surrogate.formula(x, *constants))
 
     def is_latch(self, state: str) -> bool:
         """Whether the state is set by spikes and stays set; no gradient may pass on the way."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snnexp.neurons.compiler.plan import SCALARS
 from snnexp.neurons.engines.calls import BackwardCall, ForwardCall, PoolGrid
 from snnexp.neurons.engines.numba_source import BackwardUse, ForwardUse, Kernel, backward_kernel, forward_kernel
 from snnexp.neurons.engines.recurrence import Backend, some_steps
@@ -134,8 +135,7 @@ def _shared_arguments(call: ForwardCall | BackwardCall, steps: int, rows: dict[s
     named |= {f"{name}_values": _array(value) for name, value in call.values.items()}
     named |= {f"{name}_columns": _array(column) for name, column in call.columns.items()}
     if call.dynamics.spiking and call.dynamics.surrogate.fused:
-        a, b = call.dynamics.surrogate.constants
-        named |= {"surrogate_a": number(a), "surrogate_b": number(b)}
+        named |= {n: number(v) for n, v in zip(SCALARS, call.dynamics.surrogate.constants, strict=False)}
     return named | {"times": np.arange(call.time, call.time + steps, dtype=number), "end": number(call.last)}
 
 

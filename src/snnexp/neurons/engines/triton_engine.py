@@ -14,6 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
+from snnexp.neurons.compiler.plan import SCALARS
 from snnexp.neurons.engines.calls import BackwardCall, ForwardCall
 from snnexp.neurons.engines.recurrence import Backend
 from snnexp.neurons.engines.triton_source import Kernel, backward_kernel, forward_kernel
@@ -49,7 +50,7 @@ def _launch(kernel: Kernel, call: ForwardCall | BackwardCall, rows: dict[str, An
     named |= {"time": call.time, "end": call.last, "steps": steps, "columns": columns}
     named |= {"DOUBLE": call.mem.dtype == torch.float64, "BLOCK": BLOCK, "UNROLL": UNROLL}
     if call.dynamics.spiking:  # constants, since a Python float argument would be rounded to float32
-        named |= dict(zip(("SURROGATE_A", "SURROGATE_B"), call.dynamics.surrogate.constants, strict=True))
+        named |= {n.upper(): v for n, v in zip(SCALARS, call.dynamics.surrogate.constants, strict=False)}
     grad_spk = rows.get("grad_spk")
     named["SPK_CONSTANT"] = grad_spk is not None and grad_spk.shape[0] < steps
     arguments = {name: named[name] for name in kernel.arguments}
