@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -88,3 +89,34 @@ def test_what_the_caller_ignores_stays_ignored() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
     interrupts.install()
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+def test_a_signal_waits_for_the_end_of_a_batch() -> None:
+    reached = False
+    with pytest.raises(KeyboardInterrupt), interrupts.deferring():
+        os.kill(os.getpid(), signal.SIGTERM)
+        reached = interrupts.waits()
+        os.kill(os.getpid(), signal.SIGTERM)  # two presses at once are one
+        interrupts.deliver()
+        reached = False
+    assert reached and not interrupts.waits()
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["a second signal", "too long a batch"])
+def test_but_not_for_ever(monkeypatch: pytest.MonkeyPatch, again: bool) -> None:
+    monkeypatch.setattr(interrupts, "AGAIN_S", -1.0)
+    monkeypatch.setattr(interrupts, "DEFER_S", 60.0 if again else 0.01)
+    with pytest.raises(KeyboardInterrupt), interrupts.deferring():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupts.waits()
+        if again:
+            os.kill(os.getpid(), signal.SIGTERM)
+        while True:
+            time.sleep(0.01)
+    assert not interrupts.waits()
+
+
+def test_a_signal_that_waits_is_not_lost_at_the_end_of_the_block() -> None:
+    with pytest.raises(KeyboardInterrupt), interrupts.deferring():
+        os.kill(os.getpid(), signal.SIGHUP)
+    interrupts.deliver()  # once is enough

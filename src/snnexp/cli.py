@@ -88,7 +88,7 @@ def _run(arguments: list[str]) -> int:
         _hydra_main()
     except KeyboardInterrupt:
         interrupts.ending()
-        return _fail(130, "interrupted. The same command continues from the last finished epoch.")
+        return _fail(130, f"interrupted. The same command continues from {interrupts.kept()}.")
     except SnnexpError as error:
         return _fail(error.exit_code, str(error))
     except SystemExit as stop:

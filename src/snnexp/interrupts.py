@@ -3,7 +3,8 @@
 A signal may come anywhere, also while the record of a run is being closed. So the handler raises only where nothing is
 torn: not while `held` (the signal is kept for later), and not again once the end has begun (`ending`), since closing
 the record on both sides, run.json and the store, is what the user needs and takes a few seconds. Whoever cannot wait
-presses Ctrl-C three times more.
+presses Ctrl-C three times more. Training that can save within an epoch lets a signal wait for the end of the batch
+(`deferring`), though not for long.
 
 In a cluster's worker submitit has handlers of its own: it passes over SIGTERM, and when the job's time is nearly up
 (SIGUSR2) it puts the job into the queue again and exits at once. Ours take their place: both interrupt the run, whose
@@ -15,6 +16,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import queue
 import signal
 import stat
 import threading
@@ -25,12 +27,16 @@ from typing import Any
 
 PATIENCE = 3  # further signals that are ignored while the end is under way
 AGAIN_S = 1.0  # two presses within this time are one
+DEFER_S = 10.0  # what a signal waits at most for the end of a batch: Slurm kills 30 s after its SIGTERM
 
 _held = False
 _pending = False
 _ending = False
 _ignored = 0
 _raised_at: float | None = None
+_deferring: queue.SimpleQueue[int] | None = None  # a signal waits for the end of the batch, and is told to this queue
+_waiting_since: float | None = None  # one does
+_kept = ""  # what the same command continues from
 _cause: int | None = None  # the signal that interrupted
 _time_up: tuple[int, Callable[..., Any]] | None = None  # submitit's signal, and what submitit does when it comes
 
@@ -86,7 +92,7 @@ def _is_submitits(handler: Any) -> bool:
 
 
 def _handle(number: int, _frame: FrameType | None) -> None:
-    global _pending, _raised_at, _ignored, _cause
+    global _pending, _raised_at, _ignored, _cause, _waiting_since
     if not _ending and not _pending:
         _cause = number
     if number == getattr(signal, "SIGHUP", None):
@@ -99,8 +105,13 @@ def _handle(number: int, _frame: FrameType | None) -> None:
             os.write(2, b"snnexp: the record is being closed; one moment.\n" if _ignored == 1 else b"")
     elif _held:
         _pending = True
+    elif _deferring is not None and _waiting_since is None:
+        _waiting_since = time.monotonic()
+        _deferring.put(number)  # the one queue that a signal handler may use
+    elif _waiting_since is not None and time.monotonic() - _waiting_since <= AGAIN_S:
+        pass
     elif _raised_at is None or time.monotonic() - _raised_at > AGAIN_S:
-        _raised_at = time.monotonic()
+        _waiting_since, _raised_at = None, time.monotonic()
         raise KeyboardInterrupt
 
 
@@ -140,6 +151,56 @@ def held() -> Iterator[None]:
     finally:
         if not before:
             release()
+
+
+@contextlib.contextmanager
+def deferring() -> Iterator[None]:
+    """A signal waits for the next `deliver`, or the end of the block; after DEFER_S, or a second one, it interrupts."""
+    global _deferring
+    asked: queue.SimpleQueue[int] = queue.SimpleQueue()
+    insisting = threading.Thread(target=_insist, args=(asked,), name="snnexp-signal", daemon=True)
+    insisting.start()
+    _deferring = asked
+    try:
+        yield
+    finally:
+        _deferring = None
+        asked.put(0)
+        deliver()
+
+
+def _insist(asked: queue.SimpleQueue[int]) -> None:
+    """In a thread of its own: give a signal that waits too long once more."""
+    number = asked.get()
+    if number:
+        try:
+            asked.get(timeout=DEFER_S)
+        except queue.Empty:
+            os.kill(os.getpid(), number)
+
+
+def waits() -> bool:
+    """Whether a signal waits for the end of the batch."""
+    return _waiting_since is not None
+
+
+def deliver() -> None:
+    """Raises: KeyboardInterrupt if a signal waits: what it waited for is done."""
+    global _waiting_since, _raised_at
+    if _waiting_since is not None:
+        _waiting_since, _raised_at = None, time.monotonic()
+        raise KeyboardInterrupt
+
+
+def keep(what: str) -> None:
+    """Remember, for the words at the end, what the same command continues from; empty: the last finished epoch."""
+    global _kept
+    _kept = what
+
+
+def kept() -> str:
+    """What the same command continues from."""
+    return _kept or "the last finished epoch"
 
 
 def check() -> None:
@@ -184,7 +245,8 @@ def hand_back() -> None:
 
 def reset() -> None:
     """As at the start of the process."""
-    global _held, _pending, _ending, _ignored, _raised_at, _cause, _time_up
+    global _held, _pending, _ending, _ignored, _raised_at, _cause, _time_up, _deferring, _waiting_since, _kept
     _held = _pending = _ending = False
+    _deferring, _waiting_since, _kept = None, None, ""
     _ignored, _raised_at = 0, None
     _cause = _time_up = None

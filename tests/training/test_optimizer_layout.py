@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from snnexp.training.loop import _lay_out
+from snnexp.training.optimisation import _lay_out
 
 
 def trained(weight: torch.Tensor, steps: int) -> tuple[nn.Parameter, torch.optim.Adam]:

@@ -39,6 +39,7 @@ from snnexp.neurons.layer import SpikingLayer
 from snnexp.neurons.reach import Reach, reach_of
 
 SATURATED_RATE = 0.95  # spikes per time step
+SUMS, NUMBERS = ("spikes", "shares", "peaks", "thresholds"), ("batches", "samples", "steps")  # of a `_Counter`
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,10 @@ class LayerActivity:
 class _Counter:
     """Running sums of one layer, on the device. float64 holds counts exactly up to 2**53."""
 
-    def __init__(self, layer: nn.Module, mem: Tensor, reach: Reach | None) -> None:
-        self.spikes = torch.zeros(mem[0, 0].numel(), dtype=torch.float64, device=mem.device)
+    def __init__(self, layer: nn.Module, neurons: int, device: torch.device, reach: Reach | None) -> None:
+        self.spikes = torch.zeros(neurons, dtype=torch.float64, device=device)
         # sums of batch shares, of silent pairs of neuron and sample, of samples without a spike
-        self.shares = torch.zeros(3, dtype=torch.float64, device=mem.device)
+        self.shares = torch.zeros(3, dtype=torch.float64, device=device)
         self.peaks = torch.full_like(self.spikes, -torch.inf, dtype=torch.float32)
         self.thresholds = torch.full_like(self.peaks, torch.nan)
         # now: they may be learned while the pass goes on
@@ -101,7 +102,7 @@ class _Counter:
             self.thresholds = level.detach().expand(layer.shape).flatten().float().clone()
         self.batches = self.samples = self.steps = 0
         self._so_far: Tensor | None = None  # spikes [B, neurons] of a batch whose last time steps are still to come
-        self.near = None if reach is None else NearCounter(reach, self.spikes.numel(), mem.device)
+        self.near = None if reach is None else NearCounter(reach, neurons, device)
 
     def add(self, firing: Firing) -> None:
         if self.near is not None:
@@ -126,6 +127,20 @@ class _Counter:
     def near_parts(self) -> tuple[Tensor, ...]:
         """What there is to fetch of the gradient's reach."""
         return () if self.near is None else (self.near.near,)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All sums, between two batches."""
+        near = None if self.near is None else self.near.state_dict()
+        return {**{key: getattr(self, key) for key in (*SUMS, *NUMBERS)}, "near": near}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        for key in SUMS:
+            getattr(self, key).copy_(state[key])
+        for key in NUMBERS:
+            setattr(self, key, int(state[key]))
+        if self.near is not None and state["near"] is not None:
+            self.near.load_state_dict(state["near"])
 
 
 class _InputCounter:
@@ -189,16 +204,19 @@ class ActivityMeter:
         """Add the spikes of one batch, or of one segment of its time steps."""
         with torch.no_grad():
             if name not in self._counters:
-                known = self._reach.get(name)
-                moved = known is not None and known.dynamics is not known.layer.dynamics  # another surrogate since
-                if self.eps is not None and (name not in self._reach or moved):
-                    self._reach[name] = reach_of(layer, self.eps)
-                self._counters[name] = _Counter(layer, firing.mem, self._reach.get(name))
+                self._counters[name] = self._counter(name, layer, firing.mem[0, 0].numel(), firing.mem.device)
             firing, forced = unforced(layer, firing)
             if forced is not None:
                 self._forced[name] = self._forced.get(name, 0) + forced.double().mean() * forced.shape[0]
             self._counters[name].add(firing)
             self._input.take_apart(firing.counts.shape[0], firing.last)
+
+    def _counter(self, name: str, layer: nn.Module, neurons: int, device: torch.device) -> _Counter:
+        known = self._reach.get(name)
+        moved = known is not None and known.dynamics is not known.layer.dynamics  # another surrogate since
+        if self.eps is not None and (name not in self._reach or moved):
+            self._reach[name] = reach_of(layer, self.eps)
+        return _Counter(layer, neurons, device, self._reach.get(name))
 
     def connection(self, name: str, module: nn.Module, x: Tensor | EventFrames, repeat: int) -> None:
         """Look for samples without input at the network's entrance; inputs of other layers do not matter here."""
@@ -255,6 +273,28 @@ class ActivityMeter:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue after a resume."""
         self._dead_before = {name: dead.bool().cpu() for name, dead in state["dead"].items()}
+
+    def pass_state(self) -> dict[str, Any]:
+        """What was counted so far in a pass that is under way, between two batches."""
+        return {
+            "counters": {name: counter.state_dict() for name, counter in self._counters.items()},
+            "gradients": self._gradients.state_dict(),
+            "input": {"silent": self._input.silent, "samples": self._input.samples},
+            "forced": dict(self._forced),
+        }
+
+    def load_pass_state(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Go on counting from there."""
+        self.reset()
+        layers: Mapping[str, nn.Module] = self.network.spiking_layers  # type: ignore[assignment]
+        for name, counted in state["counters"].items():
+            self._counters[name] = self._counter(name, layers[name], counted["spikes"].numel(), device)
+            self._counters[name].load_state_dict(counted)
+        self._gradients.load_state_dict(state["gradients"], device)
+        silent = state["input"]["silent"]
+        self._input.silent = None if silent is None else silent.to(device)
+        self._input.samples = int(state["input"]["samples"])
+        self._forced = {name: n.to(device) if isinstance(n, Tensor) else n for name, n in state["forced"].items()}
 
     def _to_host(self) -> dict[str, LayerActivity]:
         """Fetch all counters in one copy."""

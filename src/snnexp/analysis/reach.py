@@ -10,7 +10,7 @@ that are not said by one distance, plain torch, some steps at a time. Distances 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from math import gcd
 from typing import Any
@@ -70,6 +70,15 @@ class NearCounter:
                 sums = sums.view([self._shape[d - 2] for d in order]).permute(back).reshape(-1)
             total = total + sums
         return total
+
+    def state_dict(self) -> dict[str, Any]:
+        """All sums; they are whole numbers, so it does not matter in which parts they were counted."""
+        return {"near": self.near, "distances": torch.from_numpy(self.distances().copy())}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self._near.copy_(state["near"])
+        self._histogram = state["distances"].numpy().copy()
 
     def distances(self) -> NDArray[np.int64]:
         """The histogram of the sampled distances, over EDGES."""

@@ -8,7 +8,9 @@ fourth and eighth, and in every eighth after that.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +54,15 @@ class WeightGradients:
             if grads:
                 squares = [torch.linalg.vector_norm(g.flatten(1), dim=1).double() ** 2 for g in grads]
                 self._squares.setdefault(name, []).append(torch.stack(squares).sum(0))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of a pass that is under way."""
+        return {"batch": self._batch, "squares": {name: list(squares) for name, squares in self._squares.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Go on from there."""
+        self._batch = int(state["batch"])
+        self._squares = {name: [each.to(device) for each in squares] for name, squares in state["squares"].items()}
 
     def norms(self) -> dict[str, Norms]:
         """By spiking layer, of the pass so far."""

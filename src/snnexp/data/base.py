@@ -121,11 +121,12 @@ class DataSource(Protocol):
 
     info: DataInfo
 
-    def batches(self, split: str, epoch: int = 0, seed: int = 0) -> Iterator[Batch]:
-        """Yield the batches of `split` (train, val, test) on the device.
+    def batches(self, split: str, epoch: int = 0, seed: int = 0, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of `split` (train, val, test) on the device, without the first `start`.
 
         Training batches are shuffled and augmented by a generator that depends on (seed, epoch) alone, so any epoch can
-        be repeated exactly; the last, smaller batch is kept. Other splits come in fixed order without augmentation.
+        be repeated exactly, from any batch on; the last, smaller batch is kept. Other splits come in fixed order
+        without augmentation.
         """
         ...
 

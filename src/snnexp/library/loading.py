@@ -91,7 +91,7 @@ def _file(source: Any, checkpoint: str) -> Path | None:
         if record is not None and (path / f"{checkpoint}.safetensors").is_file():
             return path / f"{checkpoint}.safetensors"
         return None
-    if path.name == "state.pt":
+    if path.name in ("state.pt", "midway.pt"):
         raise DataError(f"{path}: this is a training state, to continue from. Load best.safetensors beside it.")
     looks_like_a_file = path.suffix in (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".nir", ".h5")
     return path if path.is_file() or looks_like_a_file else None

@@ -46,6 +46,7 @@ class TrainerConf:
     max_epochs: int = number(20, low=0)
     precision: str = choice("32", "32", "bf16")
     resume: str = choice("auto", "auto", "never")
+    checkpoint_minutes: float | None = number(None, above=0)  # also save within an epoch, when so long has passed
     grad_clip: float | None = number(None, above=0)  # largest norm of the gradient of all parameters
     patience: int | None = number(None, low=1)  # early stopping after so many epochs without a better monitor
     monitor: str = choice("accuracy", "accuracy", "loss")  # what on validation selects the best epoch

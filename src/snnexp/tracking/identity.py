@@ -25,6 +25,7 @@ BOOKKEEPING = (
     "format",  # of what export writes
     "trust_code",  # whether what that run names may be imported
     "trainer.resume",  # whether to continue, not what
+    "trainer.checkpoint_minutes",  # how much of an epoch is done again
     "trainer.plots",  # drawn from numbers that are logged anyway
     "results_dir",  # where task=reproduce writes
     "results_name",  # the same

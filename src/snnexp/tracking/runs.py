@@ -4,6 +4,7 @@
         run.json            status, MLflow run id, store, process; written to a temporary name and renamed
         lock                held for as long as the process lives, so a free lock behind RUNNING means it was killed
         state.pt            training state of the last complete epoch
+        midway.pt           within the epoch after it (trainer.checkpoint_minutes)
         best.safetensors    weights of the best epoch on validation;  last.safetensors: of the last one
         metrics.jsonl       every metric, one line per epoch, whatever happens to the store
         artifacts/          what is drawn or written beside the metrics
@@ -132,6 +133,11 @@ class RunFolder:
     def state(self) -> Path:
         """Training state of the last complete epoch."""
         return self.path / "state.pt"
+
+    @property
+    def midway(self) -> Path:
+        """Training state within the epoch after that."""
+        return self.path / "midway.pt"
 
     @property
     def best(self) -> Path:

@@ -31,7 +31,8 @@ from snnexp.training.callbacks import Callbacks, Context
 from snnexp.training.checkpoint import AFRESH, apply_weights, load_state, save_state, save_weights
 from snnexp.training.curves import Curves
 from snnexp.training.display import Display
-from snnexp.training.optimisation import advance, build_optimizer, build_scheduler
+from snnexp.training.midway import Midway
+from snnexp.training.optimisation import advance, build_optimizer, build_scheduler, load_optimizer
 from snnexp.training.passes import evaluation_pass, planned_batches, train_pass
 from snnexp.training.state import Best, Fit
 from snnexp.training.stored import load_stored, settle_best
@@ -75,12 +76,11 @@ def fit(
         apply_weights(network, weights, path, trained_with)
     rescue.start()
     curves, explainer = Curves(experiment), Explainer(experiment)
-    if folder.state.is_file():
+    if resumed := folder.state.is_file():
         state = _restore(folder, experiment, optimizer, scheduler, meters, callbacks, rescue)
         for epoch in range(state.epoch + 1):  # what the record may have missed when the run was cut off
             tracker.log_epoch(epoch, {k: v for k, points in state.history.items() for e, v in points if e == epoch})
         tracker.log_tags({f"cause.{name}": claim for name, claim in state.causes.items()})
-        display.say(f"Continuing after epoch {state.epoch} of {conf.trainer.max_epochs}.")
     else:
         if any(step > 0 for points in tracker.history().values() for step, _ in points):
             raise DataError(
@@ -89,6 +89,11 @@ def fit(
             )
         _before_training(experiment, state, meters, tracker, display, validates, curves, rescue)
         _save(folder, state, experiment, optimizer, scheduler, meters, callbacks, config, rescue)
+
+    midway = Midway(folder, conf.trainer.checkpoint_minutes, state.epoch)
+    if resumed:
+        where = f", at batch {midway.begun + 1} of the next" if midway.begun else ""
+        display.say(f"Continuing after epoch {state.epoch} of {conf.trainer.max_epochs}{where}.")
 
     if trial is None:
         state.pruned = False  # by a search that was cut off; this is no trial of it
@@ -100,8 +105,8 @@ def fit(
     # --- epochs ---
     while state.epoch < conf.trainer.max_epochs and not (state.stopped_early or state.pruned):
         epoch, started = state.epoch + 1, time.perf_counter()
-        with display.epoch(epoch, planned_batches(experiment, "train")) as progress:
-            trained = train_pass(experiment, optimizer, epoch, meters["train"], progress, rescue)
+        with display.epoch(epoch, planned_batches(experiment, "train")) as progress, midway.deferring():
+            trained = train_pass(experiment, optimizer, epoch, meters["train"], progress, rescue, midway)
         metrics = trained.metrics("train") | meters["train"].metrics("train")
         if validates:
             with display.validation(epoch, planned_batches(experiment, "val")) as progress:
@@ -121,7 +126,7 @@ def fit(
         callbacks.call("on_epoch", context)
         state.stopped_early = context.stop or (patience is not None and epoch - state.best.epoch >= patience)
 
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started + trained.earlier_seconds
         state.seconds += seconds
         metrics["time/epoch_s"] = seconds
         metrics["time/samples_per_s"] = trained.samples / max(trained.seconds, 1e-9)
@@ -147,6 +152,7 @@ def fit(
             waits = voice.waiting(list(network.spiking_layers), causes, explainer.waking)
         claims = voice.tags(state.causes, causes, waits, epoch)
         _save(folder, state, experiment, optimizer, scheduler, meters, callbacks, config, rescue)
+        midway.epoch_ended()
         if improved:
             folder.next_best.replace(folder.best)
             folder.note_weights("best", epoch, state.best.digest)
@@ -276,8 +282,7 @@ def _restore(
             )
     try:
         apply_weights(experiment.network, saved["network"], folder.state)
-        optimizer.load_state_dict(saved["optimizer"])
-        _lay_out(optimizer)
+        load_optimizer(optimizer, saved["optimizer"])
         if scheduler is not None:
             scheduler.load_state_dict(saved["scheduler"])
         for split, meter in meters.items():
@@ -293,14 +298,3 @@ def _restore(
         ) from error
     settle_best(folder, state.best.epoch, state.best.digest)
     return state
-
-
-def _lay_out(optimizer: torch.optim.Optimizer) -> None:
-    """Give moments the memory layout of their parameters: fused optimizers go by memory and do not look at strides.
-
-    A checkpoint may come from a version that stored a layer's weights row by row.
-    """
-    for parameter, state in optimizer.state.items():
-        for key, value in state.items():
-            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -86,6 +86,23 @@ def advance(scheduler: LRScheduler | None, loss: float) -> None:
         scheduler.step()
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take up the state of an earlier attempt."""
+    optimizer.load_state_dict(state)
+    _lay_out(optimizer)
+
+
+def _lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """Give moments the memory layout of their parameters: fused optimizers go by memory and do not look at strides.
+
+    A checkpoint may come from a version that stored a layer's weights row by row.
+    """
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 def _made(kind: Kind, word: str, key: str, *given: Any, **options: Any) -> Any:
     """What a class or function of torch's or the user's makes. Raises: ConfigError if it does not take the options."""
     make = load(kind, word)

@@ -20,7 +20,9 @@ from snnexp.models.observer import Firing, Observer
 from snnexp.models.sums import Sums
 from snnexp.rescue.manager import Rescue
 from snnexp.training.budget import Budget
+from snnexp.training.midway import Midway, Parts
 from snnexp.training.seeding import derive_seed, seed_everything
+from snnexp.training.tally import Tally
 
 REFRESH_S = 0.25  # how often the display may ask the device for numbers
 
@@ -36,41 +38,21 @@ class PassResult:
     samples: int
     seconds: float
     wait_seconds: float  # waiting for the next batch
+    earlier_seconds: float = 0.0  # of `seconds`, those before the pass was taken up in its middle
 
     def metrics(self, split: str) -> dict[str, float]:
         """Loss and accuracy under the contract's names."""
         return {f"{split}/loss": self.loss, f"{split}/accuracy": self.accuracy}
 
 
-class _Tally:
-    """Sums of loss and hits kept on the device, so that a batch costs no synchronisation."""
-
-    def __init__(self, device: torch.device) -> None:
-        # float64 where there is one: sums over many batches must not depend on their order of magnitude
-        self.loss = torch.zeros((), dtype=torch.float64, device=device)
-        self.hits = torch.zeros((), dtype=torch.int64, device=device)
-        self.samples = 0
-        self.batches = 0
-
-    def add(self, loss: Tensor, predicted: Tensor, labels: Tensor) -> None:
-        self.loss += loss.detach().to(torch.float64) * labels.numel()
-        self.hits += (predicted == labels).sum()
-        self.samples += labels.numel()
-        self.batches += 1
-
-    def means(self) -> tuple[float, float]:
-        count = max(self.samples, 1)
-        return float(self.loss) / count, float(self.hits) / count
-
-
 class _Clock:
     """Times how long an iterator makes its consumer wait."""
 
-    def __init__(self, batches: Iterator[Batch], limit: int | None) -> None:
-        self.batches, self.limit, self.wait = batches, limit, 0.0
+    def __init__(self, batches: Iterator[Batch], limit: int | None, done: int = 0, wait: float = 0.0) -> None:
+        self.batches, self.limit, self.done, self.wait = batches, limit, done, wait
 
     def __iter__(self) -> Iterator[Batch]:
-        done = 0
+        done = self.done
         while self.limit is None or done < self.limit:
             interrupts.check()
             start = time.perf_counter()
@@ -103,8 +85,9 @@ def train_pass(
     meter: ActivityMeter,
     progress: Progress | None = None,
     rescue: Rescue | None = None,
+    midway: Midway | None = None,
 ) -> PassResult:
-    """Train for one epoch.
+    """Train for one epoch, or for what is left of it (`midway`).
 
     Raises:
         TrainingError: the loss is not finite; names the epoch, the batch and the first layer that is not finite.
@@ -119,8 +102,13 @@ def train_pass(
     observer = rescue.watched(meter)
     budget = Budget(experiment) if conf.decoder.synops is not None else None
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    tally, start, shown = _Tally(experiment.device), time.perf_counter(), 0.0
-    clock = _Clock(experiment.source.batches("train", epoch, conf.seed), conf.trainer.smoke_steps)
+    midway = midway or Midway()
+    tally = Tally(experiment.device)
+    parts = Parts(experiment, optimizer, meter, rescue, budget, tally)
+    earlier, waited = midway.take_up(epoch, parts)
+    start, shown = time.perf_counter() - earlier, 0.0
+    batches = experiment.source.batches("train", epoch, conf.seed, tally.batches)
+    clock = _Clock(batches, conf.trainer.smoke_steps, tally.batches, waited)
     on_cpu = experiment.device.type == "cpu"
     for batch in clock:
         wished = rescue.sums()
@@ -145,11 +133,13 @@ def train_pass(
             shown = now
             if not math.isfinite(_report(progress, tally)):
                 raise _non_finite(experiment, batch, epoch, tally.batches)
+        if midway.wanted():
+            midway.save(epoch, parts, time.perf_counter() - start, clock.wait)
     mean_loss, accuracy = tally.means()  # waits for the device: the clock below is honest
     # a membrane that is nan never reaches its threshold: rate losses stay finite over weights that are lost
     if not math.isfinite(mean_loss) or _non_finite_parameter(network):
         raise _non_finite(experiment, batch, epoch, tally.batches)
-    return PassResult(mean_loss, accuracy, tally.samples, time.perf_counter() - start, clock.wait)
+    return PassResult(mean_loss, accuracy, tally.samples, time.perf_counter() - start, clock.wait, earlier)
 
 
 @torch.no_grad()
@@ -169,7 +159,7 @@ def evaluation_pass(
     # a random encoder draws the same test set each time
     seed_everything(derive_seed(experiment.conf.seed, split, epoch))
     experiment.network.eval()
-    tally, start, shown = _Tally(experiment.device), time.perf_counter(), 0.0
+    tally, start, shown = Tally(experiment.device), time.perf_counter(), 0.0
     clock = _Clock(experiment.source.batches(split), experiment.conf.trainer.smoke_steps)
     for batch in clock:
         output = experiment.forward(batch, observer)
@@ -186,7 +176,7 @@ def evaluation_pass(
     return PassResult(mean_loss, accuracy, tally.samples, time.perf_counter() - start, clock.wait)
 
 
-def _report(progress: Progress | None, tally: _Tally) -> float:
+def _report(progress: Progress | None, tally: Tally) -> float:
     """Fetch the sums from the device, show them, and return the mean loss."""
     mean_loss, accuracy = tally.means()
     if progress is not None:

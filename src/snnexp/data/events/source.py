@@ -110,9 +110,9 @@ class EventSource:
         """Number of batches that `batches(split)` yields."""
         return -(-len(self._indices(split)) // self._batch_size(split))
 
-    def batches(self, split: str, epoch: int = 0, seed: int = 0) -> Iterator[Batch]:
+    def batches(self, split: str, epoch: int = 0, seed: int = 0, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of `split`; see `DataSource.batches`. On the CPU the next one is made in the background."""
-        batches = self._batches(split, epoch, seed)
+        batches = self._batches(split, epoch, seed, start)
         return iter(Prefetch(batches)) if self.device.type == "cpu" else batches
 
     # --- batches --------------------------------------------------------------------------------------------------
@@ -127,13 +127,14 @@ class EventSource:
             return self.conf.batch_size
         return self.conf.eval_batch_size
 
-    def _batches(self, split: str, epoch: int, seed: int) -> Iterator[Batch]:
+    def _batches(self, split: str, epoch: int, seed: int, start: int) -> Iterator[Batch]:
         order = self._indices(split)
         if split == "train":
             order = order[np.random.default_rng([seed, epoch]).permutation(len(order))]
         augmented = split == "train" and is_active(self.conf.augment)
         size = self._batch_size(split)
-        for number, first in enumerate(range(0, len(order), size)):
+        for number in range(start, -(-len(order) // size)):
+            first = number * size
             chosen = order[first : first + size]
             rng = np.random.default_rng([seed, epoch, number]) if augmented else None
             labels = torch.from_numpy(self.store.labels[chosen]).to(self.device, non_blocking=True)

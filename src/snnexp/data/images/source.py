@@ -98,18 +98,18 @@ class ImageSource:
         self.info = info
         self.splits = splits
 
-    def batches(self, split: str, epoch: int = 0, seed: int = 0) -> Iterator[Batch]:
+    def batches(self, split: str, epoch: int = 0, seed: int = 0, start: int = 0) -> Iterator[Batch]:
         """Yield uint8 batches [B, C, H, W]; see `DataSource.batches`."""
         images, labels = self.splits[split]
         size = self._batch_size(split)
         if split != "train":
-            for begin in range(0, len(labels), size):
+            for begin in range(start * size, len(labels), size):
                 yield Batch(images[begin : begin + size], labels[begin : begin + size])
             return
         generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
         order = torch.randperm(len(labels), generator=generator).to(images.device)
         draws = image_augment.draw(self.conf.augment, len(labels), generator, images.device)
-        for begin in range(0, len(labels), size):
+        for begin in range(start * size, len(labels), size):
             chosen = order[begin : begin + size]
             batch = images[chosen]
             yield Batch(batch if draws is None else draws.apply(batch, begin), labels[chosen])
