@@ -1,0 +1,209 @@
+"""A 2-D convolution that follows the spikes: its cost goes with what is not zero in its input, on the CPU.
+
+    y[n, o, oy, ox] = b[o] + sum over the entries (c, iy, ix, v) of frame n in the window of (oy, ox) of
+                      v W[o, c, iy - s oy + p, ix - s ox + p]
+
+Two of the three products follow the spikes: forward, and the weights' gradient. Maps are in channels_last. Weights are
+packed as [tiles, ky, kx, c, tile] (O cut into tiles), so that what one spike adds to the outputs of a pixel is one
+piece of memory, and the entries of a window's row (x C + c) are its rows, up to a shift. A window makes four vectors of
+sums: of one pixel, or of 2 or 4 neighbours if a pixel has few outputs; then the columns kx go on with zeros to both
+sides, for spikes that only a neighbour sees. Sums run in the order of the entries; the weights' gradient is summed over
+fixed pieces of the frames, and these in order: threads change no bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from snnexp.data.base import EventFrames
+from snnexp.models.event_conv_kernels import BYTES, forward, weight_gradient
+from snnexp.models.event_lists import Lists, list_events, list_maps, rows_of
+from snnexp.parallel import run_parallel
+
+_BLOCK = 8  # frames of a task of the forward product, at most
+_PIECES = 16  # of the frames, at most, that the weights' gradient is summed over
+_PIECE = 32  # frames in one, at least
+LARGEST = 2**31  # numbers of an input or of packed weights: positions have 32 bits
+
+
+class Needed(Protocol):
+    """Where a convolution's input needs a gradient, for one that is computed only there."""
+
+    def input_gradient(self, grad: Tensor, weight: Tensor, shape: torch.Size, stride: int, pad: int) -> Tensor:
+        """The gradient of the input [N, C, H, W] from that of the output."""
+        ...
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the weights [outputs, channels, size, size] of a convolution are packed, in numbers of `itemsize` bytes."""
+
+    outputs: int
+    channels: int
+    size: int
+    stride: int
+    pad: int
+    itemsize: int
+
+    @property
+    def lanes(self) -> int:
+        """Numbers in a vector."""
+        return BYTES // self.itemsize
+
+    @property
+    def pixels(self) -> int:
+        """Neighbouring outputs that are made at once."""
+        return 4 if self.outputs <= self.lanes else 2 if self.outputs <= 2 * self.lanes else 1
+
+    @property
+    def tile(self) -> int:
+        """Outputs in a row of packed weights."""
+        return 4 * self.lanes // self.pixels
+
+    @property
+    def tiles(self) -> int:
+        """Tiles that hold all outputs."""
+        return -(-self.outputs // self.tile)
+
+    @property
+    def extra(self) -> int:
+        """Columns of zeros to each side."""
+        return (self.pixels - 1) * self.stride
+
+    @property
+    def columns(self) -> int:
+        """Columns of packed weights, kx and the zeros."""
+        return self.size + 2 * self.extra
+
+    @property
+    def rows(self) -> int:
+        """Rows of a tile."""
+        return self.size * self.columns * self.channels
+
+    def pack(self, weight: Tensor) -> NDArray[Any]:
+        """weight [O, C, k, k] as [tiles, rows, tile], flat."""
+        grid = torch.zeros(self.tiles * self.tile, self.size, self.columns, self.channels, dtype=weight.dtype)
+        inner = slice(self.extra, self.extra + self.size)
+        grid[: self.outputs, :, inner] = weight.detach().permute(0, 2, 3, 1)
+        packed: NDArray[Any] = grid.view(self.tiles, self.tile, self.rows).transpose(1, 2).reshape(-1).numpy()
+        return packed
+
+    def unpack(self, sums: NDArray[Any]) -> Tensor:
+        """[O, C, k, k] of [tiles, rows, tile]."""
+        grid = torch.from_numpy(sums).transpose(1, 2).reshape(-1, self.size, self.columns, self.channels)
+        return grid[: self.outputs, :, self.extra : self.extra + self.size].permute(0, 3, 1, 2)
+
+    def shape(self, height: int, width: int) -> tuple[int, ...]:
+        """What the kernels ask of the input and the weights."""
+        return (
+            *(height, width, self.channels, self.size, self.stride, self.pad),
+            *(self.columns, self.size + self.extra, self.pixels, self.tile),
+        )
+
+    def out_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """Frames, outputs, height and width of the output."""
+        high, wide = ((n + 2 * self.pad - self.size) // self.stride + 1 for n in (height, width))
+        return frames, self.outputs, high, wide
+
+
+def packing_of(weight: Tensor, stride: int, pad: int) -> Packing:
+    """For weight [O, C, k, k]."""
+    return Packing(weight.shape[0], weight.shape[1], weight.shape[2], stride, pad, weight.element_size())
+
+
+def event_conv(
+    x: Tensor | EventFrames, weight: Tensor, bias: Tensor | None, stride: int, pad: int, needed: Needed | None = None
+) -> Tensor:
+    """F.conv2d(x, weight, bias, stride, pad) as [N, O, H', W'] in channels_last, exact to rounding.
+
+    Args:
+        x: maps [N, C, H, W] in channels_last, in the weight's precision; or event lists, N = T*B.
+        weight: [O, C, k, k], float32 or float64, on the CPU.
+        needed: computes the gradient of x; None: at all positions.
+    """
+    packing = packing_of(weight, stride, pad)
+    if isinstance(x, EventFrames):
+        maps, lists = None, list_events(x, packing.tile, weight.dtype)
+    else:
+        maps, lists = x, list_maps(x, packing.tile)
+    y: Tensor = _EventConv.apply(maps, weight, bias, lists, packing, needed)  # type: ignore[no-untyped-call]
+    return y
+
+
+def dense_input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, stride: int, pad: int) -> Tensor:
+    """The gradient of the input [N, C, H, W] from that of the output, at all positions."""
+    x = torch.empty(shape, dtype=grad.dtype, memory_format=torch.channels_last)  # only its layout is looked at
+    sides = ([stride] * 2, [pad] * 2, [1, 1], False, [0, 0], 1, [True, False, False])
+    grad_x: Tensor = torch.ops.aten.convolution_backward(grad, x, weight, None, *sides)[0]
+    return grad_x
+
+
+class _EventConv(torch.autograd.Function):
+    """(x or None, weight [O, C, k, k], bias, lists of x, packing, needed) -> [N, O, H', W']."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        lists: Lists,
+        packing: Packing,
+        needed: Needed | None,
+    ) -> Tensor:
+        ctx.lists, ctx.packing, ctx.needed = lists, packing, needed
+        ctx.save_for_backward(weight)
+        frames, _, height, width = lists.shape
+        shape = packing.out_shape(frames, height, width)
+        out = torch.empty(shape, dtype=weight.dtype, memory_format=torch.channels_last)
+        start = np.zeros(packing.tiles * packing.tile, packed_type(weight))
+        if bias is not None:
+            start[: packing.outputs] = bias.detach().numpy()
+        block = min(_BLOCK, -(-frames // _PIECES))
+        _run(forward, lists, (packing.pack(weight), start, rows_of(out)), packing, shape, block)
+        return out
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        lists, packing = ctx.lists, ctx.packing
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        frames, _, height, width = lists.shape
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            block = max(-(-frames // _PIECES), min(_PIECE, frames), 1)
+            pieces = -(-frames // block)
+            sums = np.zeros((pieces, packing.tiles, packing.rows + 1, packing.tile), packed_type(grad))
+            shape = packing.out_shape(frames, height, width)
+            _run(weight_gradient, lists, (rows_of(grad), sums.reshape(-1)), packing, shape, block)
+            total = sums.sum(0)
+            grad_weight = torch.empty_like(weight).copy_(packing.unpack(total[:, :-1]))
+            grad_bias = torch.from_numpy(total[:, -1].reshape(-1)[: packing.outputs].copy())
+        if ctx.needs_input_grad[0]:
+            compute = dense_input_gradient if ctx.needed is None else ctx.needed.input_gradient
+            grad_x = compute(grad, weight, torch.Size(lists.shape), packing.stride, packing.pad)
+        return grad_x, grad_weight, grad_bias if ctx.needs_input_grad[2] else None, None, None, None
+
+
+def packed_type(x: Tensor) -> type[np.floating[Any]]:
+    """numpy's word for the precision."""
+    return np.float64 if x.dtype == torch.float64 else np.float32
+
+
+def _run(kernel: Any, lists: Lists, arrays: tuple[Any, ...], packing: Packing, shape: Any, block: int) -> None:
+    """Run a kernel over blocks of frames and tiles of outputs, in threads."""
+    frames, _, height, width = lists.shape
+    _, outputs, out_height, out_width = shape
+    given = (lists.first, lists.entries, lists.values, *arrays, packing.shape(height, width))
+    output = (frames, out_height, out_width, outputs, packing.rows)
+    if frames and out_height * out_width:
+        tasks = -(-frames // block) * packing.tiles
+        run_parallel(lambda start, stop: kernel(*given, output, block, start, stop), tasks, torch.get_num_threads())

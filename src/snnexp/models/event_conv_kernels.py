@@ -1,0 +1,273 @@
+"""The loops of a convolution that follows the spikes; `event_conv.py` says how lists and packed weights lie in memory.
+
+Vectors are explicit. Of a plain loop over outputs a compiler makes one that reads and writes the sums once per spike;
+here they stay in registers while all spikes of a window are added. A vector has 64 bytes; a processor with shorter
+registers takes two or four for it.
+"""
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, import-untyped, assignment"
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, models, register_model
+
+BYTES = 64  # of a vector
+ROOM = 16  # entries that are copied at once: so many may be read behind the end of a list
+
+_compile = numba.njit(nogil=True, cache=True, error_model="numpy")
+
+
+class _Vector(types.Type):  # type: ignore[misc]
+    """Numbers that are added at once."""
+
+    def __init__(self, dtype) -> None:
+        self.dtype = dtype
+        self.lanes = BYTES * 8 // dtype.bitwidth
+        super().__init__(name=f"Vector({dtype})")
+
+
+@register_model(_Vector)
+class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager, vector) -> None:
+        element = manager.lookup(vector.dtype).get_value_type()
+        super().__init__(manager, vector, ir.VectorType(element, vector.lanes))
+
+
+def _address(context, builder, signature, arguments, vector):
+    """Where in memory an array's vector lies, and the size of one number; whole positions, never negative."""
+    array = context.make_array(signature.args[0])(context, builder, arguments[0])
+    address = builder.gep(array.data, [arguments[1]])
+    return builder.bitcast(address, vector.as_pointer()), signature.args[0].dtype.bitwidth // 8
+
+
+@intrinsic
+def _load(typing_context, array, at):
+    """array[at : at + lanes]"""
+
+    def generate(context, builder, signature, arguments):
+        vector = context.get_value_type(signature.return_type)
+        address, size = _address(context, builder, signature, arguments, vector)
+        return builder.load(address, align=size)
+
+    return _Vector(array.dtype)(array, types.int64), generate
+
+
+@intrinsic
+def _store(typing_context, array, at, vector):
+    """array[at : at + lanes] = vector"""
+
+    def generate(context, builder, signature, arguments):
+        address, size = _address(context, builder, signature, arguments, arguments[2].type)
+        builder.store(arguments[2], address, align=size)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, vector), generate
+
+
+def _spread(builder, scalar, lanes):
+    """A vector of one number."""
+    kind = ir.VectorType(scalar.type, lanes)
+    first = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+    return builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), zeros)
+
+
+@intrinsic
+def _add(typing_context, a, b):
+    """a + b"""
+
+    def generate(context, builder, signature, arguments):
+        return builder.fadd(*arguments)
+
+    return a(a, a), generate
+
+
+@intrinsic
+def _add_scaled(typing_context, a, b, scale):
+    """a + scale * b, rounded once where the processor can."""
+
+    def generate(context, builder, signature, arguments):
+        x, y, scalar = arguments
+        product = builder.fmul(y, _spread(builder, scalar, a.lanes), flags=("contract",))
+        return builder.fadd(x, product, flags=("contract",))
+
+    return a(a, a, a.dtype), generate
+
+
+@intrinsic
+def _moved(typing_context, a, shift):
+    """a + shift, of whole numbers."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.add(arguments[0], _spread(builder, arguments[1], a.lanes))
+
+    return a(a, a.dtype), generate
+
+
+_inline = numba.njit(error_model="numpy", forceinline=True)
+
+
+@_inline
+def _window(first, entries, values, weighted, local, scales, shape, frame, oy, x0):
+    """Collect the spikes of a window of `span` columns from x0 on: where their weights are. Returns how many there are.
+
+    The first ROOM entries of a row of it are copied without asking whether they are there: a wrong guess of the
+    processor costs more.
+    """
+    height, width, channels, size, stride, pad, columns, span, pixels, tile = shape
+    y0, count = oy * stride - pad, np.int64(0)
+    low, high = min(max(x0, 0), width), max(min(x0 + span, width), 0)
+    for ky in range(max(0, -y0), min(size, height - y0)):
+        row = (frame * height + y0 + ky) * (width + 1)
+        j, end = np.int64(first[row + low]), np.int64(first[row + high])
+        shift = np.int32((ky * columns + (pixels - 1) * stride - x0) * channels * tile)
+        _store(local, count, _moved(_load(entries, j), shift))
+        for more in range(j + ROOM, end, ROOM):
+            _store(local, count + more - j, _moved(_load(entries, more), shift))
+        if weighted:
+            for q in range(j, end):
+                scales[count + q - j] = values[q]
+        count += end - j
+    return count
+
+
+@_inline
+def _scratch(shape, weighted, like):
+    """Room for a window's spikes, for their values, and for four vectors of sums, which are 0."""
+    channels, size, span, pixels, tile = shape[2], shape[3], shape[7], shape[8], shape[9]
+    local = np.empty(size * span * channels + 2 * ROOM, np.int32)
+    return local, np.empty(local.size if weighted else 1, like.dtype), np.zeros(tile * pixels, like.dtype)
+
+
+@_inline
+def _apart(shape):
+    """How far the weights of a window's second to fourth vector are from those of the first."""
+    channels, stride, pixels, tile = shape[2], shape[4], shape[8], shape[9]
+    lanes, pixel = tile * pixels // 4, -stride * channels * tile
+    if pixels == 4:
+        return pixel, 2 * pixel, 3 * pixel
+    return lanes, pixel if pixels == 2 else 2 * lanes, pixel + lanes if pixels == 2 else 3 * lanes
+
+
+@_inline
+def _places(outputs, pixels, lanes):
+    """The same in the output."""
+    if pixels == 4:
+        return outputs, 2 * outputs, 3 * outputs
+    return lanes, outputs if pixels == 2 else 2 * lanes, outputs + lanes if pixels == 2 else 3 * lanes
+
+
+@_inline
+def _put(array, at, apart, vectors):
+    _store(array, at, vectors[0])
+    _store(array, at + apart[0], vectors[1])
+    _store(array, at + apart[1], vectors[2])
+    _store(array, at + apart[2], vectors[3])
+
+
+@_inline
+def _take(array, at, apart):
+    return _load(array, at), _load(array, at + apart[0]), _load(array, at + apart[1]), _load(array, at + apart[2])
+
+
+@_inline
+def _plus(a, b):
+    return _add(a[0], b[0]), _add(a[1], b[1]), _add(a[2], b[2]), _add(a[3], b[3])
+
+
+@_inline
+def _plus_scaled(a, b, s):
+    low = _add_scaled(a[0], b[0], s), _add_scaled(a[1], b[1], s)
+    return low[0], low[1], _add_scaled(a[2], b[2], s), _add_scaled(a[3], b[3], s)
+
+
+@_compile
+def forward(first, entries, values, weights, bias, out, shape, output, block, start, stop):
+    """out [frames, out_height, out_width, outputs] flat = the convolution.
+
+    A task is one tile of outputs for `block` frames. weights [tiles, rows, tile] and bias [tiles, tile] flat.
+    """
+    stride, pad, pixels, tile = shape[4], shape[5], shape[8], shape[9]
+    frames, out_height, out_width, outputs, rows = output
+    blocks, lanes, weighted = (frames + block - 1) // block, tile * pixels // 4, values.size > 0
+    local, scales, part = _scratch(shape, weighted, weights)
+    apart, places, side = _apart(shape), _places(outputs, pixels, lanes), (lanes, 2 * lanes, 3 * lanes)
+    fits = (outputs % tile == 0 or outputs < tile) and out_width >= pixels
+    for task in range(start, stop):
+        base, o, end = task // blocks * rows * tile, task // blocks * tile, min((task % blocks + 1) * block, frames)
+        for v in range(pixels):
+            part[v * tile : (v + 1) * tile] = bias[o : o + tile]
+        begin = _take(part, 0, side)
+        last = end * out_height * out_width * outputs - places[2] - lanes
+        for frame in range(task % blocks * block, end):
+            for oy in range(out_height):
+                for group in range(0, out_width, pixels):
+                    ox = min(group, max(out_width - pixels, 0))
+                    x0 = ox * stride - pad
+                    count = _window(first, entries, values, weighted, local, scales, shape, frame, oy, x0)
+                    y = begin
+                    if weighted:
+                        for i in range(count):
+                            y = _plus_scaled(y, _take(weights, base + local[i], apart), scales[i])
+                    else:
+                        for i in range(count):
+                            y = _plus(y, _take(weights, base + local[i], apart))
+                    at = ((frame * out_height + oy) * out_width + ox) * outputs + o
+                    if fits and at <= last:  # a vector may reach into the next pixel, which is written later
+                        _put(out, at, places, y)
+                        continue
+                    _put(part, 0, side, y)
+                    for q in range(min(pixels, out_width)):
+                        for c in range(min(tile, outputs - o)):
+                            out[at + q * outputs + c] = part[q * tile + c]
+
+
+@_compile
+def weight_gradient(first, entries, values, grad, sums, shape, output, block, start, stop):
+    """sums [pieces, tiles, rows + 1, tile] flat += the gradient of packed weights; the last row is the bias's.
+
+    A task is one tile of outputs for a piece of `block` frames, and adds in order to a part of `sums` of its own.
+    """
+    stride, pad, pixels, tile = shape[4], shape[5], shape[8], shape[9]
+    frames, out_height, out_width, outputs, rows = output
+    blocks, lanes, weighted = (frames + block - 1) // block, tile * pixels // 4, values.size > 0
+    local, scales, part = _scratch(shape, weighted, grad)
+    apart, places, side = _apart(shape), _places(outputs, pixels, lanes), (lanes, 2 * lanes, 3 * lanes)
+    tiles, last = (outputs + tile - 1) // tile, grad.size - places[2] - lanes
+    for task in range(start, stop):
+        o = task // blocks * tile
+        base = (task % blocks * tiles + task // blocks) * (rows + 1) * tile
+        part[:] = 0
+        total = _take(part, 0, side)
+        for frame in range(task % blocks * block, min((task % blocks + 1) * block, frames)):
+            for oy in range(out_height):
+                for ox in range(0, out_width, pixels):
+                    x0 = ox * stride - pad
+                    count = _window(first, entries, values, weighted, local, scales, shape, frame, oy, x0)
+                    at = ((frame * out_height + oy) * out_width + ox) * outputs + o
+                    if (
+                        ox + pixels <= out_width and at <= last
+                    ):  # what belongs to the next pixel lands in no output's row
+                        g = _take(grad, at, places)
+                    else:
+                        part[:] = 0
+                        for q in range(min(pixels, out_width - ox)):
+                            for c in range(min(tile, outputs - o)):
+                                part[q * tile + c] = grad[at + q * outputs + c]
+                        g = _take(part, 0, side)
+                    total = _plus(total, g)
+                    if weighted:
+                        for i in range(count):
+                            w = base + local[i]
+                            _put(sums, w, apart, _plus_scaled(_take(sums, w, apart), g, scales[i]))
+                    else:
+                        for i in range(count):
+                            w = base + local[i]
+                            _put(sums, w, apart, _plus(_take(sums, w, apart), g))
+        _put(part, 0, side, total)
+        for q in range(pixels):
+            for c in range(tile):
+                sums[base + rows * tile + c] += part[q * tile + c]

@@ -1,0 +1,167 @@
+"""Lists of what is not zero in maps, for convolutions that follow the spikes.
+
+Frames are [H, W, C] in memory (channels_last). Row (n, y) has W + 1 numbers in `first`: where the entries of its pixels
+begin, and where the last one's end. Entries rise, so the entries of any columns x to x' are one piece of memory:
+first[row, x] to first[row, x']. An entry is (x C + c) times the width of a row of packed weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from snnexp.data.base import EventFrames
+from snnexp.models.event_conv_kernels import ROOM
+from snnexp.parallel import run_parallel
+
+SAMPLED = 8  # one frame of so many tells the density
+
+
+class Lists(NamedTuple):
+    """What is not zero in maps [frames, C, H, W]."""
+
+    first: NDArray[np.int32]  # [frames * H * (W + 1)]
+    entries: NDArray[np.int32]  # [nnz + ROOM]
+    values: NDArray[Any]  # [nnz], or empty: 1 each
+    shape: tuple[int, int, int, int]  # frames, C, H, W
+
+
+def rows_of(x: Tensor) -> NDArray[Any]:
+    """The memory of maps in channels_last, flat."""
+    flat: NDArray[Any] = x.detach().permute(0, 2, 3, 1).reshape(-1).numpy()
+    return flat
+
+
+def density(x: Tensor | EventFrames) -> float:
+    """Share of the input that is not zero; of maps [N, C, H, W] in channels_last by a sample of the frames."""
+    if isinstance(x, EventFrames):
+        return x.density
+    frames, size = x.shape[0], x.shape[1:].numel()
+    if frames * size == 0:
+        return 0.0
+    counts = np.zeros((-(-frames // SAMPLED), 2), np.int64)
+    flat = rows_of(x)
+    _over(len(counts), lambda start, stop: _count(flat, size, SAMPLED, counts, start, stop))
+    return float(counts[:, 0].sum() / (len(counts) * size))
+
+
+def list_maps(x: Tensor, tile: int) -> Lists:
+    """Lists of maps x [N, C, H, W] in channels_last; tile: the width of a row of packed weights."""
+    frames, channels, height, width = x.shape
+    flat, size = rows_of(x), channels * height * width
+    counts = np.zeros((frames, 2), np.int64)
+    _over(frames, lambda start, stop: _count(flat, size, 1, counts, start, stop))
+    offsets = np.concatenate([[0], np.cumsum(counts[:, 0])])
+    first, entries = _room(frames * height * (width + 1), int(offsets[-1]))
+    values = np.empty(int(offsets[-1]) if counts[:, 1].any() else 0, flat.dtype)
+    _over(
+        frames,
+        lambda start, stop: _list(flat, offsets, first, entries, values, height, width, channels, tile, start, stop),
+    )
+    return Lists(first, entries, values, (frames, channels, height, width))
+
+
+def list_events(x: EventFrames, tile: int, dtype: torch.dtype) -> Lists:
+    """Lists of event lists, whose rows are in the order [C, H, W]."""
+    frames, (channels, height, width) = x.num_steps * x.batch_size, x.shape
+    first, entries = _room(frames * height * (width + 1), x.indices.numel())
+    number = np.float64 if dtype == torch.float64 else np.float32
+    given = np.empty(0, number) if x.values is None else x.values.detach().numpy().astype(number, copy=False)
+    indices, offsets, values = x.indices.numpy(), x.offsets.numpy(), np.empty_like(given)
+    _over(
+        frames,
+        lambda start, stop: _relist(
+            indices, offsets, given, first, entries, values, height, width, channels, tile, start, stop
+        ),
+    )
+    return Lists(first, entries, values, (frames, channels, height, width))
+
+
+def _room(pixels: int, count: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    entries = np.empty(count + ROOM, np.int32)
+    entries[count:] = 0
+    return np.empty(pixels, np.int32), entries
+
+
+def _over(blocks: int, work: Callable[[int, int], None]) -> None:
+    run_parallel(work, blocks, torch.get_num_threads())
+
+
+# Positions are unsigned, so that nothing is tested for being negative. Counts may be added in any order.
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc"})
+def _count(x, size, every, counts, start, stop):  # type: ignore[no-untyped-def]
+    """counts[i]: what is not 0, and what is neither 0 nor 1, in frame i * every of x [frames * size] flat."""
+    zero, one, short = x.dtype.type(0), x.dtype.type(1), np.uint64(4096)
+    for i in range(start, stop):
+        at = np.uint64(i * every) * np.uint64(size)
+        end = at + np.uint64(size)
+        while at < end:  # in pieces, within which a sum of ones is exact
+            some, others = zero, zero
+            for j in range(at, min(at + short, end)):
+                v = x[j]
+                some += one if v != zero else zero
+                others += one if v != zero and v != one else zero
+            counts[i, 0] += np.int64(some)
+            counts[i, 1] += np.int64(others)
+            at += short
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc"})
+def _list(x, offsets, first, entries, values, height, width, channels, tile, start, stop):  # type: ignore[no-untyped-def]
+    """Write the lists of frames start..stop. Sixteen inputs at a time are skipped if all are 0."""
+    zero, wide, group, one = x.dtype.type(0), np.uint64(channels), np.uint64(16), np.uint64(1)
+    for frame in range(start, stop):
+        j = np.uint64(offsets[frame])
+        for y in range(height):
+            row = np.uint64(frame * height + y)
+            begins, at = row * np.uint64(width + 1), row * np.uint64(width) * wide
+            for column in range(np.uint64(width)):
+                first[begins + column] = j
+                pixel = at + column * wide
+                for c in range(np.uint64(0), wide, group):
+                    end, total = min(c + group, wide), zero
+                    for k in range(c, end):
+                        total += abs(x[pixel + k])
+                    if total != zero:
+                        for k in range(c, end):
+                            if x[pixel + k] != zero:
+                                entries[j] = (column * wide + k) * np.uint64(tile)
+                                if values.size > 0:
+                                    values[j] = x[pixel + k]
+                                j += one
+            first[begins + np.uint64(width)] = j
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _relist(indices, offsets, given, first, entries, values, height, width, channels, tile, start, stop):  # type: ignore[no-untyped-def]
+    """The lists of event lists: counted per pixel, then put in their places; channels rise as they came."""
+    pixels = np.uint32(height * width)
+    places = np.empty(height * width, np.int32)
+    for frame in range(start, stop):
+        places[:] = 0
+        for i in range(offsets[frame], offsets[frame + 1]):
+            places[np.uint32(indices[i]) % pixels] += 1
+        j, pixel = np.int32(offsets[frame]), 0
+        for y in range(height):
+            begins = (frame * height + y) * (width + 1)
+            for column in range(width):
+                first[begins + column] = j
+                here, places[pixel] = places[pixel], j
+                j += here
+                pixel += 1
+            first[begins + width] = j
+        for i in range(offsets[frame], offsets[frame + 1]):
+            at, channel = np.uint32(indices[i]) % pixels, np.uint32(indices[i]) // pixels
+            place = places[at]
+            places[at] = place + 1
+            entries[place] = (at % np.uint32(width) * np.uint32(channels) + channel) * np.uint32(tile)
+            if values.size > 0:
+                values[place] = given[i]
