@@ -19,7 +19,7 @@ from typing import Any
 from snnexp.allocator import prepare_allocator
 
 MEMORY_OF = ("snnexp", "no neurons", "snntorch", "spikingjelly", "norse")
-PARTS = ("W1", "W2", "W2r", "W3", "W4", "W5", "W6", "W7", "W8", "scaling")
+PARTS = ("W1", "W2", "W2r", "W3", "W4", "W5", "W6", "W7", "W8", "W9", "W10", "scaling", "density")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -63,10 +63,13 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--clock", default="wall", choices=["wall", "cpu"], help="cpu: CPU time, for a busy machine")
     parser.add_argument("--no-memory", action="store_true", help="leave out memory: a process for each candidate")
     parser.add_argument("--docs", action="store_true", help="put tables and plots into docs/, too")
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("SNNEXP_DATA", "data")), help="W7: real data")
+    parser.add_argument(
+        "--data", type=Path, default=Path(os.environ.get("SNNEXP_DATA", "data")), help="real data, of W7 and W9"
+    )
     parser.add_argument("--memory", default="", help=argparse.SUPPRESS)  # workload:candidate, in a subprocess
     options = parser.parse_args(arguments)
     options.parts = options.only.split(",")
+    os.environ["SNNEXP_DATA"] = str(options.data)  # where W9 finds it, in processes of their own, too
     options.arguments = sys.argv[1:] if arguments is None else arguments
     if unknown := [part for part in options.parts if part not in PARTS]:
         parser.error(f"--only: no such part {', '.join(unknown)}. There are {', '.join(PARTS)}.")
@@ -80,6 +83,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from benchmarks.peers import find_peers
     from benchmarks.scaling import measure_scaling, roofline
     from benchmarks.workloads import WORKLOADS
+    from snnexp.errors import DataError
 
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -98,12 +102,15 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "versions": _versions(peers),
         "roofline": roofline(device, options.quick, options.clock),
         "workloads": {},
+        "left_out": {},  # workload -> why
     }
     for name, workload in WORKLOADS.items():
         if name in options.parts:
-            record["workloads"][name] = measure_workload(
-                workload.shrunk() if options.quick else workload, device, peers, options
-            )
+            tried = workload.shrunk() if options.quick else workload
+            try:
+                record["workloads"][name] = measure_workload(tried, device, peers, options)
+            except DataError as error:
+                record["left_out"][name] = str(error)
             _save(record, options.out)  # what is measured is kept if a later part fails
             print(f"{name} done", file=sys.stderr, flush=True)
     if "scaling" in options.parts:
@@ -120,7 +127,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def measure_workload(w: Any, device: Any, peers: dict[str, str | None], options: argparse.Namespace) -> dict[str, Any]:
     """Check that the candidates of a workload agree, time those that do, and measure their memory."""
-    from benchmarks.candidates import BARE, build, compare, firing_rates, names_for, on_device
+    from benchmarks.candidates import (
+        BARE,
+        build,
+        compare,
+        firing_rates,
+        names_for,
+        on_device,
+        share_of_inputs,
+        share_with_gradient,
+    )
     from benchmarks.harness import interleave, memory_in_subprocess
     from benchmarks.peers import Refused
     from benchmarks.workloads import make_inputs, matrix_flops, neuron_bytes
@@ -159,6 +175,8 @@ def measure_workload(w: Any, device: Any, peers: dict[str, str | None], options:
         "num_steps": w.num_steps,
         "batch": w.batch,
         "firing_rates": firing_rates(w, inputs, device),
+        "density": share_of_inputs(inputs),
+        "gradient_share": share_with_gradient(w, inputs, device) if w.compact else None,
         "matrix_flops": matrix_flops(w),
         "neuron_bytes": neuron_bytes(w),
         "candidates": rows,

@@ -8,17 +8,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.peers import BUILDERS, WithoutNeurons
-from benchmarks.workloads import Inputs, Workload, make_events, make_inputs, our_network
+from benchmarks.workloads import Inputs, Workload, as_read, make_events, make_inputs, our_network, real_events
 from snnexp.analysis.activity import ActivityMeter
 from snnexp.config import OptimizerConf
-from snnexp.data.base import EventFrames
 from snnexp.data.events.source import SPARSE_BELOW
+from snnexp.encoders import Input
+from snnexp.neurons.layer import SpikingLayer
 from snnexp.training.optimisation import build_optimizer
 
 OURS, REFERENCE, COUNTED, ROUSER, BARE = (
@@ -29,6 +29,7 @@ OURS, REFERENCE, COUNTED, ROUSER, BARE = (
     "no neurons",
 )
 LISTS, DENSE = "snnexp, event lists", "snnexp, dense input"
+UNSPARSE = "snnexp, model.sparse=never"
 LOSS_TOLERANCE = 0.01  # relative; float32 sums in another order move single spikes
 DIRECTION_TOLERANCE = 0.98  # cosine between gradients of the first weights
 
@@ -38,7 +39,7 @@ class Training:
     """One candidate, ready to take whole steps: forward, backward, optimizer."""
 
     network: nn.Module
-    x: Tensor | EventFrames
+    x: Input
     labels: Tensor
     optimizer: torch.optim.Optimizer
     forward: Callable[[Any], Tensor]  # x -> spikes [T, B, K]
@@ -67,20 +68,30 @@ class Training:
         return float(loss.detach()), gradient
 
 
+def density_of(w: Workload) -> float:
+    """Share of inputs that are not zero, as dataset.sparse=auto measures it on real events; 1: not made of events."""
+    if w.data is None:
+        return 1.0 if w.density is None else w.density
+    return real_events(w).density
+
+
 def uses_lists(w: Workload) -> bool:
     """Whether dataset.sparse=auto hands event lists to this network."""
-    return w.density is not None and w.density < SPARSE_BELOW and not w.spec.startswith(("c", "("))
+    return our_network(w).wants_events and density_of(w) < SPARSE_BELOW
 
 
 def names_for(w: Workload, versions: dict[str, str | None]) -> tuple[list[str], dict[str, str]]:
     """Names of the candidates of a workload in the order of the table, and the reasons why some are missing."""
     ours = [OURS, COUNTED]
-    if w.density is not None and not w.spec.startswith(("c", "(")):
+    network = our_network(w)
+    convolves = any(layer.kind == "conv" for layer in network.layers)
+    if w.from_events and network.wants_events:
         ours.append(DENSE if uses_lists(w) else LISTS)
+    if convolves:
+        ours.append(UNSPARSE)
     if w.current_based:
         ours.append(ROUSER)
     missing = {name: f"{package} is not installed" for name, (package, _) in BUILDERS.items() if not versions[package]}
-    convolves = any(layer.kind == "conv" for layer in our_network(w).layers)
     peers = [n for n in BUILDERS if n not in missing and (convolves or "channels_last" not in n)]
     if convolves or "channels_last" in missing:
         return [*ours, BARE, *peers], missing
@@ -89,18 +100,20 @@ def names_for(w: Workload, versions: dict[str, str | None]) -> tuple[list[str], 
 
 def build(name: str, w: Workload, inputs: Inputs, device: torch.device) -> Training:
     """Build a candidate. Raises: Refused if the peer has no such neuron."""
-    dense: Tensor | EventFrames = inputs.dense
+    dense: Input = inputs.dense
     if name in BUILDERS or name == BARE:
         source = our_network(w)
         peer = (WithoutNeurons(source) if name == BARE else BUILDERS[name][1](source, w)).to(device)
         return Training(peer, dense, inputs.labels, torch.optim.Adam(peer.parameters(), lr=1e-3, fused=True), peer)
-    lists = {LISTS: True, DENSE: False}.get(name, uses_lists(w))
+    lists = {LISTS: True, DENSE: False, UNSPARSE: False}.get(name) if inputs.events is not None else False
+    lists = uses_lists(w) if lists is None else lists
     if name == ROUSER:
         w = replace(w, reset="zero")
-    network = our_network(w, engine="reference" if name == REFERENCE else "auto").to(device)
+    sparse = "never" if name == UNSPARSE else "auto"
+    network = our_network(w, engine="reference" if name == REFERENCE else "auto", sparse=sparse).to(device)
     meter = ActivityMeter(network) if name == COUNTED else None
     optimizer = build_optimizer(OptimizerConf(name="adam"), network.parameter_groups())
-    x = inputs.events if lists and inputs.events is not None else dense
+    x = inputs.events if lists and inputs.events is not None else as_read(w, inputs.dense)
     return Training(network, x, inputs.labels, optimizer, _spikes_of(network, meter))
 
 
@@ -109,15 +122,16 @@ def measured_inputs(name: str, w: Workload, device: torch.device) -> Inputs:
     reads_lists = name == LISTS or (name in (OURS, COUNTED, ROUSER) and uses_lists(w))
     if not reads_lists:
         return on_device(make_inputs(w)._replace(events=None), device)
-    rng = np.random.default_rng(1)
-    labels = torch.from_numpy(rng.integers(0, w.classes, w.batch))
-    return on_device(Inputs(torch.empty(0), make_events(w, rng), labels), device)
+    return on_device(Inputs(torch.empty(0), *make_events(w)), device)
 
 
 def on_device(inputs: Inputs, device: torch.device) -> Inputs:
     """The same inputs on `device`."""
     events = None if inputs.events is None else inputs.events.to(device)
-    return Inputs(inputs.dense.to(device), events, inputs.labels.to(device))
+    dense = inputs.dense
+    if dense.dim() and dense.stride(0) == 0:  # one frame for all steps stays one
+        return Inputs(dense[0].to(device).expand(dense.shape), events, inputs.labels.to(device))
+    return Inputs(dense.to(device), events, inputs.labels.to(device))
 
 
 @dataclass(frozen=True)
@@ -146,6 +160,10 @@ def compare(name: str, training: Training, w: Workload, inputs: Inputs, device: 
     """
     if name == ROUSER:
         w = replace(w, reset="zero")
+    if w.precise:
+        w, inputs = replace(w, batch=2), _two_samples(inputs)
+        training = build(name, w, inputs, device)
+        training.network.double()
     loss, gradient = training.first_gradient()
     found: list[Agreement] = []
     # The same function in another order of sums moves single spikes, and batch norm spreads them over the batch: what
@@ -154,13 +172,22 @@ def compare(name: str, training: Training, w: Workload, inputs: Inputs, device: 
         ours = our_network(w, engine, bn_per_step=name == "snntorch", channels_last=layout).to(device)
         if torchs:
             _take_batch_norm_from_torch(ours)
-        expected = Training(ours, inputs.dense, inputs.labels, torch.optim.Adam(ours.parameters()), _spikes_of(ours))
+        ours.to(inputs.dense.dtype)
+        expected = Training(
+            ours, as_read(w, inputs.dense), inputs.labels, torch.optim.Adam(ours.parameters()), _spikes_of(ours)
+        )
         our_loss, our_gradient = expected.first_gradient()
         direction = float(F.cosine_similarity(gradient.flatten(), our_gradient.flatten(), dim=0))
         found.append(Agreement(loss, our_loss, direction))
         if found[-1].problem is None:
             break
     return min(found, key=lambda a: (a.problem is not None, abs(a.loss - a.expected)))
+
+
+def _two_samples(inputs: Inputs) -> Inputs:
+    """Two samples of a dense input, in float64; a constant one stays a view of one frame."""
+    frames = inputs.dense[:1, :2].double() if inputs.dense.stride(0) == 0 else inputs.dense[:, :2].double()
+    return Inputs(frames.expand(len(inputs.dense), *frames.shape[1:]), None, inputs.labels[:2])
 
 
 def _take_batch_norm_from_torch(network: nn.Module) -> None:
@@ -185,6 +212,30 @@ def firing_rates(w: Workload, inputs: Inputs, device: torch.device) -> dict[str,
     network = our_network(w).to(device)
     meter = ActivityMeter(network)
     with torch.no_grad():
-        network(inputs.dense, meter)
+        network(as_read(w, inputs.dense), meter)
     metrics = meter.metrics("train")
     return {k.rsplit("/", 1)[1]: v for k, v in metrics.items() if k.startswith("train/firing_rate/")}
+
+
+def share_of_inputs(inputs: Inputs) -> float:
+    """Share of the dense input that is not zero, of this batch."""
+    return inputs.events.density if inputs.events is not None else float((inputs.dense != 0).double().mean())
+
+
+def share_with_gradient(w: Workload, inputs: Inputs, device: torch.device) -> dict[str, float]:
+    """Share of membranes, of each layer at the start, at which the surrogate's derivative is not zero."""
+    network = our_network(w, engine="reference").to(device)
+    found: dict[str, float] = {}
+
+    def look(name: str, layer: SpikingLayer) -> Callable[..., None]:
+        def hook(module: nn.Module, given: Any, made: Any) -> None:
+            derivative = layer.dynamics.surrogate.derivative(made.mem - layer.threshold)
+            found[name] = float((derivative != 0).double().mean())
+
+        return hook
+
+    for name, layer in network.spiking_layers.items():
+        layer.register_forward_hook(look(name, layer))
+    with torch.no_grad():
+        network(as_read(w, inputs.dense))
+    return found

@@ -12,9 +12,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from benchmarks.workloads import BETA, SLOPE, Workload
+from benchmarks.workloads import BETA, COMPACT, SLOPE, Workload
 from snnexp.models.network import Network
 from snnexp.models.spec import LayerPlan
+from snnexp.models.tokens import BRANCHES
 from snnexp.models.weights import Linear, RecurrentLinear
 
 FOLDER = Path(__file__).parent / ".peers"  # where `make bench` puts them
@@ -42,7 +43,7 @@ def stateless(network: Network) -> dict[str, nn.Module]:
     for layer in network.layers:
         if layer.kind == "flatten":
             modules[layer.name] = nn.Flatten()
-        elif layer.kind != "spiking":
+        elif layer.kind != "spiking" and layer.kind not in BRANCHES:
             modules[layer.name] = _plain(network.get_submodule(layer.name))
     return modules
 
@@ -59,7 +60,7 @@ def _plain(module: nn.Module) -> nn.Module:
     elif isinstance(module, nn.MaxPool2d):
         return nn.MaxPool2d(module.kernel_size, module.stride)
     else:
-        return module  # the vote: one mean
+        return module  # the vote: one mean; average pooling is torch's
     state = {k: v for k, v in module.state_dict().items() if not k.startswith("recurrent")}
     plain.load_state_dict(state)
     return plain
@@ -85,6 +86,18 @@ class Peer(nn.Module):
         """Forget all state."""
 
 
+def branch(kind: str, x: Tensor, kept: list[Tensor]) -> Tensor:
+    """What goes on behind a mark of a residual block; `kept`: of blocks that are open, what will be added."""
+    if kind == "fork":
+        kept.append(x)
+        return x
+    other = kept.pop()
+    if kind == "shortcut":  # goes on from the block's input
+        kept.append(x)
+        return other
+    return x + other
+
+
 class Folded(Peer):
     """Layers without state see all steps at once, as in SpikingJelly's multi-step mode; subclasses run the neurons."""
 
@@ -97,12 +110,16 @@ class Folded(Peer):
     def forward(self, x: Tensor) -> Tensor:
         self.begin()
         steps, batch = x.shape[:2]
-        x = x.flatten(0, 1)
+        constant, kept = x.stride(0) == 0, list[Tensor]()
+        x = x[0] if constant else x.flatten(0, 1)  # layers before the first neurons see one image once
         if self.channels_last and any(layer.kind == "conv" for layer in self.plan):
             x = x.contiguous(memory_format=torch.channels_last)
         for layer in self.plan:
             if layer.kind == "spiking":
-                x = self.run(layer.name, x.view(steps, batch, *x.shape[1:])).flatten(0, 1)
+                over_time = x.expand(steps, *x.shape) if constant else x.view(steps, batch, *x.shape[1:])
+                x, constant = self.run(layer.name, over_time).flatten(0, 1), False
+            elif layer.kind in BRANCHES:
+                x = branch(layer.kind, x, kept)
             else:
                 x = cast(Tensor, self.layers[layer.name](x))
         return x.view(steps, batch, *x.shape[1:])
@@ -120,12 +137,27 @@ class WithoutNeurons(Folded):
 # --- snnTorch -----------------------------------------------------------------------------------------------------
 
 
+class Triangle(torch.autograd.Function):
+    """The compact surrogate as snnTorch calls one; its own `triangular` is another function."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return (x > 0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grads[0] * (1 / COMPACT - x.abs() / COMPACT**2).clamp_(min=0)
+
+
 def _snntorch_neuron(w: Workload, layer: LayerPlan) -> nn.Module:
     """Its neuron for a layer. Recurrent layers use it, too: snn.RLeaky's reset to zero wipes the input of that step."""
     import snntorch as snn
     from snntorch import surrogate
 
-    options: dict[str, Any] = {"spike_grad": surrogate.fast_sigmoid(SLOPE), "reset_mechanism": w.reset}
+    spike_grad = Triangle.apply if w.compact else surrogate.fast_sigmoid(SLOPE)
+    options: dict[str, Any] = {"spike_grad": spike_grad, "reset_mechanism": w.reset}
     if w.current_based:
         if w.reset == "zero":
             raise Refused("snn.Synaptic's reset to zero also wipes the input of that step")
@@ -155,8 +187,8 @@ class _SnnTorchNeuron(nn.Module):
         """One step; returns the new state, spikes first."""
         if self.recurrent is not None:
             x_t = x_t + self.recurrent(state[0])
-        new: tuple[Tensor, ...] = self.neuron(x_t, *state[1:])
-        return new
+        spk, *rest = self.neuron(x_t, *state[1:])
+        return spk.to(x_t.dtype), *rest  # its surrogates make float32 of any number
 
 
 def _snntorch_neurons(peer: Peer, w: Workload) -> None:
@@ -175,9 +207,12 @@ class SnnTorchStepwise(Peer):
 
     def forward(self, x: Tensor) -> Tensor:
         states: dict[str, tuple[Tensor, ...]] = {}
-        out = []
+        out, kept = [], list[Tensor]()
         for x_t in x.unbind(0):
             for layer in self.plan:
+                if layer.kind in BRANCHES:
+                    x_t = branch(layer.kind, x_t, kept)
+                    continue
                 if layer.kind != "spiking":
                     x_t = self.layers[layer.name](x_t)
                     continue
@@ -224,12 +259,13 @@ class SpikingJelly(Folded):
         from spikingjelly.activation_based import neuron, surrogate
 
         self.channels_last = channels_last
+        derivative = surrogate.PiecewiseQuadratic(1 / COMPACT) if w.compact else surrogate.SuperSpike(SLOPE)
         for layer in self.plan:
             if layer.kind == "spiking":
                 self.neurons[layer.name] = neuron.LIFNode(
                     tau=1 / (1 - BETA),
                     decay_input=False,
-                    surrogate_function=surrogate.SuperSpike(SLOPE),
+                    surrogate_function=derivative,
                     detach_reset=True,
                     step_mode="s" if layer.name in self.recurrent else "m",
                 )
@@ -274,6 +310,8 @@ class Norse(Folded):
         super().__init__(network)
         if w.current_based:
             raise Refused("its current-based neuron updates membrane and current in another order")
+        if w.compact:
+            raise Refused("its triangle has another width")
         from norse.torch import LIFBoxCell, LIFBoxParameters  # type: ignore[import-not-found]
 
         parameters = LIFBoxParameters(

@@ -15,9 +15,8 @@ def workload_table(record: Record) -> str:
     """One table per workload: step time with its spread, against snnexp, and memory."""
     parts = []
     for name, result in record["workloads"].items():
-        rates = ", ".join(f"{layer} {rate:.1%}" for layer, rate in result["firing_rates"].items())
         parts.append(
-            f"**{name}: {result['title']}**, T = {result['num_steps']}, batch {result['batch']}; spikes: {rates}"
+            f"**{name}: {result['title']}**, T = {result['num_steps']}, batch {result['batch']}; {_shares(result)}"
         )
         lines = ["| | ms/step | min | max | time / snnexp | memory, MB |", "|---|---|---|---|---|---|"]
         ours = result["candidates"]["snnexp"]["median_ms"]
@@ -33,6 +32,22 @@ def workload_table(record: Record) -> str:
         lines += [f"| {candidate} | {reason} | | | | |" for candidate, reason in result["missing"].items()]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def _shares(result: Record) -> str:
+    """How much there is to do: inputs that are not zero, spikes, membranes at which the surrogate is not zero."""
+    rates = _by_layer(result["firing_rates"])
+    text = f"inputs not zero: {100 * result['density']:.1f} %; spikes: {rates}" if "density" in result else rates
+    if result.get("gradient_share"):
+        text += f"; membranes with a gradient: {_by_layer(result['gradient_share'])}"
+    return text
+
+
+def _by_layer(shares: dict[str, float]) -> str:
+    if len(shares) > 8:  # a deep network's
+        low, high = 100 * min(shares.values()), 100 * max(shares.values())
+        return f"{low:.1f} to {high:.1f} % in {len(shares)} layers"
+    return ", ".join(f"{layer} {100 * share:.1f} %" for layer, share in shares.items())
 
 
 def figures(record: Record) -> dict[str, dict[str, float]]:
@@ -119,6 +134,7 @@ def markdown(record: Record) -> str:
     ]
     if record["workloads"]:
         parts += [figure_table(record), limit_table(record), workload_table(record)]
+    parts += [f"{name} was left out: {why}" for name, why in record["left_out"].items()]
     if record.get("data_path"):
         parts.append("**W7, data path**\n\n```\n" + record["data_path"]["table"] + "\n```")
     if record.get("startup"):

@@ -1,0 +1,194 @@
+"""A user's own training script with another library, for `time_to_accuracy`: it imports nothing of snnexp.
+
+    python -m benchmarks.plain_training LIBRARY TASK.json
+
+LIBRARY: snntorch, "snntorch, layers folded" or spikingjelly. The task names files, labels, initial weights and numbers.
+Both read with tonic's reader and ToFrame into tonic's MemoryCachedDataset: each sample is read and binned once, and no
+worker process has to be started. SpikingJelly's own data sets need torchvision and write every sample to disk twice.
+Prints a line of JSON after each epoch. N-MNIST's network here is conv-SN-pool, conv-SN-pool, FC-SN.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tonic
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Task = dict[str, Any]
+Frames = tuple[Tensor, Tensor]  # [T, B, 2, 34, 34] and labels
+
+
+# --- data ---------------------------------------------------------------------------------------------------------
+
+
+class Recordings(torch.utils.data.Dataset[tuple[Any, int]]):
+    """Files read and binned one at a time; `tonic.datasets.NMNIST` does so too, but wants all 60,000 files."""
+
+    def __init__(self, files: list[str], labels: list[int], num_steps: int) -> None:
+        self.files, self.labels = files, labels
+        self.to_frame = tonic.transforms.ToFrame(sensor_size=(34, 34, 2), n_event_bins=num_steps)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, number: int) -> tuple[Any, int]:
+        events = tonic.io.read_mnist_file(self.files[number], tonic.datasets.NMNIST.dtype)
+        return self.to_frame(events).astype(np.float32), self.labels[number]
+
+
+def collate(samples: list[tuple[Any, int]]) -> Frames:
+    """[T, B, ...] out of samples of equal length."""
+    return torch.from_numpy(np.stack([frames for frames, _ in samples], 1)), torch.tensor([k for _, k in samples])
+
+
+def batches(recordings: Any, size: int, order: Any = None) -> Iterator[Frames]:
+    """Batches in the given order, or as the samples lie."""
+    loader = torch.utils.data.DataLoader(recordings, batch_size=size, sampler=order, collate_fn=collate)
+    yield from loader
+
+
+# --- networks -----------------------------------------------------------------------------------------------------
+
+
+def layers(task: Task) -> nn.ModuleList:
+    """The layers without state, with the initial weights that all libraries get; None stands where neurons are."""
+    first, second = task["channels"]
+    made = nn.ModuleList([nn.Conv2d(2, first, 5), nn.Conv2d(first, second, 5), nn.Linear(25 * second, 10)])
+    for layer, state in zip(made, torch.load(task["weights"], weights_only=True), strict=True):
+        layer.load_state_dict(state)
+    return made
+
+
+class Network(nn.Module):
+    """Convolutions and FC with a library's neurons in between; subclasses say how time passes."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.fc = layers(task)
+        self.neurons = nn.ModuleList([self.neuron(task) for _ in range(3)])
+
+    def neuron(self, task: Task) -> nn.Module:
+        """One layer of the library's neurons."""
+        raise NotImplementedError
+
+
+def _snntorch_neuron(task: Task) -> nn.Module:
+    import snntorch
+
+    made: nn.Module = snntorch.Leaky(
+        beta=task["beta"], spike_grad=snntorch.surrogate.atan(alpha=2.0), reset_mechanism="zero"
+    )
+    return made
+
+
+class Stepwise(Network):
+    """snnTorch as in its tutorials: all layers within the loop over time."""
+
+    def neuron(self, task: Task) -> nn.Module:
+        return _snntorch_neuron(task)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mem1, mem2, mem3 = (torch.zeros(()) for _ in range(3))
+        lif1, lif2, lif3 = self.neurons
+        out = []
+        for x_t in x.unbind(0):
+            spk, mem1 = lif1(self.conv1(x_t), mem1)
+            spk, mem2 = lif2(self.conv2(F.max_pool2d(spk, 2)), mem2)
+            spk, mem3 = lif3(self.fc(F.max_pool2d(spk, 2).flatten(1)), mem3)
+            out.append(spk)
+        return torch.stack(out)
+
+
+class Folded(Network):
+    """Layers without state see all steps at once, in the faster memory layout; only neurons walk through time."""
+
+    def neuron(self, task: Task) -> nn.Module:
+        return _snntorch_neuron(task)
+
+    def run(self, neuron: nn.Module, x: Tensor) -> Tensor:
+        """Spikes for the input x [T, B, ...]."""
+        mem, out = torch.zeros(()), []
+        for x_t in x.unbind(0):
+            spk, mem = neuron(x_t, mem)
+            out.append(spk)
+        return torch.stack(out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        folded, over_time = (0, 1), x.shape[:2]
+        lif1, lif2, lif3 = self.neurons
+        x = self.conv1(x.flatten(*folded).contiguous(memory_format=torch.channels_last))
+        x = F.max_pool2d(self.run(lif1, x.unflatten(0, over_time)).flatten(*folded), 2)
+        x = F.max_pool2d(self.run(lif2, self.conv2(x).unflatten(0, over_time)).flatten(*folded), 2)
+        return self.run(lif3, self.fc(x.flatten(1)).unflatten(0, over_time))
+
+
+class SpikingJelly(Folded):
+    """SpikingJelly's multi-step mode."""
+
+    def neuron(self, task: Task) -> nn.Module:
+        from spikingjelly.activation_based import neuron, surrogate
+
+        made: nn.Module = neuron.LIFNode(
+            tau=1 / (1 - task["beta"]), decay_input=False, surrogate_function=surrogate.ATan(2.0),
+            detach_reset=True, step_mode="m",
+        )  # fmt: skip
+        return made
+
+    def run(self, neuron: nn.Module, x: Tensor) -> Tensor:
+        neuron.reset()  # type: ignore[operator]
+        spikes: Tensor = neuron(x)
+        return spikes
+
+
+NETWORKS: dict[str, Callable[[Task], Network]] = {
+    "snntorch": Stepwise,
+    "snntorch, layers folded": Folded,
+    "spikingjelly": SpikingJelly,
+}
+
+
+# --- training -----------------------------------------------------------------------------------------------------
+
+
+def accuracy(network: nn.Module, recordings: Any, size: int) -> float:
+    """Share of samples whose class neuron fires most."""
+    right = 0
+    with torch.no_grad():
+        for x, labels in batches(recordings, size):
+            right += int((network(x).sum(0).argmax(1) == labels).sum())
+    return right / len(recordings)
+
+
+def main() -> None:
+    """Train until the accuracy on the test files reaches the level, or the epochs are over."""
+    library, task = sys.argv[1], json.loads(Path(sys.argv[2]).read_text())
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(task["threads"])
+    train, test = (
+        tonic.MemoryCachedDataset(Recordings(*task[part], task["num_steps"]), device=None) for part in ("train", "test")
+    )
+    network = NETWORKS[library](task)
+    optimizer = torch.optim.Adam(network.parameters(), lr=task["lr"], fused=True)
+    for epoch in range(1, task["max_epochs"] + 1):
+        order = np.random.default_rng([task["seed"], epoch]).permutation(len(train)).tolist()  # as snnexp's
+        for x, labels in batches(train, task["batch_size"], order):
+            loss = F.cross_entropy(network(x).sum(0), labels)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        reached = accuracy(network, test, task["batch_size"])
+        print(json.dumps({"epoch": epoch, "accuracy": reached, "loss": float(loss.detach())}), flush=True)
+        if reached >= task["level"]:
+            return
+
+
+if __name__ == "__main__":
+    main()
