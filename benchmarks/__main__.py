@@ -37,13 +37,14 @@ def main(arguments: list[str] | None = None) -> None:
         return
     record = run(options)
     _save(record, options.out)
-    from benchmarks import report
+    from benchmarks import page, plots, records, report
 
     text = report.markdown(record)
     (options.out / "bench.md").write_text(text)
-    report.plot_all(record, options.out)
+    plots.plot_all(record, options.out)
     if options.docs:
-        report.write_docs(record, Path(__file__).parents[1] / "docs")
+        records.keep(record)
+        page.write_docs(records.all_kept(), records.DOCS)
     print(text)
 
 
@@ -62,7 +63,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=0, help="torch's threads; 0: its own choice")
     parser.add_argument("--clock", default="wall", choices=["wall", "cpu"], help="cpu: CPU time, for a busy machine")
     parser.add_argument("--no-memory", action="store_true", help="leave out memory: a process for each candidate")
-    parser.add_argument("--docs", action="store_true", help="put tables and plots into docs/, too")
+    parser.add_argument("--docs", action="store_true", help="keep it for docs/benchmarks.md, and write that anew")
     parser.add_argument(
         "--data", type=Path, default=Path(os.environ.get("SNNEXP_DATA", "data")), help="real data, of W7 and W9"
     )
@@ -81,7 +82,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from benchmarks.peers import find_peers
-    from benchmarks.scaling import measure_scaling, roofline
+    from benchmarks.scaling import measure_density, measure_scaling, roofline
     from benchmarks.workloads import WORKLOADS
     from snnexp.errors import DataError
 
@@ -92,18 +93,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if peers["norse"]:
         logging.getLogger().setLevel(logging.ERROR)  # it reports what it did not compile
     _quiet_spikingjelly()
-    record: dict[str, Any] = {
-        "command": " ".join(["python -m benchmarks", *options.arguments]).replace(str(options.data), "DATA"),
-        "quick": options.quick,
-        "clock": options.clock,
-        "load": os.getloadavg()[0],  # processes that wanted a core in the minute before
-        "device": str(device),
-        "machine": _machine(device),
-        "versions": _versions(peers),
-        "roofline": roofline(device, options.quick, options.clock),
-        "workloads": {},
-        "left_out": {},  # workload -> why
-    }
+    record = describe(" ".join(["python -m benchmarks", *options.arguments]).replace(str(options.data), "DATA"), device)
+    record |= {"quick": options.quick, "clock": options.clock, "workloads": {}, "left_out": {}}  # why, by workload
+    record["roofline"] = roofline(device, options.quick, options.clock)
     for name, workload in WORKLOADS.items():
         if name in options.parts:
             tried = workload.shrunk() if options.quick else workload
@@ -115,7 +107,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             print(f"{name} done", file=sys.stderr, flush=True)
     if "scaling" in options.parts:
         others = [n for n in ("snntorch", "spikingjelly") if peers[n]]
-        record["scaling"] = measure_scaling(device, options.quick, others, record["roofline"], options.clock)
+        memory = not (options.no_memory or options.quick)
+        record["scaling"] = measure_scaling(device, options.quick, others, record["roofline"], options.clock, memory)
+    if "density" in options.parts:
+        record["density"] = measure_density(device, options.quick, options.clock)
     if "W7" in options.parts:
         record["data_path"] = _data_path(options)
     if "W8" in options.parts:
@@ -123,6 +118,23 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
         record["startup"] = measure_startup(1 if options.quick else 5)
     return record
+
+
+def describe(command: str, device: Any = "cpu") -> dict[str, Any]:
+    """What a measurement has to say about itself before it begins."""
+    import torch
+
+    from benchmarks.peers import find_peers
+    from benchmarks.records import origin
+
+    return {
+        "command": command,
+        "load": os.getloadavg()[0],  # processes that wanted a core in the minute before
+        "device": str(device),
+        "machine": _machine(torch.device(device)),
+        "versions": _versions(find_peers()),
+        **origin(),
+    }
 
 
 def measure_workload(w: Any, device: Any, peers: dict[str, str | None], options: argparse.Namespace) -> dict[str, Any]:
@@ -191,14 +203,14 @@ def _print_memory(options: argparse.Namespace) -> None:
     from benchmarks.candidates import build, measured_inputs
     from benchmarks.harness import peak_growth_mb
     from benchmarks.peers import find_peers
-    from benchmarks.workloads import WORKLOADS
+    from benchmarks.workloads import find
 
     workload, _, candidate = options.memory.partition(":")
-    w = WORKLOADS[workload].shrunk() if options.quick else WORKLOADS[workload]
+    w = find(workload).shrunk() if options.quick else find(workload)
     device = torch.device(options.device)
     find_peers()
     _quiet_spikingjelly()
-    tiny = WORKLOADS[workload].shrunk()
+    tiny = find(workload).shrunk()
     build(candidate, tiny, measured_inputs(candidate, tiny, device), device).step()  # imports, compilations, pools
 
     def prepare() -> Any:
@@ -227,15 +239,20 @@ def _data_path(options: argparse.Namespace) -> dict[str, Any]:
 def _machine(device: Any) -> dict[str, Any]:
     import torch
 
-    model = platform.processor() or platform.machine()
+    model, flags = platform.processor() or platform.machine(), ""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+        flags = next((line for line in lines if line.startswith("flags")), "")
+    from benchmarks.records import emulation
+
+    capability = torch.backends.cpu.get_cpu_capability()
     machine = {
         "cpu": model,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
+        "capability": capability,
+        "emulated": emulation() if "avx512f" in flags and capability != "AVX512" else None,
         "allocator": "torch's own" if os.environ.get("SNNEXP_ALLOC") == "0" else "snnexp's",
     }
     if device.type == "cuda":

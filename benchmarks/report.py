@@ -1,14 +1,19 @@
-"""The result of a run as a Markdown table and as plots."""
+"""The result of a run as Markdown tables."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
+from benchmarks import time_to_accuracy
 from benchmarks.workloads import WORKLOADS
 
 Record = dict[str, Any]
-BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+COLUMNS = {
+    "snntorch": "faster than snnTorch",
+    "spikingjelly": "faster than SpikingJelly",
+    "no neurons": "time / no neurons",
+    "memory": "memory / snnTorch",
+}
 
 
 def workload_table(record: Record) -> str:
@@ -72,27 +77,25 @@ def figures(record: Record) -> dict[str, dict[str, float]]:
 
 def figure_table(record: Record) -> str:
     """Measured / to reach, with a cross where it is missed."""
-    columns = {
-        "snntorch": "faster than snnTorch",
-        "spikingjelly": "faster than SpikingJelly",
-        "no neurons": "time / no neurons",
-        "memory": "memory / snnTorch",
-    }
-    lines = ["| | " + " | ".join(columns.values()) + " |", "|---|" + "---|" * len(columns)]
-    for name, ratios in figures(record).items():
-        goals, cells = WORKLOADS[name].goals, []
-        for column in columns:
-            if column not in ratios:
-                cells.append("-")
-                continue
-            more_is_better = column in ("snntorch", "spikingjelly")
-            text = f"{ratios[column]:.1f}x" if more_is_better else f"{ratios[column]:.2f}"
-            if column in goals:
-                met = ratios[column] >= goals[column] if more_is_better else ratios[column] <= goals[column]
-                text += f" ({'>=' if more_is_better else '<='} {goals[column]:g}{'' if met else ', **missed**'})"
-            cells.append(text)
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines = ["| | " + " | ".join(COLUMNS.values()) + " |", "|---|" + "---|" * len(COLUMNS)]
+    lines += [f"| {name} | {figure_cells(name, ratios)} |" for name, ratios in figures(record).items()]
     return "\n".join(lines)
+
+
+def figure_cells(name: str, ratios: dict[str, float]) -> str:
+    """The cells of a workload's row."""
+    goals, cells = WORKLOADS[name].goals, []
+    for column in COLUMNS:
+        if column not in ratios:
+            cells.append("-")
+            continue
+        more_is_better = column in ("snntorch", "spikingjelly")
+        text = f"{ratios[column]:.1f}x" if more_is_better else f"{ratios[column]:.2f}"
+        if column in goals:
+            met = ratios[column] >= goals[column] if more_is_better else ratios[column] <= goals[column]
+            text += f" ({'>=' if more_is_better else '<='} {goals[column]:g}{'' if met else ', **missed**'})"
+        cells.append(text)
+    return " | ".join(cells)
 
 
 def limit_table(record: Record) -> str:
@@ -122,95 +125,49 @@ def startup_table(record: Record) -> str:
     return "\n".join(lines)
 
 
-def markdown(record: Record) -> str:
-    """All tables of a run."""
-    machine = ", ".join(f"{key} {value}" for key, value in {**record["machine"], **record["versions"]}.items())
+def header(record: Record) -> str:
+    """Machine, versions, command, clock, load and rates of a run."""
+    values = {key: value for key, value in record["machine"].items() if value is not None}
+    machine = ", ".join(f"{key} {value}" for key, value in {**values, **record["versions"]}.items())
     roof = record["roofline"]
     clock = {"wall": "wall-clock time", "cpu": "CPU time of the process"}[record["clock"]]
-    parts = [
+    return (
         f"Machine and versions: {machine}. Command: `{record['command']}`; times are {clock}, load before the run "
         f"{record['load']:.1f}. Measured rates: sgemm {roof['sgemm_flops'] / 1e9:.0f} GFLOP/s, copy "
         f"{roof['copy_bytes'] / 1e9:.1f} GB/s."
-    ]
+    )
+
+
+def markdown(record: Record) -> str:
+    """All tables of a run."""
+    parts = [header(record)]
     if record["workloads"]:
         parts += [figure_table(record), limit_table(record), workload_table(record)]
     parts += [f"{name} was left out: {why}" for name, why in record["left_out"].items()]
+    parts += other_tables(record)
+    return "\n\n".join(parts) + "\n"
+
+
+def other_tables(record: Record) -> list[str]:
+    """What is no workload of training steps."""
+    parts = []
     if record.get("data_path"):
         parts.append("**W7, data path**\n\n```\n" + record["data_path"]["table"] + "\n```")
     if record.get("startup"):
         parts.append(startup_table(record))
-    return "\n\n".join(parts) + "\n"
+    if record.get("density"):
+        parts.append(density_table(record))
+    if record.get("accuracy"):
+        parts.append("**Time to accuracy**\n\n" + time_to_accuracy.table(record["accuracy"]))
+    return parts
 
 
-def write_docs(record: Record, folder: Path) -> None:
-    """Replace what stands between the two marks of docs/benchmarks.md by this run's tables, and the plots."""
-    page = folder / "benchmarks.md"
-    before, _, rest = page.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n\n{markdown(record)}\n{END}{after}")
-    plot_all(record, folder / "images")
-
-
-def plot_all(record: Record, folder: Path) -> None:
-    """Write the plots that the run has the numbers for."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if record["workloads"]:
-        plot_steps(record, folder)
-    if record.get("scaling"):
-        plot_scaling(record, folder)
-
-
-# --- plots --------------------------------------------------------------------------------------------------------
-
-
-def plot_steps(record: Record, folder: Path) -> None:
-    """Bars: step time of every candidate against ours."""
-    import matplotlib.pyplot as plt
-
-    results = record["workloads"]
-    columns = min(4, len(results))
-    lines = -(-len(results) // columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(3.4 * columns, 2.8 * lines), squeeze=False, layout="constrained"
-    )
-    for axis in axes.flat[len(results) :]:
-        axis.set_visible(False)
-    for axis, (name, result) in zip(axes.flat, results.items(), strict=False):
-        rows = {k: v for k, v in result["candidates"].items() if "refused" not in v}
-        ours = rows["snnexp"]["median_ms"]
-        low = [(v["median_ms"] - v["min_ms"]) / ours for v in rows.values()]
-        high = [(v["max_ms"] - v["median_ms"]) / ours for v in rows.values()]
-        values = [v["median_ms"] / ours for v in rows.values()]
-        colours = ["C1" if k.startswith("snnexp") else "0.7" if k == "no neurons" else "C0" for k in rows]
-        axis.barh(range(len(rows)), values, xerr=[low, high], color=colours, ecolor="0.3")
-        axis.set_yticks(range(len(rows)), list(rows), fontsize=6)
-        axis.invert_yaxis()
-        axis.axvline(1, color="0.3", linewidth=0.8)
-        axis.set_title(name, fontsize=9)
-        axis.tick_params(axis="x", labelsize=7)
-        axis.set_xlabel("time of a step / snnexp", fontsize=7)
-    figure.savefig(folder / "bench_steps.png", dpi=130)
-    plt.close(figure)
-
-
-def plot_scaling(record: Record, folder: Path) -> None:
-    """Step time against T, neurons, batch and density, with the machine's own limit as a dashed line."""
-    import matplotlib.pyplot as plt
-
-    sweeps = record["scaling"]
-    names = list(dict.fromkeys(name for sweep in sweeps.values() for name in sweep["candidates"]))
-    colours = {name: f"C{number}" for number, name in enumerate(names)}  # the same everywhere
-    figure, axes = plt.subplots(1, len(sweeps), figsize=(3.6 * len(sweeps), 3.6), squeeze=False, layout="constrained")
-    for axis, (title, sweep) in zip(axes[0], sweeps.items(), strict=True):
-        for candidate, points in sweep["candidates"].items():
-            values = [p["median_ms"] for p in points]
-            low, high = [p["min_ms"] for p in points], [p["max_ms"] for p in points]
-            axis.fill_between(sweep["x"], low, high, alpha=0.15, color=colours[candidate])
-            axis.plot(sweep["x"], values, marker="o", markersize=3, label=candidate, color=colours[candidate])
-        axis.plot(sweep["x"], sweep["roofline_ms"], "k--", linewidth=1, label="limit of the dense network")
-        axis.set(xscale="log", yscale="log", xlabel=title, ylabel="ms per step")
-        axis.grid(alpha=0.3, which="both", linewidth=0.3)
-    shown = {label: line for axis in axes[0] for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=len(shown), fontsize=8)
-    figure.savefig(folder / "bench_scaling.png", dpi=130)
-    plt.close(figure)
+def density_table(record: Record) -> str:
+    """model.sparse=auto against never: ratio of step times at each density, below 1 where auto is faster."""
+    lines = ["**Density**: time of a step with model.sparse=auto over that with never (fastest steps; medians)", ""]
+    densities = list(dict.fromkeys(f"{100 * p['density']:g} %" for row in record["density"].values() for p in row))
+    lines += ["| | " + " | ".join(densities) + " |", "|---|" + "---|" * len(densities)]
+    for title, points in record["density"].items():
+        cells = {f"{100 * p['density']:g} %": f"{p['ratio']:.2f} ({p['of_medians']:.2f})" for p in points}
+        lines.append(f"| {title} | " + " | ".join(cells.get(d, "") for d in densities) + " |")
+    return "\n".join(lines)

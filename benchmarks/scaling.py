@@ -7,12 +7,27 @@ from typing import Any
 
 import torch
 
-from benchmarks.candidates import BARE, DENSE, LISTS, OURS, build, on_device, uses_lists
-from benchmarks.harness import interleave
-from benchmarks.workloads import Workload, make_inputs, matrix_flops, neuron_bytes
+from benchmarks.candidates import BARE, DENSE, LISTS, OURS, UNSPARSE, build, on_device, uses_lists
+from benchmarks.harness import interleave, memory_in_subprocess
+from benchmarks.workloads import Workload, find, make_inputs, matrix_flops, neuron_bytes
 
 BASE = Workload("scaling", "FC-SN", "FC512-SN", (1, 1, 512), 100, 16, 512, gain=2.0)
 EVENTS = Workload("density", "FC-SN on events", "FC256-SN", (1, 1, 2048), 100, 32, 256, density=0.01, gain=2.0)
+
+
+# model.sparse=auto against never: networks whose input has the density; neurons in front hand their input on, so that a
+# layer behind spikes has it
+SWEPT = (
+    Workload("", "c12k5 on events 2x34x34", "c12k5p0-SN-AP4-FC10-SN", (2, 34, 34), 10, 16, 10, density=0.0, gain=2.0),
+    Workload("", "c32k3 on events 2x64x64", "c32k3-SN-AP8-FC10-SN", (2, 64, 64), 10, 8, 10, density=0.0, gain=2.0),
+    Workload("", "c64k5 on spikes 12x17x17", "SN-c64k5-SN-AP4-FC10-SN", (12, 17, 17), 10, 16, 10, density=0.0,
+             gain=2.0),
+    Workload("", "c128k3 on spikes 128x17x17", "SN-c128k3-SN-AP4-FC10-SN", (128, 17, 17), 10, 4, 10, density=0.0,
+             gain=2.0),
+    Workload("", "c128k3s2 on spikes 64x16x16", "SN-c128k3s2-SN-AP4-FC10-SN", (64, 16, 16), 10, 8, 10, density=0.0,
+             gain=2.0),
+    Workload("", "FC512 on spikes 1024", "SN-FC512-SN-FC10-SN", (1, 1, 1024), 50, 16, 10, density=0.0, gain=2.0),
+)  # fmt: skip
 
 
 def roofline(device: torch.device, quick: bool, clock: str = "wall") -> dict[str, float]:
@@ -42,30 +57,65 @@ def sweeps(quick: bool) -> dict[str, tuple[list[float], list[Workload]]]:
         "inputs = neurons (T 100, batch 16)": ([*sizes], wide),
         "batch (T 100, 512 neurons)": ([*batches], [replace(base, batch=b) for b in batches]),
         "density (2048 inputs, 256 neurons)": (densities, [replace(events, density=d) for d in densities]),
+        "density (2x34x34, two convolutions)": (densities, [_convolutions(d, quick) for d in densities]),
     }
 
 
+def _convolutions(density: float, quick: bool) -> Workload:
+    w = find(f"conv@{density:g}")
+    return w.shrunk() if quick else w
+
+
 def measure_scaling(
-    device: torch.device, quick: bool, peers: list[str], roof: dict[str, float], clock: str = "wall"
+    device: torch.device,
+    quick: bool,
+    peers: list[str],
+    roof: dict[str, float],
+    clock: str = "wall",
+    memory: bool = False,
 ) -> dict[str, Any]:
-    """Time snnexp, the network without neurons, and the peers along each axis."""
+    """Time snnexp, the network without neurons, and the peers along each axis; of convolutions also the memory."""
     record: dict[str, Any] = {}
     for title, (values, workloads) in sweeps(quick).items():
         found: dict[str, list[dict[str, Any]]] = {}
         limits = []
         for w in workloads:
             inputs = on_device(make_inputs(w), device)
-            runs = {}
-            for name in [OURS, BARE, *peers]:
-                label = name
-                if name == OURS and w.density is not None:
-                    label = "snnexp, event lists"
-                    runs["snnexp, dense input"] = build(OURS if not uses_lists(w) else DENSE, w, inputs, device).step
-                    runs[label] = build(OURS if uses_lists(w) else LISTS, w, inputs, device).step
-                    continue
-                runs[label] = build(name, w, inputs, device).step
-            for name, timing in interleave(runs, device, 3 if quick else 7, 1, 3, clock).items():
-                found.setdefault(name, []).append(timing.record())
+            names = _candidates(w, peers)
+            runs = {label: build(name, w, inputs, device).step for label, name in names.items()}
+            for label, timing in interleave(runs, device, 3 if quick else 7, 1, 3, clock).items():
+                found.setdefault(label, []).append(timing.record())
+                if memory and w.name.startswith("conv@"):
+                    arguments = ["--memory", f"{w.name}:{names[label]}", "--device", str(device)]
+                    found[label][-1]["memory_mb"] = memory_in_subprocess(arguments)
             limits.append(1000 * (matrix_flops(w) / roof["sgemm_flops"] + neuron_bytes(w) / roof["copy_bytes"]))
         record[title] = {"x": values, "candidates": found, "roofline_ms": limits}
+    return record
+
+
+def _candidates(w: Workload, peers: list[str]) -> dict[str, str]:
+    """Label in the plot -> candidate."""
+    if w.name.startswith("conv@"):
+        return {"snnexp": OURS, UNSPARSE: UNSPARSE} | {name: name for name in (BARE, *peers)}
+    ours = {"snnexp": OURS}
+    if w.density is not None:
+        lists = uses_lists(w)
+        ours = {"snnexp, dense input": DENSE if lists else OURS, "snnexp, event lists": OURS if lists else LISTS}
+    return ours | {name: name for name in (BARE, *peers)}
+
+
+def measure_density(device: torch.device, quick: bool, clock: str = "wall") -> dict[str, list[dict[str, Any]]]:
+    """model.sparse=auto against never over densities from nothing to everything, by network; both take turns."""
+    densities = (0.01, 0.5) if quick else (0.0, 0.003, 0.01, 0.03, 0.06, 0.1, 0.15, 0.25, 0.5, 1.0)
+    record: dict[str, list[dict[str, Any]]] = {}
+    for swept in SWEPT[:: 5 if quick else 1]:
+        for density in densities:
+            w = replace(swept, density=density, batch=2 if quick else swept.batch)
+            inputs = on_device(make_inputs(w), device)
+            runs = {name: build(name, w, inputs, device).step for name in (OURS, UNSPARSE)}
+            timings = interleave(runs, device, 3 if quick else 15, 2, 3, clock)
+            auto, never = timings[OURS], timings[UNSPARSE]
+            point = {"density": density, "auto_ms": 1000 * min(auto.seconds), "never_ms": 1000 * min(never.seconds)}
+            point |= {"ratio": min(auto.seconds) / min(never.seconds), "of_medians": auto.median / never.median}
+            record.setdefault(swept.title, []).append(point)
     return record

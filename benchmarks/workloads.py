@@ -115,6 +115,16 @@ WORKLOADS = {
 }  # fmt: skip
 
 
+CONV = replace(WORKLOADS["W3"], name="conv", title="W3's network, batch 16", batch=16, goals={})
+
+
+def find(name: str) -> Workload:
+    """A workload by name; conv@0.02 is CONV with inputs of that density."""
+    if name.startswith("conv@"):
+        return replace(CONV, name=name, density=float(name[5:]))
+    return WORKLOADS[name]
+
+
 def neuron_conf(w: Workload, engine: str = "auto") -> NeuronConf:
     """Our neuron for the workload; no gradient through the reset, as in snnTorch and (detach_reset) SpikingJelly."""
     surrogate = SurrogateConf(name="fast_sigmoid", slope=SLOPE)

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ import pytest
 import torch
 
 import benchmarks.__main__ as bench
-from benchmarks import candidates, report
+from benchmarks import candidates, page, records, report
 from benchmarks.harness import Timing, interleave, peak_growth_mb
 from benchmarks.peers import BUILDERS, Refused, find_peers
+from benchmarks.scaling import SWEPT, measure_density
 from benchmarks.startup import FIRST_STEP
 from benchmarks.workloads import WORKLOADS, Inputs, Workload, make_inputs, matrix_flops, neuron_bytes, our_network
 from snnexp.errors import DataError
@@ -201,7 +203,7 @@ def test_missing_data_leaves_a_workload_out(tmp_path: Path, monkeypatch: pytest.
     arguments = ["--quick", "--only", "W9", "--out", str(tmp_path), "--data", str(tmp_path / "none")]
     bench.main(arguments)
     record = json.loads((tmp_path / "bench.json").read_text())
-    assert record["workloads"] == {} and "N-MNIST" in record["left_out"]["W9"]
+    assert record["workloads"] == {} and "NMNIST" in record["left_out"]["W9"]
     assert "W9 was left out: " in (tmp_path / "bench.md").read_text()
 
 
@@ -212,10 +214,39 @@ def test_first_step_ends_the_command(tmp_path: Path) -> None:
     assert not re.search(r"epoch +1/", done.stdout)
 
 
-def test_docs_get_the_tables_between_the_marks(tmp_path: Path) -> None:
-    (tmp_path / "benchmarks.md").write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    report.write_docs(record_of(snnexp=10, snntorch=50), tmp_path)
-    page = (tmp_path / "benchmarks.md").read_text()
-    assert page.startswith("before\n") and page.endswith("\nafter\n") and "old" not in page
-    assert "5.0x (>= 6, **missed**)" in page
+def test_docs_get_what_is_kept_of_each_processor_between_the_marks(tmp_path: Path) -> None:
+    about = {"commit": "abc", "date": "2026-01-02", "quick": False, "device": "cpu"}
+    avx512 = record_of(snnexp=10, snntorch=50) | about | {"machine": {"cpu": "AMD EPYC", "capability": "AVX512"}}
+    avx2 = record_of(snnexp=5, snntorch=40) | about
+    avx2["machine"] = {"cpu": "AMD EPYC", "capability": "AVX2", "emulated": "ATEN_CPU_CAPABILITY=avx2"}
+    folder = tmp_path / "records"
+    kept = records.keep(avx512, folder)
+    assert records.keep(record_of(snnexp=20, snntorch=100) | about | {"machine": avx512["machine"]}, folder) == kept
+    records.keep(avx2, folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["amd-epyc-avx2-emulated.json", "amd-epyc-avx512.json"]
+    (tmp_path / "benchmarks.md").write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
+    page.write_docs(records.all_kept(folder), tmp_path)
+    text = (tmp_path / "benchmarks.md").read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    assert "| W1 | AMD EPYC, AVX512 | 5.0x (>= 6, **missed**) |" in text
+    assert "| W1 | AMD EPYC, AVX2, emulated | 8.0x (>= 6) |" in text
+    assert "emulated ATEN_CPU_CAPABILITY=avx2" in text and "2026-01-02, commit abc" in text
+    assert "| snnexp | 20.0 |" in text and "| snnexp | 10.0 |" not in text  # the later run of a part
     assert (tmp_path / "images" / "bench_steps.png").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_density_is_swept_with_both_ways_in_turns() -> None:
+    found = measure_density(CPU, quick=True)
+    assert list(found) == ["c12k5 on events 2x34x34", "FC512 on spikes 1024"]
+    for points in found.values():
+        assert [p["density"] for p in points] == [0.01, 0.5]
+        assert all(p["ratio"] == pytest.approx(p["auto_ms"] / p["never_ms"]) for p in points)
+    record = record_of(snnexp=10) | {"density": found}
+    assert "| | 1 % | 50 % |" in report.markdown(record)
+
+
+def test_neurons_in_front_hand_their_input_on() -> None:
+    """So the convolution behind them sees the density of the sweep."""
+    w = replace(SWEPT[2], density=0.1, batch=2, num_steps=3)
+    assert candidates.firing_rates(w, make_inputs(w), CPU)["sn1"] == pytest.approx(0.1, rel=0.1)

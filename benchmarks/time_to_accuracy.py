@@ -1,0 +1,269 @@
+"""Minutes from raw files to a test accuracy: `python -m benchmarks.time_to_accuracy`, a process for each candidate.
+
+N-MNIST's samples below $SNNEXP_DATA (800 for training, of which the command holds 81 out, and 100 for testing), in ten
+bins of equal counts, the data set's default. The same network, initial weights, order of batches, surrogate and
+optimizer for all. The clock runs from the start of the process to the epoch whose accuracy on the test part is the
+level: imports, reading, binning, compiling, training and evaluating after each epoch are in it. snnexp is the command
+as a user types it, with its record in MLflow (SQLite), its event store not yet packed; it evaluates on the validation
+part, too, and counts dead neurons. Its kernels are compiled (cold) or found in a cache (warm); the others have none.
+What the test part shows stops the clock and selects nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers import FOLDER as PEERS
+
+ROOT = Path(__file__).parents[1]
+COLD, WARM = "snnexp, kernels to be compiled", "snnexp, kernels in the cache"
+CANDIDATES = (COLD, WARM, "snntorch", "snntorch, layers folded", "spikingjelly")
+LR, BATCH, STEPS, CHANNELS, BETA = 0.002, 16, 10, (12, 64), 0.9
+WORDS = (
+    "dataset=nmnist", f"dataset.num_steps={STEPS}", "dataset.bin_by=count", f"dataset.batch_size={BATCH}",
+    "dataset.augment={shift: 0, rotate: 0}", "dataset.download=false", "neuron=fixed", f"neuron.beta={BETA}",
+    "neuron.surrogate={name: atan, alpha: 2.0}", "decoder=rate",
+    f"model.spec=c{CHANNELS[0]}k5p0-SN-MP2-c{CHANNELS[1]}k5p0-SN-MP2-FC10-SN", f"optimizer.lr={LR}",
+    "trainer.test_curve=true",
+)  # fmt: skip
+# what the command sets for itself, so that the others have it, too
+ALLOCATOR = {
+    "THP_MEM_ALLOC_ENABLE": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": "2147483647",
+}
+
+
+@dataclass
+class Progress:
+    """Seconds since the process began, and the accuracy, at the end of each epoch."""
+
+    accuracies: list[float] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)  # processor time of the process, all threads
+    ended: float | None = None  # wall time when it ended by itself
+
+    def record(self, level: float) -> dict[str, Any]:
+        """For the JSON file. epochs: None if the level was not reached."""
+        reached = next((n for n, value in enumerate(self.accuracies) if value >= level), None)
+        found = {"accuracies": self.accuracies, "wall_s": self.wall, "cpu_s": self.cpu, "whole_wall_s": self.ended}
+        if reached is None:
+            return found | {"epochs": None}
+        return found | {"epochs": reached + 1, "seconds": self.wall[reached], "cpu_seconds": self.cpu[reached]}
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Run the candidates asked for, one after the other; prints the table and writes the JSON file."""
+    options = _options(arguments)
+    out: Path = options.out
+    found: dict[str, Any] = json.loads(out.read_text()) if out.exists() and options.add else {}
+    with tempfile.TemporaryDirectory(prefix="snnexp-bench-") as scratch:
+        folder = Path(scratch)
+        task = prepare(folder, options)
+        found = {"level": options.level, "seed": options.seed, "samples": task["samples"]} | {
+            "candidates": found.get("candidates", {})
+        }
+        for name in options.only:
+            progress = run(name, task, folder, options)
+            found["candidates"][name] = progress.record(options.level)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps(found, indent=1) + "\n")
+            print(f"{name} done", file=sys.stderr, flush=True)
+    if options.docs:
+        _keep(found)
+    print(table(found))
+    return found
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.time_to_accuracy", description=__doc__)
+    parser.add_argument("--only", default=";".join(CANDIDATES), help="some of these, with ; between: %(default)s")
+    parser.add_argument("--level", type=float, default=0.95)
+    parser.add_argument("--max-epochs", type=int, default=15)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("SNNEXP_DATA", "data")))
+    parser.add_argument("--out", type=Path, default=Path("outputs/bench/accuracy.json"))
+    parser.add_argument("--add", action="store_true", help="keep what other candidates have in --out")
+    parser.add_argument("--limit", type=int, default=0, help="training samples, to try it out")
+    parser.add_argument("--docs", action="store_true", help="keep it for docs/benchmarks.md, and write that anew")
+    options = parser.parse_args(arguments)
+    options.only = [name.strip() for name in options.only.split(";")]
+    if unknown := [name for name in options.only if name not in CANDIDATES]:
+        parser.error(f"--only: no such candidate {', '.join(unknown)}. There are {', '.join(CANDIDATES)}.")
+    options.data, options.out = options.data.absolute(), options.out.absolute()
+    return options
+
+
+def words(folder: Path, options: argparse.Namespace) -> list[str]:
+    """Our command's words; record, store and kernels lie in `folder`."""
+    limit = [f"dataset.limit_train={options.limit}", "dataset.limit_test=20"] if options.limit else []
+    return [
+        *WORDS, *limit, f"dataset.root={options.data}", f"dataset.store={folder / 'store'}", f"seed={options.seed}",
+        f"trainer.max_epochs={options.max_epochs}", f"state_dir={folder / 'runs'}",
+        f"tracking.uri=sqlite:///{folder / 'mlflow.db'}", "hydra.run.dir=" + str(folder / "hydra"),
+    ]  # fmt: skip
+
+
+def prepare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Before any clock runs: the files of our splits in order and our initial weights, for the others.
+
+    Raises: DataError if N-MNIST is not there.
+    """
+    import torch
+    from hydra import compose, initialize_config_dir
+
+    from snnexp.cli import conf_dir
+    from snnexp.config import register_schemas
+    from snnexp.experiment import assemble
+    from snnexp.validation import validate
+
+    register_schemas()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        conf = validate(compose("config", overrides=words(folder / "prepared", options)[:-1]))
+    experiment = assemble(conf)
+    source: Any = experiment.source
+    layers = [experiment.network.get_submodule(name) for name in ("conv1", "conv2", "fc1")]
+    torch.save([{key: value.clone() for key, value in layer.state_dict().items()} for layer in layers], folder / "w.pt")
+    files = {
+        part: [str(options.data / "NMNIST" / source.store.names[n]) for n in source.splits[part]]
+        for part in ("train", "test")
+    }
+    labels = {part: source.store.labels[source.splits[part]].tolist() for part in files}
+    samples = {part: len(split) for part, split in source.splits.items()}
+    return {part: (files[part], labels[part], STEPS) for part in files} | {
+        "weights": str(folder / "w.pt"), "channels": CHANNELS, "beta": BETA, "num_steps": STEPS, "lr": LR,
+        "batch_size": BATCH, "seed": options.seed, "level": options.level, "max_epochs": options.max_epochs,
+        "threads": options.threads, "samples": samples,
+    }  # fmt: skip
+
+
+def run(name: str, task: dict[str, Any], folder: Path, options: argparse.Namespace) -> Progress:
+    """Run one candidate in a process of its own until it reaches the level, or its epochs are over."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "PYTHONWARNINGS": "ignore"}
+    if name not in (COLD, WARM):
+        path = folder / "task.json"
+        path.write_text(json.dumps(task))
+        environment |= ALLOCATOR | {"PYTHONPATH": f"{ROOT}{os.pathsep}{PEERS}"}
+        command = [sys.executable, "-m", "benchmarks.plain_training", name, str(path)]
+        return watch(command, environment, folder, lambda line: json.loads(line)["accuracy"], options)
+    cache = folder / "kernels"
+    environment |= {"PYTHONPATH": str(ROOT / "src"), "XDG_CACHE_HOME": str(cache)}
+    environment |= {"NUMBA_CACHE_DIR": str(cache / "numba")}
+    command = [sys.executable, "-m", "snnexp"]
+    if name == WARM and not cache.exists():  # not timed: one epoch of a few samples compiles all
+        few = words(folder / "warming", options)
+        few += ["trainer.max_epochs=1", "dataset.limit_train=40"]
+        subprocess.run([*command, *few], cwd=folder, env=environment, capture_output=True, check=True)
+    place = folder / name.replace(" ", "-")
+    command += words(place, options)
+    return watch(command, environment, folder, None, options, place / "runs")
+
+
+def watch(
+    command: list[str],
+    environment: dict[str, str],
+    folder: Path,
+    read: Callable[[str], float] | None,
+    options: argparse.Namespace,
+    runs: Path | None = None,
+) -> Progress:
+    """Run the command, and note the time of each epoch's accuracy: in its output, or in the metrics of its run folder.
+
+    Raises: RuntimeError with the end of what it printed if it fails.
+    """
+    progress, log = Progress(), folder / "log.txt"
+    with log.open("w+") as output:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        while True:
+            code = process.poll()
+            now, used = time.perf_counter() - start, _cpu_of(process.pid)
+            seen = _accuracies_in(runs) if runs is not None else _accuracies_printed(log, read)
+            for accuracy in seen[len(progress.accuracies) :]:
+                progress.accuracies.append(accuracy)
+                progress.wall.append(now)
+                progress.cpu.append(used if used is not None else progress.cpu[-1] if progress.cpu else 0.0)
+            if code is not None:
+                break
+            if progress.accuracies and max(progress.accuracies) >= options.level:
+                process.kill()
+                process.wait()
+                return progress
+            time.sleep(0.01)
+        progress.ended = time.perf_counter() - start
+    if code:
+        raise RuntimeError(f"{' '.join(command[:4])} ended with {code}: {log.read_text()[-2000:]}")
+    return progress
+
+
+def _accuracies_printed(log: Path, read: Callable[[str], float] | None) -> list[float]:
+    assert read is not None
+    whole = log.read_text(errors="replace").split("\n")[:-1]  # what is behind the last line's end is not a line yet
+    return [read(line) for line in whole if line.startswith('{"epoch"')]
+
+
+def _accuracies_in(runs: Path) -> list[float]:
+    found = []
+    for path in runs.glob("*/*/metrics.jsonl"):
+        for line in path.read_text().split("\n")[:-1]:
+            entry = json.loads(line)
+            if "test_curve/accuracy" in entry["metrics"] and entry["step"] > 0:
+                found.append(float(entry["metrics"]["test_curve/accuracy"]))
+    return found
+
+
+def _cpu_of(pid: int) -> float | None:
+    """Processor time of a process so far, in seconds; None where /proc has none or it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    used = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return used or None  # a process that has ended and is not yet waited for
+
+
+def _keep(found: dict[str, Any]) -> None:
+    from benchmarks.__main__ import describe
+    from benchmarks.page import write_docs
+    from benchmarks.records import DOCS, all_kept, keep
+
+    keep({**describe(f"python -m benchmarks.time_to_accuracy --seed {found['seed']}"), "accuracy": found})
+    write_docs(all_kept(), DOCS)
+
+
+def table(found: dict[str, Any]) -> str:
+    """Seconds to the level, epochs, and how much faster we are with cold and with warm kernels."""
+    rows = found["candidates"]
+    ours = [rows.get(name, {}).get("seconds") for name in (COLD, WARM)]
+    level = f"to {found['level']:g} on the {found['samples']['test']} test samples"
+    lines = [
+        f"| {level} | s | of them until the first epoch's end | epochs | "
+        "processor time, s | time / snnexp cold | time / snnexp warm |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        if row["epochs"] is None:
+            best = max(row["accuracies"], default=0)
+            lines.append(f"| {name} | not reached in {len(row['accuracies'])} epochs, at most {best:g} | | | | | |")
+            continue
+        ratios = [f"{row['seconds'] / own:.2f}" if own else "" for own in ours]
+        lines.append(
+            f"| {name} | {row['seconds']:.1f} | {row['wall_s'][0]:.1f} | {row['epochs']} | {row['cpu_seconds']:.1f} | "
+            + " | ".join(ratios) + " |"
+        )  # fmt: skip
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
