@@ -172,9 +172,7 @@ def main() -> None:
     library, task = sys.argv[1], json.loads(Path(sys.argv[2]).read_text())
     torch.set_flush_denormal(True)
     torch.set_num_threads(task["threads"])
-    train, test = (
-        tonic.MemoryCachedDataset(Recordings(*task[part], task["num_steps"]), device=None) for part in ("train", "test")
-    )
+    train, test = (tonic.MemoryCachedDataset(Recordings(*task[part])) for part in ("train", "test"))
     network = NETWORKS[library](task)
     optimizer = torch.optim.Adam(network.parameters(), lr=task["lr"], fused=True)
     for epoch in range(1, task["max_epochs"] + 1):

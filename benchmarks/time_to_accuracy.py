@@ -165,7 +165,7 @@ def run(name: str, task: dict[str, Any], folder: Path, options: argparse.Namespa
         few = words(folder / "warming", options)
         few += ["trainer.max_epochs=1", "dataset.limit_train=40"]
         subprocess.run([*command, *few], cwd=folder, env=environment, capture_output=True, check=True)
-    place = folder / name.replace(" ", "-")
+    place = folder / f"run{CANDIDATES.index(name)}"
     command += words(place, options)
     return watch(command, environment, folder, None, options, place / "runs")
 
