@@ -14,7 +14,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, NoReturn
 
-from snnexp import interrupts
+from snnexp import interrupts, ranks
 from snnexp.folders import conf_dir
 from snnexp.version import __version__
 
@@ -47,6 +47,7 @@ def main() -> NoReturn:
     interrupts.install()  # a cluster's stop and a closed terminal go down the same path as Ctrl-C
     code = _run(arguments)
     interrupts.ending()  # what still runs at exit closes a sweep's record
+    ranks.last_words(code)
     _flush()
     sys.exit(code)
 
@@ -83,8 +84,11 @@ def _run(arguments: list[str]) -> int:
     logging.raiseExceptions = False  # a full disk must not bring a traceback for each line of the log
     guard_logging()
     try:
+        ranks.begin()
         check_variables()
-        sys.argv[1:] = single_unless_trained(for_any_run(arranged(mask_arguments(arguments))))
+        words = single_unless_trained(for_any_run(arranged(mask_arguments(arguments))))
+        ranks.refuse("train", sweeps="--multirun" in words)
+        sys.argv[1:] = [*words, *ranks.quiet_words()]
         _hydra_main()
     except KeyboardInterrupt:
         interrupts.ending()
@@ -108,6 +112,8 @@ def _run(arguments: list[str]) -> int:
 def _fail(code: int, message: str) -> int:
     from snnexp.secrets import hide
 
+    if (agreed := ranks.note_failure(code)) is not None:
+        return agreed  # another process of this run ended first, and said why
     with contextlib.suppress(OSError):  # the disk that stderr goes to may be the full one
         print(f"snnexp: {'' if code == 130 else 'error: '}{hide(message)}", file=sys.stderr, flush=True)
     return code
@@ -192,6 +198,7 @@ def _job(cfg: DictConfig) -> float | Outcome | None:
     try:
         settle_store(cfg)
         conf = validate(cfg)
+        ranks.refuse(conf.task, sweeps=False)
         return run_task(conf, cfg)
     except KeyboardInterrupt:
         log.warning("interrupted")

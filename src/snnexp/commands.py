@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from snnexp import ranks
+
 if TYPE_CHECKING:
     from snnexp.config import Config
 
@@ -35,7 +37,7 @@ def start_folder() -> Path:
 
 def command_line(words: Sequence[str], printed: bool = False) -> str:
     """`snnexp` with these words, quoted for a shell; `printed`: for this one, else for a record that others read."""
-    return " ".join([program() if printed else "snnexp", *map(shlex.quote, words)])
+    return " ".join([program() if printed else ranks.program(), *map(shlex.quote, words)])
 
 
 def option_folders(hydra: Any = None) -> list[str]:

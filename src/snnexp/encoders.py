@@ -14,8 +14,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from snnexp import collectives
 from snnexp.blame import blamed
 from snnexp.coding_rules import check_encoder
+from snnexp.collectives import gathered_rows, padded
 from snnexp.config import DeltaEncoderConf, EncoderConf, LatencyEncoderConf, RateEncoderConf
 from snnexp.data.base import DataInfo, EventFrames
 from snnexp.errors import ConfigError
@@ -52,7 +54,8 @@ class Encoder:
         info: of the data set; `num_steps` is T, `channel_mean` and `channel_std` are used if `normalize`.
         normalize: subtract the mean and divide by the standard deviation per channel; direct encoding only.
     Raises: ConfigError if the encoder does not fit the data, or one of the user's own cannot be made.
-    The rate encoder draws from torch's global random numbers of the frames' device.
+    The rate encoder draws from torch's global random numbers of the frames' device; where several processes share a
+    batch, each draws for all of it and takes its rows.
     """
 
     def __init__(self, conf: EncoderConf, info: DataInfo, normalize: bool = False) -> None:
@@ -78,9 +81,12 @@ class Encoder:
         if not isinstance(frames, Tensor) or frames.dtype != torch.uint8 or frames.dim() != 4:
             raise TypeError(f"images must be a uint8 tensor [B, C, H, W], got {getattr(frames, 'dtype', type(frames))}")
         x = frames.to(torch.float32) / 255
-        if self.own:
-            return self._of_the_user(x)
+        mine = collectives.rows()
+        if self.own:  # it may look at several samples at a time
+            return self._of_the_user(x) if mine is None else self._of_the_user(gathered_rows(x, mine))[:, mine.part]
         x = _standardise(x, self.info) if self.normalize else x
+        if mine is not None and self.conf.name == "rate":  # what is drawn for a pixel does not depend on the others
+            return cast(Tensor, self.function(padded(x, mine), self.info.num_steps, self.conf))[:, mine.part]
         return cast(Input, self.function(x, self.info.num_steps, self.conf))
 
     def _of_the_user(self, x: Tensor) -> Tensor:

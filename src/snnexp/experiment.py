@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snnexp import collectives, ranks
 from snnexp.config import Config, DatasetConf, EventDatasetConf, ImageDatasetConf
 from snnexp.data import open_data
 from snnexp.data.base import Batch, DataInfo, DataSource
@@ -21,6 +22,7 @@ from snnexp.encoders import Encoder, Input
 from snnexp.errors import ConfigError
 from snnexp.models.delayed_recurrence import REASON, layers_with_delays
 from snnexp.models.network import Network, Observer, Output, build_network
+from snnexp.models.shared_norm import join_norms
 from snnexp.models.sums import Sums
 from snnexp.models.tokens import takes_events
 from snnexp.own_code import code_tags
@@ -42,11 +44,15 @@ class Experiment:
     through: Callable[[Input], Output] | None = None  # another way through the network, for an analysis; not observed
 
     def forward(self, batch: Batch, observer: Observer | None = None, sums: Sums | None = None) -> Output:
-        """Encode a batch and run the network on it; spikes and membranes of the output layer, [T, B, K]."""
+        """Encode a batch and run the network on it; spikes and membranes of the output layer, [T, B, K].
+
+        Where several processes share the batch, the output is that of all its samples, and the observer sees ours.
+        """
+        collectives.set_rows(batch.rows)
         with self.precision():
             x = self.encoder(batch.frames)
             output: Output = self.network(x, observer, sums) if self.through is None else self.through(x)
-        return output
+        return output if batch.rows is None else Output(*collectives.whole(output))
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -97,6 +103,8 @@ class Experiment:
         engine, reason = self.engine()
         tags = {"device": str(self.device), "engine": engine, "engine_reason": reason, **processor()}
         tags |= code_tags(self.conf)
+        if (world := ranks.world()) is not None:
+            tags[ranks.WORLD_SIZE] = str(world.size)
         if self.device.type == "cuda":
             tags["device_name"] = torch.cuda.get_device_name(self.device)
         return tags
@@ -122,7 +130,16 @@ def choose_device(requested: str) -> torch.device:
         raise ConfigError("device=cuda: torch sees no CUDA device. Use device=cpu or auto, or install a CUDA build.")
     if requested == "auto":
         requested = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(requested)
+    world = ranks.world()
+    if world is None or requested != "cuda":
+        return torch.device(requested)
+    if world.local_size > torch.cuda.device_count():
+        raise ConfigError(
+            f"device=cuda: {world.local_size} processes on a machine where torch sees {torch.cuda.device_count()} GPUs."
+            f" Use torchrun --nproc-per-node {torch.cuda.device_count()}."
+        )
+    torch.cuda.set_device(world.local_rank)
+    return torch.device("cuda", world.local_rank)
 
 
 def prepare_torch(conf: Config, device: torch.device) -> None:
@@ -182,7 +199,9 @@ def _built(conf: Config, info: DataInfo, device: torch.device) -> Network:
     if conf.model.module is not None:
         from snnexp.models.own_network import OwnNetwork
 
-        return OwnNetwork(conf.model, conf.neuron, info).to(device)
+        own = OwnNetwork(conf.model, conf.neuron, info).to(device)
+        join_norms(own, f"model.module={conf.model.module}")
+        return own
     network = build_network(
         conf.model,
         conf.neuron,

@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from snnexp import collectives, ranks
 from snnexp.analysis.reach import NearCounter, quantile
 from snnexp.analysis.weight_gradients import Norms, WeightGradients
 from snnexp.config import TrainerConf
@@ -40,6 +41,7 @@ from snnexp.neurons.reach import Reach, reach_of
 
 SATURATED_RATE = 0.95  # spikes per time step
 SUMS, NUMBERS = ("spikes", "shares", "peaks", "thresholds"), ("batches", "samples", "steps")  # of a `_Counter`
+JOINED = 16  # batches whose silent neurons several processes put together at a time
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class _Counter:
         if isinstance(layer, SpikingLayer) and (level := layer.effective("threshold")) is not None:
             self.thresholds = level.detach().expand(layer.shape).flatten().float().clone()
         self.batches = self.samples = self.steps = 0
+        self._fired: list[Tensor] = []  # which neurons did in this process's rows, of batches not yet joined
         self._so_far: Tensor | None = None  # spikes [B, neurons] of a batch whose last time steps are still to come
         self.near = None if reach is None else NearCounter(reach, neurons, device)
 
@@ -119,10 +122,42 @@ class _Counter:
         per_neuron = counts.sum(0)
         self.spikes += per_neuron
         silent = counts == 0
-        sums = (per_neuron == 0).double().mean(), silent.double().sum(), silent.all(1).double().sum()
-        self.shares += torch.stack(sums)
+        in_batch = (per_neuron == 0).double().mean()
+        if collectives.rows() is not None:
+            in_batch = self._silent_in_all(per_neuron != 0)
+        self.shares += torch.stack((in_batch, silent.double().sum(), silent.all(1).double().sum()))
         self.batches += 1
         self.samples += counts.shape[0]
+
+    def add_nothing(self, last: bool) -> None:
+        """A batch of which other processes have all samples; `last`: their last time steps."""
+        if last:
+            self.shares[0] += self._silent_in_all(torch.zeros_like(self.spikes, dtype=torch.bool))
+            self.batches += 1
+
+    def _silent_in_all(self, fired: Tensor) -> Tensor:
+        """Keep which neurons fired in this process's rows of a batch; returns the sum of shares of silent neurons over
+        the batches that are joined now, in the first process: a sum over all processes follows."""
+        self._fired.append(fired)
+        return self._joined_batches() if len(self._fired) == JOINED else self.shares.new_zeros(())
+
+    def _joined_batches(self) -> Tensor:
+        if not self._fired:
+            return self.shares.new_zeros(())
+        fired = collectives.largest(torch.stack(self._fired).to(torch.uint8))
+        self._fired = []
+        return (fired == 0).double().mean(1).sum() * ranks.leads()
+
+    def join(self) -> None:
+        """The sums of all processes, at the end of a pass."""
+        self.shares[0] += self._joined_batches()
+        own = [self.spikes, self.shares, self.shares.new_tensor([self.samples, self.steps])]
+        total = collectives.add_up(torch.cat(own))
+        self.spikes, self.shares, counts = torch.split(total, [len(self.spikes), 3, 2])
+        self.samples, self.steps = (int(count) for count in counts)
+        collectives.largest(self.peaks)
+        if self.near is not None:
+            self.near.join()
 
     def near_parts(self) -> tuple[Tensor, ...]:
         """What there is to fetch of the gradient's reach."""
@@ -163,6 +198,12 @@ class _InputCounter:
             each = tuple(range(1, x.dim()))
             self._rows = (x.amax(each) != 0) | (x.amin(each) != 0)  # half the time of `any`; nan is no zero
 
+    def join(self) -> None:
+        """The sums of all processes, at the end of a pass."""
+        own = [0 if self.silent is None else int(self.silent), self.samples]
+        silent, samples = collectives.add_up(torch.tensor(own, dtype=torch.int64))
+        self.silent, self.samples = silent if samples else None, int(samples)
+
     def take_apart(self, batch_size: int, last: bool) -> None:
         seen = self._so_far
         if self._rows is not None:
@@ -197,7 +238,7 @@ class ActivityMeter:
         self._watched = _entrance(network)
         self._counters: dict[str, _Counter] = {}
         self._input = _InputCounter()
-        self._forced: dict[str, Tensor | int] = {}  # sum over samples of the share of forced neurons, by layer
+        self._forced: dict[str, Tensor | float] = {}  # sum over samples of the share of forced neurons, by layer
         self._dead_before: dict[str, Tensor] = {}
 
     def spiking(self, name: str, layer: nn.Module, firing: Firing) -> None:
@@ -205,6 +246,11 @@ class ActivityMeter:
         with torch.no_grad():
             if name not in self._counters:
                 self._counters[name] = self._counter(name, layer, firing.mem[0, 0].numel(), firing.mem.device)
+            if collectives.absent():
+                self._counters[name].add_nothing(firing.last)
+                if unforced(layer, firing)[1] is not None:
+                    self._forced.setdefault(name, 0)
+                return
             firing, forced = unforced(layer, firing)
             if forced is not None:
                 self._forced[name] = self._forced.get(name, 0) + forced.double().mean() * forced.shape[0]
@@ -220,7 +266,7 @@ class ActivityMeter:
 
     def connection(self, name: str, module: nn.Module, x: Tensor | EventFrames, repeat: int) -> None:
         """Look for samples without input at the network's entrance; inputs of other layers do not matter here."""
-        if name == self._watched:
+        if name == self._watched and not collectives.absent():
             with torch.no_grad():
                 self._input.see(x)
 
@@ -241,6 +287,8 @@ class ActivityMeter:
 
         For "train", `train/revived` and `train/newly_dead` count neurons against the train pass before.
         """
+        if ranks.several():
+            self._join()
         self.last = self._to_host()
         samples = {name: counter.samples for name, counter in self._counters.items()}
         metrics = {f"{split}/forced_fraction/{name}": float(n) / samples[name] for name, n in self._forced.items()}
@@ -295,6 +343,15 @@ class ActivityMeter:
         self._input.silent = None if silent is None else silent.to(device)
         self._input.samples = int(state["input"]["samples"])
         self._forced = {name: n.to(device) if isinstance(n, Tensor) else n for name, n in state["forced"].items()}
+
+    def _join(self) -> None:
+        """Put the counts of all processes together."""
+        for counter in self._counters.values():
+            counter.join()
+        if self._counters:
+            self._input.join()
+        for name, share in self._forced.items():
+            self._forced[name] = float(collectives.add_up(torch.tensor(float(share), dtype=torch.float64)))
 
     def _to_host(self) -> dict[str, LayerActivity]:
         """Fetch all counters in one copy."""

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from snnexp import ranks
 from snnexp.analysis.activity import ActivityMeter, LayerActivity
 from snnexp.analysis.fates import History
 from snnexp.neurons.layer import SpikingLayer
@@ -133,11 +134,12 @@ class Explainer:
         may_wake = {name for name, state in states.items() if waking(name, state, history)}
         if (states, may_wake) != (self._last[0], self.waking):
             self.waking = may_wake
-            drives = self._drives(split) if "dead" in states.values() else None
-            self._last = (
-                states,
-                {name: self._verdict(name, state, states, meter, drives, history) for name, state in states.items()},
-            )
+            with ranks.alone():
+                drives = self._drives(split) if "dead" in states.values() else None
+                self._last = (
+                    states,
+                    {name: self._verdict(name, s, states, meter, drives, history) for name, s in states.items()},
+                )
         return self._last[1]
 
     def _kind(self, name: str) -> tuple[bool, bool]:

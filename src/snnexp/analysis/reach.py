@@ -20,10 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from snnexp import collectives
 from snnexp.models.observer import Firing
 from snnexp.neurons.engines.fused import memory_order
 from snnexp.neurons.reach import Reach, Window
 from snnexp.parallel import run_parallel
+from snnexp.ranks import Rows
 
 SAMPLED = 512  # distances per batch (or segment of its time steps) and layer, at most
 SPARED, LEAST = 16, 64  # and at most one of so many, but never fewer than these
@@ -80,6 +82,12 @@ class NearCounter:
         self._near.copy_(state["near"])
         self._histogram = state["distances"].numpy().copy()
 
+    def join(self) -> None:
+        """The counts of all processes, at the end of a pass."""
+        near, self._host = self.near.clone(), {}
+        self._near = collectives.add_up(near)
+        self._histogram = collectives.add_up(torch.from_numpy(self.distances().copy())).numpy()
+
     def distances(self) -> NDArray[np.int64]:
         """The histogram of the sampled distances, over EDGES."""
         self._bin()
@@ -111,7 +119,15 @@ class NearCounter:
         if self._filled > len(self._picked) - SAMPLED:
             self._bin()
         free = self._picked[self._filled : self._filled + SAMPLED]
-        self._filled += pick(values, center, radius.size > 1, _stride(values.size, columns), free)
+        mine = collectives.rows()
+        if mine is None:
+            self._filled += pick(values, center, radius.size > 1, _stride(values.size, columns), free)
+        else:
+            at = _sampled(mine, flat.shape[0], neurons)[:SAMPLED]
+            level = center[at % center.size]
+            distances = values[at] - level
+            free[: len(at)] = distances / level if radius.size > 1 else distances
+            self._filled += len(at)
 
     def _plain(self, mem: Tensor, fired: Tensor | None) -> None:
         """Any device, precision and derivative."""
@@ -122,6 +138,8 @@ class NearCounter:
             waits = fired.view(mem.shape[1:]) == 0
         at_once = 1 if self.reach.once else max(1, PIECE // max(mem[0].numel(), 1))
         stride, seen = _stride(mem.numel(), mem[0].numel()), 0
+        mine = collectives.rows()
+        at = None if mine is None else torch.from_numpy(_sampled(mine, mem.shape[0], mem[0, 0].numel()))
         for piece in torch.split(mem, at_once):
             distance = self.reach.distance(piece)
             within = self.reach.within(distance)
@@ -129,7 +147,10 @@ class NearCounter:
                 within = within & waits
                 waits = waits & ~(distance > 0 if dynamics.strict else distance >= 0)[0]
             near += within.sum(0)
-            self._pending.append(distance.reshape(-1)[-seen % stride :: stride].float())
+            chosen: slice | Tensor = slice(-seen % stride, None, stride)
+            if at is not None:
+                chosen = (at[(at >= seen) & (at < seen + distance.numel())] - seen).to(mem.device)
+            self._pending.append(distance.reshape(-1)[chosen].float())
             seen += distance.numel()
         self._near += near.sum(0).view(-1)
         if len(self._pending) > PENDING:
@@ -164,6 +185,15 @@ def _stride(total: int, columns: int) -> int:
     while gcd(stride, columns) > 1 and stride > 1:
         stride += 1
     return stride
+
+
+def _sampled(mine: Rows, steps: int, neurons: int) -> NDArray[np.int64]:
+    """Where in this process's membranes [T, b, N] those lie that are sampled of the whole batch's."""
+    columns = mine.total * neurons
+    at = np.arange(0, steps * columns, _stride(steps * columns, columns), dtype=np.int64)
+    step, row, neuron = at // columns, at % columns // neurons, at % neurons
+    here = (row >= mine.start) & (row < mine.stop)
+    return ((step * (mine.stop - mine.start) + row - mine.start) * neurons + neuron)[here]
 
 
 def _in_order(

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from snnexp import collectives, ranks
 from snnexp.data.base import EventFrames
 from snnexp.models.network import Network
 from snnexp.models.observer import Firing
@@ -60,6 +61,13 @@ class _Connection:
             self.rows += x.shape[0] * repeat
         self.nonzero += counts.view_as(self.nonzero) * repeat
         self.binary &= ((values == 0) | (values.abs() == 1)).all()
+
+    def join(self) -> None:
+        """The counts of all processes."""
+        graded = self.nonzero.new_tensor([float(not self.binary), self.rows])
+        total = collectives.add_up(torch.cat([self.nonzero.flatten(), graded]))
+        self.nonzero = total[:-2].view_as(self.nonzero)
+        self.binary, self.rows = total[-2] == 0, int(total[-1])
 
     def operations(self) -> tuple[float, float, bool]:
         """Effective and dense operations in all, and whether they are accumulates."""
@@ -112,9 +120,12 @@ class SynopsMeter:
         self._connections: dict[str, _Connection] = {}
         self._spikes: Tensor | None = None
         self._outputs = 0
+        self._joined = not ranks.several()  # with the counts of other processes
 
     def spiking(self, name: str, layer: nn.Module, firing: Firing) -> None:
         """Count non-zero outputs."""
+        if collectives.absent():
+            return
         count = firing.counts.sum(dtype=torch.float64).long()
         self._spikes = count if self._spikes is None else self._spikes + count
         self._outputs += firing.mem.numel()
@@ -126,16 +137,27 @@ class SynopsMeter:
                 device = x.indices.device if isinstance(x, EventFrames) else x.device
                 shape = _features(module) if isinstance(x, EventFrames) else x.shape[1:]
                 self._connections[name] = _Connection(module, shape, device)
-            self._connections[name].add(x, repeat)
+            if not collectives.absent():
+                self._connections[name].add(x, repeat)
+
+    def _join(self) -> None:
+        """Put the counts of all processes together, once after a pass."""
+        for connection in self._connections.values():
+            connection.join()
+        own = [0 if self._spikes is None else int(self._spikes), self._outputs]
+        spikes, outputs = collectives.add_up(torch.tensor(own, dtype=torch.int64))
+        self._spikes, self._outputs, self._joined = spikes, int(outputs), True
 
     @torch.no_grad()
     def result(self) -> Synops:
-        """Means over the samples since `reset`.
+        """Means over the samples since `reset`. Several processes ask for it together, when the pass has ended.
 
         Raises: ValueError if nothing ran.
         """
         if not self._connections:
             raise ValueError("no batch has run yet")
+        if not self._joined:
+            self._join()
         acs = macs = dense = dense_acs = 0.0
         graded = []
         for name, connection in self._connections.items():

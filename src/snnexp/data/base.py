@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from snnexp.ranks import Rows
+
 
 @dataclass(frozen=True)
 class EventFrames:
@@ -54,10 +56,14 @@ class EventFrames:
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch on the device: `frames` is uint8 [B, C, H, W] for images, else [T, B, C, H, W] or `EventFrames`."""
+    """One batch on the device: `frames` is uint8 [B, C, H, W] for images, else [T, B, C, H, W] or `EventFrames`.
+
+    Where several processes share it, frames are of this one's rows, and labels of all.
+    """
 
     frames: Tensor | EventFrames
     labels: Tensor  # int64 [B]
+    rows: Rows | None = None  # which frames these are; None: all
 
 
 # What a network is built from and fed with; see `DataInfo.as_input`.

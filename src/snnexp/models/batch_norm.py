@@ -7,6 +7,8 @@ torch's takes three readings of the input forward and writes its gradient to fre
 the gradient where the gradient of the output came in. Sums are taken over pieces of a fixed size, each in the input's
 precision over few rows and then in float64, so that threads change nothing, and shifted by a row of the input, so that
 a mean far from zero costs no digits. Source: Ioffe & Szegedy, arXiv:1502.03167; over time as well as batch.
+
+Where several processes share a batch, the statistics are those of all of them: `shared_norm.py`.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from snnexp import collectives
+from snnexp.models import shared_norm
 from snnexp.parallel import run_parallel
 
 PIECE = 8192  # rows that one sum is taken over
@@ -38,18 +42,20 @@ class BatchNorm2d(nn.BatchNorm2d):
         weight, momentum, means, variances = self.weight, self.momentum, self.running_mean, self.running_var
         special = momentum is None or means is None or variances is None
         if special or not (self.training and self.affine and weight.dtype == x.dtype and _is_ours(x)):
-            return super().forward(x)
-        y, mean, var = _BatchNorm.apply(  # type: ignore[no-untyped-call]
+            return shared_norm.normalised(self, x) if shared_norm.joins(self) else super().forward(x)
+        y, rows, mean, var = _BatchNorm.apply(  # type: ignore[no-untyped-call]
             x, weight, self.bias, self.eps, self.overwrite_gradient
         )
-        if not self.track_running_stats:  # switched off, as while a segment of time is repeated
-            return cast(Tensor, y)
-        rows = x.numel() // x.shape[1]
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-            for running, new in ((means, mean), (variances, var * (rows / (rows - 1)))):
-                running.lerp_(new.to(running.dtype), momentum)  # type: ignore[union-attr, arg-type]
+        shared_norm.follow(self, rows, mean, var)  # not while a segment of time is repeated
         return cast(Tensor, y)
+
+
+class BatchNorm1d(nn.BatchNorm1d):
+    """torch's BatchNorm1d, joined with those of other processes that have rows of the same batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x [N, C]."""
+        return shared_norm.normalised(self, x) if shared_norm.joins(self) else super().forward(x)
 
 
 def regular(step: Tensor) -> Tensor:
@@ -75,12 +81,12 @@ def _is_ours(x: Tensor) -> bool:
 
 
 class _BatchNorm(torch.autograd.Function):
-    """x [N, C, H, W] in channels_last, weight [C], bias [C] -> y, and the mean and biased variance [C] in float64."""
+    """x [N, C, H, W] in channels_last, weight [C], bias [C] -> y, rows, and mean and biased variance [C] in float64."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, overwrite: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, int, Tensor, Tensor]:
         from snnexp.models.batch_norm_kernels import normalise, sums_of  # numba takes 0.2 s to import
 
         flat, rows, channels = _flat(x), x.numel() // x.shape[1], x.shape[1]
@@ -88,17 +94,21 @@ class _BatchNorm(torch.autograd.Function):
         first, second = _over_pieces(sums_of, rows, channels, flat, None, shift) / rows
         with np.errstate(invalid="ignore"):  # inf - inf is the nan that torch gives
             mean, var = shift + first, np.maximum(second - first * first, 0)
-            inverse = 1 / np.sqrt(var + eps)
+        count = rows
+        if collectives.rows() is not None:
+            count, *joint = shared_norm.moments(rows, torch.from_numpy(mean), torch.from_numpy(var))
+            mean, var = (values.numpy() for values in joint)
+        inverse = 1 / np.sqrt(var + eps)
         scale = weight.detach().numpy() * inverse
         y = torch.empty_like(x)
         coefficients = (a.astype(flat.dtype) for a in (mean, scale, bias.detach().numpy()))
         _over_pieces(normalise, rows, channels, flat, _flat(y), *coefficients)
         ctx.save_for_backward(x, weight)
-        ctx.statistics = mean, inverse
+        ctx.statistics = count, mean, inverse
         ctx.overwrite = overwrite
         means, variances = torch.from_numpy(mean), torch.from_numpy(var)
         ctx.mark_non_differentiable(means, variances)
-        return y, means, variances
+        return y, count, means, variances
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
@@ -106,19 +116,26 @@ class _BatchNorm(torch.autograd.Function):
         from snnexp.models.batch_norm_kernels import input_gradient, sums_of
 
         x, weight = ctx.saved_tensors
-        mean, inverse = ctx.statistics
+        count, mean, inverse = ctx.statistics
         grad = grad.contiguous(memory_format=torch.channels_last)
         g, flat, rows, channels = _flat(grad), _flat(x), x.numel() // x.shape[1], x.shape[1]
         total, product = _over_pieces(sums_of, rows, channels, flat, g, mean.astype(flat.dtype))
+        grad_weight, grad_bias = (torch.from_numpy(a).to(weight.dtype) for a in (product * inverse, total))
+        if collectives.rows() is not None:
+            if collectives.absent():
+                grad_weight, grad_bias = torch.zeros_like(grad_weight), torch.zeros_like(grad_bias)
+            joint = shared_norm.gradient_sums(torch.from_numpy(total), torch.from_numpy(product))
+            total, product = (values.numpy() for values in joint)
         grad_x = None
-        if ctx.needs_input_grad[0]:
+        if collectives.absent():
+            grad_x = torch.zeros_like(x)
+        elif ctx.needs_input_grad[0]:
             grad_x = grad if ctx.overwrite else grad.clone()
             scale = weight.detach().numpy() * inverse
-            coefficients = (mean, scale, scale * total / rows, scale * inverse * inverse * product / rows)
+            coefficients = (mean, scale, scale * total / count, scale * inverse * inverse * product / count)
             _over_pieces(
                 input_gradient, rows, channels, flat, _flat(grad_x), *(a.astype(flat.dtype) for a in coefficients)
             )
-        grad_weight, grad_bias = (torch.from_numpy(a).to(weight.dtype) for a in (product * inverse, total))
         return grad_x, grad_weight, grad_bias, None, None
 
 

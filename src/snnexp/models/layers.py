@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from snnexp import collectives
 from snnexp.config import ModelConf, NeuNormConf
-from snnexp.models.batch_norm import BatchNorm2d
+from snnexp.models.batch_norm import BatchNorm1d, BatchNorm2d
 from snnexp.models.spec import NORMS, LayerPlan
 
 
@@ -68,12 +69,15 @@ class TimeDropout(nn.Module):
         if not self.training or self.rate == 0:
             return x
         if self.per_step:
-            return F.dropout(x, self.rate)
+            return F.dropout(x, self.rate) if collectives.rows() is None else x * self._drawn(x, 1)
         return x * (self.draw_mask(x) if mask is None else mask)
 
     def draw_mask(self, x: Tensor) -> Tensor:
         """What all steps of x [T, B, ...] are multiplied by: 0 or 1/(1 - rate)."""
-        return F.dropout(torch.ones_like(x[0]), self.rate, self.training)
+        return self._drawn(x[0], 0)
+
+    def _drawn(self, x: Tensor, dim: int) -> Tensor:
+        return collectives.drawn(lambda like: F.dropout(torch.ones_like(like), self.rate, self.training), x, dim)
 
 
 class ModerateDropout(nn.Module):
@@ -95,11 +99,13 @@ class ModerateDropout(nn.Module):
             return x
         keep = self.keep(x)
         mask = torch.bernoulli(keep.detach())
+        if (mine := collectives.rows()) is not None:
+            keep, mask = keep[mine.part], mask[mine.part]
         return x * (mask / torch.where(keep > 0, keep, torch.ones_like(keep)))
 
     def keep(self, x: Tensor) -> Tensor:
-        """The chance to stay of each input of x [T, B, ...], shape [B, ...]."""
-        rate = x.mean(0)
+        """The chance to stay of each input of x [T, B, ...], shape [B, ...]; several processes: of the whole batch."""
+        rate = collectives.seen_by_all(x.mean(0))
         low, high = rate.amin(), rate.amax()
         scaled = (rate - low) / torch.where(high > low, high - low, torch.ones_like(high))
         return (1 - self.rate * (1 - scaled) / (1 - scaled.mean())).clamp(0, 1)
@@ -107,7 +113,7 @@ class ModerateDropout(nn.Module):
 
 def build_batch_norm(shape: tuple[int, ...]) -> nn.BatchNorm1d | nn.BatchNorm2d:
     """Batch norm over [T*B, ...] per channel."""
-    return BatchNorm2d(shape[0]) if len(shape) == 3 else nn.BatchNorm1d(shape[0])
+    return BatchNorm2d(shape[0]) if len(shape) == 3 else BatchNorm1d(shape[0])
 
 
 def build_layer_norm(shape: tuple[int, ...]) -> nn.GroupNorm:

@@ -13,6 +13,7 @@ from snntorch import SpikingNeuron
 from torch import Tensor, nn
 from torch.nn import functional
 
+from snnexp import collectives
 from snnexp.config import NeuronConf
 from snnexp.errors import ConfigError, unknown_choice
 from snnexp.neurons.custom import OURS, Equation, Param, load_equation
@@ -267,7 +268,11 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
         return out
 
     def _noise(self, shape: torch.Size, device: torch.device, dtype: torch.dtype) -> Tensor:
-        return torch.randn(shape, device=device, dtype=dtype).mul_(self.noise)
+        def draw(like: Tensor) -> Tensor:
+            return torch.randn(like.shape, device=device, dtype=dtype)
+
+        like = torch.empty((), device=device, dtype=dtype).expand(shape)
+        return collectives.drawn(draw, like, len(shape) - len(self.shape) - 1).mul_(self.noise)
 
     @torch.no_grad()
     def follow(self, spk: Tensor, mem: Tensor) -> None:
@@ -277,7 +282,8 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
         kept, removed = reset(mem[-1], spk[-1].to(mem.dtype), self.threshold, self.dynamics)
         after = kept if removed is None else kept - removed
         active = (spk > 0).any(0)
-        mean = (after * active).sum(dtype=torch.float64) / active.sum().clamp(min=1)
+        total, count = (after * active).sum(dtype=torch.float64), active.sum()
+        mean = collectives.total_of_rows(total) / collectives.total_of_rows(count).clamp(min=1)
         self.initial_mem.mul_(0.9).add_(0.1 * mean)
 
     def can_pool(self, x: Tensor) -> bool:

@@ -46,7 +46,7 @@ class Cure:
         return None
 
     def term(self, sums: Sums) -> Tensor:
-        """What is added to the loss of a batch, a scalar with its gradient."""
+        """What is added to the loss of a batch, a scalar with its gradient: a mean over the samples that are here."""
         raise NotImplementedError
 
     def after_step(self) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
+from snnexp import collectives
 from snnexp.analysis.activity import unforced
 from snnexp.config import CureConf
 from snnexp.experiment import Experiment
@@ -59,7 +60,8 @@ class _Rates:
         if name in self.names:
             so_far, steps = self._sums.get(name, (0, 0))
             counts = unforced(layer, firing)[0].counts.detach()
-            self._sums[name] = so_far + counts.sum(0) / counts.shape[0], steps + firing.mem.shape[0]
+            total, samples = collectives.total_of_rows(counts.sum(0)), collectives.samples(counts.shape[0])
+            self._sums[name] = so_far + total / samples, steps + firing.mem.shape[0]
 
     def connection(self, name: str, module: nn.Module, x: object, repeat: int) -> None:
         """Inputs do not matter."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snnexp import collectives
 from snnexp.analysis.activity import ActivityMeter, LayerActivity
 from snnexp.experiment import Experiment
 from snnexp.models.observer import Observer, Observers
@@ -75,9 +76,9 @@ class Rescue:
         return None if self.cure is None else self.cure.sums()
 
     def term(self, sums: Sums) -> Tensor:
-        """The cure's term of the loss."""
+        """The cure's term of the loss, of the whole batch."""
         assert self.cure is not None
-        return self.cure.term(sums)
+        return collectives.mean_over_samples(self.cure.term(sums))
 
     def after_step(self) -> None:
         """The optimizer has made a step."""

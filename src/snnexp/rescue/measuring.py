@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from snnexp import ranks
 from snnexp.data.base import EventFrames
 from snnexp.experiment import Experiment
 from snnexp.models.observer import Firing
@@ -18,7 +19,8 @@ def input_power(experiment: Experiment) -> float:
     network = experiment.network
     training, meter = network.training, _Power()
     network.eval()
-    experiment.forward(next(experiment.source.batches("train", 1, experiment.conf.seed)), meter)
+    with ranks.alone():
+        experiment.forward(next(experiment.source.batches("train", 1, experiment.conf.seed)), meter)
     network.train(training)
     return meter.power
 

@@ -17,6 +17,7 @@ from snnexp.config import Config, structured
 from snnexp.errors import ConfigError, DataError
 from snnexp.helptext import GROUPS
 from snnexp.own_code import CODE, refuse_untrusted, warn_of_changes
+from snnexp.ranks import WORLD_SIZE
 from snnexp.tracking.identity import identity_config
 from snnexp.validation import validate, wrong_spreads
 
@@ -79,7 +80,8 @@ def stored_config(found: Found) -> DictConfig:
     trained = identity_config(found.config)
     for key in _interpolated(trained, ""):
         raise DataError(f"{found.path}: {key} in its configuration would have to be resolved. It is not snnexp's file.")
-    trained.pop(CODE, None)
+    for key in (CODE, WORLD_SIZE):
+        trained.pop(key, None)
     if isinstance(trained.get("trainer"), dict):
         trained["trainer"].pop("init_from", None)
         trained["trainer"].pop("callbacks", None)

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf
 
-from snnexp import interrupts, waiting
+from snnexp import interrupts, ranks, waiting
 from snnexp.collector import importing
 from snnexp.commands import evaluate_command
 from snnexp.config import Config
-from snnexp.errors import SnnexpError
+from snnexp.errors import ConfigError, SnnexpError
 from snnexp.launchers.worker import job_tags
 from snnexp.own_code import with_code
 from snnexp.search.trial import Outcome
 from snnexp.tasks.environment import Environment, environment
+from snnexp.tracking.follower import SilentTracker, claimed_by_first
 from snnexp.tracking.healing import after_job, before_job
 from snnexp.tracking.links import ui_command
 from snnexp.tracking.metrics_log import read_history
@@ -25,6 +26,7 @@ from snnexp.tracking.runs import RunFolder, Status, claim
 
 if TYPE_CHECKING:
     from snnexp.data.base import DataSource
+    from snnexp.experiment import Experiment
     from snnexp.tracking.store import Tracker
 
 log = logging.getLogger(__name__)
@@ -41,14 +43,16 @@ def train(conf: Config, cfg: DictConfig) -> float | Outcome | None:
     """
     env = environment(cfg)
     waiting.begin(name_among_others(conf, env))
-    before_job(conf.tracking, env.sweep, env.start_dir)
+    if ranks.leads():
+        before_job(conf.tracking, env.sweep, env.start_dir)
     try:
         folder, value = train_run(conf, cfg, env)
         if env.trial is None:
             return value
         return env.trial.outcome(folder, _measured(conf, folder) if env.trial.lacks(folder) else None)
     finally:
-        after_job(conf.tracking, env.sweep, env.start_dir)
+        if ranks.leads():
+            after_job(conf.tracking, env.sweep, env.start_dir)
 
 
 def _measured(conf: Config, folder: RunFolder) -> dict[str, float]:
@@ -75,10 +79,13 @@ def train_run(conf: Config, cfg: DictConfig, env: Environment, quiet: bool = Fal
     """The same, with the run's folder; `quiet` shows nothing on the way."""
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     config.pop("claim", None)  # what a paper says is no parameter of the run
-    config = with_code(config)
+    config = ranks.with_size(with_code(config))
     data = _Data(conf)
     study = env.trial.study if env.trial else ""
-    folder = claim(config, conf.state_dir, conf.trainer.resume, env.in_sweep, data.fingerprint, study)  # type: ignore[arg-type]
+    _meet(conf)
+    folder = claimed_by_first(
+        lambda: claim(config, conf.state_dir, conf.trainer.resume, env.in_sweep, data.fingerprint, study)  # type: ignore[arg-type]
+    )
     try:
         interrupts.release()
         if folder.action == "skip":
@@ -99,6 +106,17 @@ def train_run(conf: Config, cfg: DictConfig, env: Environment, quiet: bool = Fal
             folder.finish("FAILED", told=False)
         if env.in_sweep:
             _forget_neurons()
+
+
+def _meet(conf: Config) -> None:
+    """Join the other processes of this run, if there are any."""
+    if not ranks.several():
+        return
+    if conf.trainer.checkpoint_minutes is not None:
+        raise ConfigError("trainer.checkpoint_minutes: not for several processes yet. Leave it out, or torchrun.")
+    with waiting.telling(LOADING), importing(freeze=True):
+        from snnexp.experiment import choose_device
+    ranks.connect(choose_device(conf.device).type == "cuda")
 
 
 def _skip(conf: Config, env: Environment, folder: RunFolder) -> None:
@@ -148,7 +166,6 @@ def _train(
 ) -> float | None:
     with waiting.telling(LOADING), importing(freeze=True):
         from snnexp.experiment import assemble, processor
-        from snnexp.tracking.store import open_tracker
         from snnexp.training.display import Display
         from snnexp.training.foresight import check_training
         from snnexp.training.loop import fit
@@ -158,27 +175,16 @@ def _train(
         # wrong data, an impossible network or too little memory stop here, before any record is made
         waiting.watch_compilation()
         with waiting.telling("reading the data"):
-            experiment = assemble(conf, data.source)
+            experiment = ranks.first_here_first(lambda: assemble(conf, data.source))
         check_training(experiment)
     except BaseException:
         folder.discard()
         raise
     _note_circumstances(folder, experiment.source.info.data_fingerprint, processor())
     name = name_among_others(conf, env)
-    display = Display(conf.trainer.max_epochs, quiet=quiet, name=name)
+    display = Display(conf.trainer.max_epochs, quiet=quiet or not ranks.leads(), name=name)
     display.announce(experiment, folder)
-    with waiting.telling("opening the record in MLflow"):
-        tracker = open_tracker(
-            conf.tracking,
-            folder,
-            config,
-            start_dir=env.start_dir,
-            parent_run_id=env.sweep.parent_run_id if env.sweep else None,
-            sweep_id=env.sweep.sweep_id if env.sweep else None,
-            source_overrides=env.overrides,
-            data=experiment.source.info,
-            more_tags={**experiment.tags(), **job_tags(), **(env.trial.tags() if env.trial else {})},
-        )
+    tracker = _record(conf, config, env, folder, experiment) if ranks.leads() else SilentTracker()
     status: Status = "FAILED"
     try:
         try:
@@ -207,6 +213,26 @@ def _train(
     if command:
         display.command("pages: ", command)
     return state.best.accuracy
+
+
+def _record(
+    conf: Config, config: dict[str, Any], env: Environment, folder: RunFolder, experiment: Experiment
+) -> Tracker:
+    """The run's record, opened; signals are held afterwards, see `open_tracker`."""
+    with waiting.telling("opening the record in MLflow"):
+        from snnexp.tracking.store import open_tracker
+
+        return open_tracker(
+            conf.tracking,
+            folder,
+            config,
+            start_dir=env.start_dir,
+            parent_run_id=env.sweep.parent_run_id if env.sweep else None,
+            sweep_id=env.sweep.sweep_id if env.sweep else None,
+            source_overrides=env.overrides,
+            data=experiment.source.info,
+            more_tags={**experiment.tags(), **job_tags(), **(env.trial.tags() if env.trial else {})},
+        )
 
 
 def _close_record(tracker: Tracker, folder: RunFolder, status: Status) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 
+from snnexp import ranks
 from snnexp.atomic import write_atomically
 from snnexp.commands import command_line, option_folders
 from snnexp.errors import SnnexpError
@@ -105,6 +106,7 @@ class SweepParent(Callback):
         ordinary exception of a callback into a warning and let every job find out by itself.
         """
         try:
+            ranks.refuse(config.task, sweeps=True)
             if search_of(config) is not None:
                 from snnexp.search.preparing import prepare  # imports numpy
 
@@ -113,7 +115,8 @@ class SweepParent(Callback):
                 return
             self._start(config)
         except SnnexpError as error:
-            print(f"snnexp: error: {error}", file=sys.stderr, flush=True)
+            if ranks.note_failure(error.exit_code) is None:
+                print(f"snnexp: error: {error}", file=sys.stderr, flush=True)
             raise SystemExit(error.exit_code) from error
         # on_multirun_end is not called after a failed job or Ctrl-C
         atexit.register(self._close, complete=False)

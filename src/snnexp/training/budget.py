@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from snnexp import collectives
 from snnexp.analysis.synops import fan_out
 from snnexp.experiment import Experiment
 from snnexp.models.sums import Sums
@@ -31,8 +32,8 @@ class Budget:
         self.prices = prices(experiment)
 
     def term(self, sums: Sums, samples: int) -> Tensor:
-        """The equation above, of a batch of so many samples."""
-        spent = torch.stack([sums.found[name] for name in self.prices]).sum() / samples
+        """The equation above, of a batch of so many samples, of which other processes may have a part."""
+        spent = collectives.summed(torch.stack([sums.found[name] for name in self.prices]).sum()) / samples
         return self.weight * torch.relu(spent / self.budget - 1).square()
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from snnexp import ranks
 from snnexp.models.spec import effective_spec
 from snnexp.tasks.prepare import describe_data
 from snnexp.terminal import wrapped
@@ -133,7 +134,7 @@ class Display:
             self.say(line)
         self.say(
             f"       {parameters:,} parameters, {neurons:,} {conf.neuron.called} neurons, T = {info.num_steps}, "
-            f"on {experiment.device}, engine {experiment.engine()[0]}",
+            f"on {experiment.device}{_together()}, engine {experiment.engine()[0]}",
             hang=0,
         )
         for line in recipe_lines(conf, experiment.network.parameter_groups()):
@@ -194,6 +195,11 @@ class Display:
         """Where the record is, and what to type next: a command that evaluates the run again."""
         self.command("record:", link or str(folder.path))
         self.command("again: ", again)
+
+
+def _together() -> str:
+    world = ranks.world()
+    return "" if world is None else f" in {world.size} processes"
 
 
 def recipe_lines(conf: Config, parameters: Mapping[str, Sequence[Any]]) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from snnexp import ranks
 from snnexp.errors import ConfigError
 from snnexp.experiment import Experiment
 from snnexp.models.spec import LayerPlan, constant_layers, why_not_in_segments
@@ -125,8 +126,14 @@ def memory(experiment: Experiment, available: int | None) -> list[str]:
 
 
 def step_bytes(experiment: Experiment, batch_size: int) -> int:
-    """Estimated memory of a training step on the device; on the CPU with the loader's batches."""
-    needed = experiment.network.step_memory_bytes(batch_size)
+    """Estimated memory of a training step on the device; on the CPU with the loader's batches.
+
+    Of several processes on a machine: of all that share the device.
+    """
+    world = ranks.world()
+    needed = experiment.network.step_memory_bytes(batch_size if world is None else -(-batch_size // world.size))
+    if world is not None and experiment.device.type == "cpu":
+        needed *= world.local_size
     if experiment.device.type == "cpu":
         share = min(1.0, batch_size / max(experiment.conf.dataset.batch_size, 1))
         needed += int(share * experiment.source.info.max_batch_bytes)

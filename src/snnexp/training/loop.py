@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from snnexp import collectives, ranks
 from snnexp.analysis import voice
 from snnexp.analysis.activity import ActivityMeter, counted_eps
 from snnexp.analysis.causes import Explainer
@@ -76,7 +77,7 @@ def fit(
         apply_weights(network, weights, path, trained_with)
     rescue.start()
     curves, explainer = Curves(experiment), Explainer(experiment)
-    if resumed := folder.state.is_file():
+    if resumed := ranks.from_first(folder.state.is_file):
         state = _restore(folder, experiment, optimizer, scheduler, meters, callbacks, rescue)
         for epoch in range(state.epoch + 1):  # what the record may have missed when the run was cut off
             tracker.log_epoch(epoch, {k: v for k, points in state.history.items() for e, v in points if e == epoch})
@@ -90,7 +91,7 @@ def fit(
         _before_training(experiment, state, meters, tracker, display, validates, curves, rescue)
         _save(folder, state, experiment, optimizer, scheduler, meters, callbacks, config, rescue)
 
-    midway = Midway(folder, conf.trainer.checkpoint_minutes, state.epoch)
+    midway = Midway() if ranks.several() else Midway(folder, conf.trainer.checkpoint_minutes, state.epoch)
     if resumed:
         where = f", at batch {midway.begun + 1} of the next" if midway.begun else ""
         display.say(f"Continuing after epoch {state.epoch} of {conf.trainer.max_epochs}{where}.")
@@ -105,6 +106,7 @@ def fit(
     # --- epochs ---
     while state.epoch < conf.trainer.max_epochs and not (state.stopped_early or state.pruned):
         epoch, started = state.epoch + 1, time.perf_counter()
+        collectives.same_everywhere(network)
         with display.epoch(epoch, planned_batches(experiment, "train")) as progress, midway.deferring():
             trained = train_pass(experiment, optimizer, epoch, meters["train"], progress, rescue, midway)
         metrics = trained.metrics("train") | meters["train"].metrics("train")
@@ -124,6 +126,7 @@ def fit(
         patience = conf.trainer.patience
         context.epoch, context.metrics = epoch, metrics
         callbacks.call("on_epoch", context)
+        context.stop = ranks.from_first(lambda: context.stop)
         state.stopped_early = context.stop or (patience is not None and epoch - state.best.epoch >= patience)
 
         seconds = time.perf_counter() - started + trained.earlier_seconds
@@ -132,7 +135,7 @@ def fit(
         metrics["time/samples_per_s"] = trained.samples / max(trained.seconds, 1e-9)
         metrics["time/data_wait_fraction"] = trained.wait_seconds / max(trained.seconds, 1e-9)
 
-        if improved:  # before the state, which names them, and in their place after it: see `settle_best`
+        if improved and ranks.leads():  # before the state, which names them, in their place after it: `settle_best`
             accuracy = {f"{'val' if validates else 'train'}_accuracy": state.best.accuracy}
             facts = {"epoch": epoch, "role": "best", **accuracy, **made_on}
             state.best.digest = save_weights(folder.next_best, network.final_state(), config, facts)
@@ -153,7 +156,7 @@ def fit(
         claims = voice.tags(state.causes, causes, waits, epoch)
         _save(folder, state, experiment, optimizer, scheduler, meters, callbacks, config, rescue)
         midway.epoch_ended()
-        if improved:
+        if improved and ranks.leads():
             folder.next_best.replace(folder.best)
             folder.note_weights("best", epoch, state.best.digest)
         tracker.log_epoch(epoch, metrics)
@@ -167,8 +170,9 @@ def fit(
     rescue.after_training()
     tracker.log_tags(rescue.tags())
     callbacks.call("on_end", context)
-    facts = {"epoch": state.epoch, "role": "last", **made_on}
-    folder.note_weights("last", state.epoch, save_weights(folder.last, network.final_state(), config, facts))
+    if ranks.leads():
+        facts = {"epoch": state.epoch, "role": "last", **made_on}
+        folder.note_weights("last", state.epoch, save_weights(folder.last, network.final_state(), config, facts))
     return state
 
 
@@ -228,6 +232,8 @@ def _save(
     config: dict[str, Any],
     rescue: Rescue,
 ) -> None:
+    if not ranks.leads():
+        return
     save_state(
         folder.state,
         {
@@ -265,7 +271,7 @@ def _restore(
     callbacks: Callbacks,
     rescue: Rescue,
 ) -> Fit:
-    saved = load_state(folder.state)
+    saved = ranks.from_first(lambda: load_state(folder.state))
     if any(
         saved.get(key, now) != now for key, now in (("identity", folder.record.identity), ("uid", folder.record.uid))
     ):
@@ -296,5 +302,6 @@ def _restore(
         raise DataError(
             f"{folder.state} does not fit this version of snnexp ({error}). {AFRESH.format(folder=folder.path)}"
         ) from error
-    settle_best(folder, state.best.epoch, state.best.digest)
+    if ranks.leads():
+        settle_best(folder, state.best.epoch, state.best.digest)
     return state

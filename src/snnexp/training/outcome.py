@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snnexp import ranks
 from snnexp.analysis.activity import ActivityMeter, counted_eps
 from snnexp.analysis.causes import Explainer
 from snnexp.analysis.diagnosis import diagnose
@@ -134,10 +135,12 @@ def close(
     has_best = state.best.epoch > 0  # max_epochs=0 has no best epoch: the untrained network is what there is
     if has_best:
         mark = Mark("best", state.best.epoch, state.best.digest, folder.record.identity)
-        weights, _, _ = load_weights(folder.best, mark, AFRESH.format(folder=folder.path))
+        weights, _, _ = ranks.from_first(lambda: load_weights(folder.best, mark, AFRESH.format(folder=folder.path)))
         apply_weights(experiment.network, weights, folder.best)
     measured = measure_best(experiment, display, state.best.epoch) if trial is not None and trial.at_the_end else {}
     outcome = test(experiment, display, state.best.epoch, state.history)
+    if not ranks.leads():
+        return
     reached = epochs_to(state, milestones(experiment.conf.claim))
     firsts = {f"epochs_to/{percent:g}": float(epoch) for percent, epoch in reached.items() if epoch is not None}
     metrics = outcome.metrics | firsts | measured

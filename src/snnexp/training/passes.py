@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from snnexp import interrupts
+from snnexp import collectives, interrupts, ranks
 from snnexp.analysis.activity import ActivityMeter
 from snnexp.data.base import Batch
 from snnexp.errors import TrainingError
@@ -122,6 +122,7 @@ def train_pass(
             raise _non_finite(experiment, batch, epoch, tally.batches + 1)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        collectives.add_up_gradients(parameters)
         meter.after_backward()
         if conf.trainer.grad_clip is not None:
             torch.nn.utils.clip_grad_norm_(parameters, conf.trainer.grad_clip)
@@ -131,11 +132,13 @@ def train_pass(
         tally.add(loss, experiment.predict(output), batch.labels)
         if (now := time.perf_counter()) - shown > REFRESH_S:
             shown = now
-            if not math.isfinite(_report(progress, tally)):
+            # several processes must not part by the clock: for them the end of the pass is soon enough
+            if not math.isfinite(_report(progress, tally)) and not ranks.several():
                 raise _non_finite(experiment, batch, epoch, tally.batches)
         if midway.wanted():
             midway.save(epoch, parts, time.perf_counter() - start, clock.wait)
-    mean_loss, accuracy = tally.means()  # waits for the device: the clock below is honest
+    collectives.set_rows(None)
+    mean_loss, accuracy = collectives.numbers_of_first(*tally.means())  # waits for the device: the clock is honest
     # a membrane that is nan never reaches its threshold: rate losses stay finite over weights that are lost
     if not math.isfinite(mean_loss) or _non_finite_parameter(network):
         raise _non_finite(experiment, batch, epoch, tally.batches)
@@ -170,7 +173,8 @@ def evaluation_pass(
         if (now := time.perf_counter()) - shown > REFRESH_S:
             shown = now
             _report(progress, tally)
-    mean_loss, accuracy = tally.means()
+    collectives.set_rows(None)
+    mean_loss, accuracy = collectives.numbers_of_first(*tally.means())
     if split != "test" and not math.isfinite(mean_loss):
         raise _non_finite(experiment, batch, epoch, tally.batches)
     return PassResult(mean_loss, accuracy, tally.samples, time.perf_counter() - start, clock.wait)
@@ -189,9 +193,9 @@ def _non_finite(experiment: Experiment, batch: Batch, epoch: int, number: int) -
     culprit = _non_finite_parameter(experiment.network)
     if culprit is None:
         finder = _NonFiniteFinder()
-        with torch.no_grad():
+        with torch.no_grad(), ranks.alone():
             experiment.forward(batch, finder)
-        culprit = finder.found or "the loss itself"
+        culprit = next(filter(None, collectives.words_of_all(finder.found)), "the loss itself")
     return TrainingError(
         f"epoch {epoch}, batch {number}: the loss or a parameter is not finite; first seen in {culprit}. "
         "The last finished epoch is kept. Try a lower optimizer.lr or optimizer.lr_threshold, or trainer.grad_clip=1."

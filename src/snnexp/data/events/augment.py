@@ -7,6 +7,8 @@ channels) is never shifted. Bins are set by the events that are left.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numba
 import numpy as np
 from numpy.typing import NDArray
@@ -63,8 +65,29 @@ def _move(address, offsets, shape, cos, sin, mirror, shift_x, shift_y, swap, kee
                 address[i] = (p * height + y) * width + x
 
 
+@dataclass(frozen=True)
+class Among:
+    """Where samples and their events stand among those of the whole batch, for which the numbers are drawn."""
+
+    samples: slice
+    of_samples: int
+    events: slice
+    of_events: int
+
+    @classmethod
+    def of(cls, lengths: NDArray[np.int64], part: slice) -> Among:
+        """The samples `part` of a batch whose samples have so many events."""
+        first, stop, _ = part.indices(len(lengths))
+        begin, end = int(lengths[:first].sum()), int(lengths[:stop].sum())
+        return cls(slice(first, stop), len(lengths), slice(begin, end), int(lengths.sum()))
+
+
 def augment(
-    events: EventArrays, shape: tuple[int, int, int], conf: AugmentConf, rng: np.random.Generator
+    events: EventArrays,
+    shape: tuple[int, int, int],
+    conf: AugmentConf,
+    rng: np.random.Generator,
+    among: Among | None = None,
 ) -> EventArrays:
     """Change a batch of events in place where possible, and return what is left of it.
 
@@ -75,20 +98,24 @@ def augment(
             (left to right, probability 1/2), flip_polarity (probability per sample), drop_events (share), jitter_ms
             (standard deviation; times stay at or after 0).
         rng: all draws come from it, so the same state gives the same batch.
+        among: the batch of which these samples are a part; None: they are all of it.
     """
     time, address, offsets = events
-    samples, total = len(offsets) - 1, len(time)
-    keep = np.ones(total, np.bool_)
-    angle = np.deg2rad(rng.uniform(-conf.rotate, conf.rotate, samples)) if conf.rotate else np.zeros(samples)
-    mirror = rng.random(samples) < 0.5 if conf.flip else np.zeros(samples, np.bool_)
-    shift_x = rng.integers(-conf.shift, conf.shift + 1, samples) * (shape[2] > 1)
-    shift_y = rng.integers(-conf.shift, conf.shift + 1, samples) * (shape[1] > 1)
-    swap = rng.random(samples) < conf.flip_polarity
+    samples = len(offsets) - 1
+    keep = np.ones(len(time), np.bool_)
+    if among is None:
+        among = Among(slice(None), samples, slice(None), len(time))
+    count, mine = among.of_samples, among.samples
+    angle = np.deg2rad(rng.uniform(-conf.rotate, conf.rotate, count))[mine] if conf.rotate else np.zeros(samples)
+    mirror = rng.random(count)[mine] < 0.5 if conf.flip else np.zeros(samples, np.bool_)
+    shift_x = rng.integers(-conf.shift, conf.shift + 1, count)[mine] * (shape[2] > 1)
+    shift_y = rng.integers(-conf.shift, conf.shift + 1, count)[mine] * (shape[1] > 1)
+    swap = rng.random(count)[mine] < conf.flip_polarity
     _move(address, offsets, shape, np.cos(angle), np.sin(angle), mirror, shift_x, shift_y, swap, keep)
     if conf.drop_events:
-        keep &= rng.random(total, np.float32) >= conf.drop_events
+        keep &= rng.random(among.of_events, np.float32)[among.events] >= conf.drop_events
     if conf.jitter_ms:
-        noise = rng.standard_normal(total, np.float32) * np.float32(1000 * conf.jitter_ms)
+        noise = rng.standard_normal(among.of_events, np.float32)[among.events] * np.float32(1000 * conf.jitter_ms)
         time = np.clip(np.rint(time + noise), 0, np.iinfo(np.int32).max - 128).astype(np.int32)
     if not keep.all():
         kept_before = np.concatenate([np.zeros(1, np.int64), np.cumsum(keep)])

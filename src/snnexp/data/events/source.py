@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from snnexp import ranks
 from snnexp.config import EventDatasetConf
 from snnexp.data.base import Batch, DataInfo, EventFrames
-from snnexp.data.events.augment import augment, gather, is_active
+from snnexp.data.events.augment import Among, augment, gather, is_active
 from snnexp.data.events.binning import Binning, DeviceBinning, bin_dense, bin_edges, bin_lists, build_binning
 from snnexp.data.events.buffers import BufferPool
 from snnexp.data.events.prefetch import Prefetch
@@ -112,7 +113,7 @@ class EventSource:
 
     def batches(self, split: str, epoch: int = 0, seed: int = 0, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of `split`; see `DataSource.batches`. On the CPU the next one is made in the background."""
-        batches = self._batches(split, epoch, seed, start)
+        batches = self._batches(split, epoch, seed, start, ranks.several())
         return iter(Prefetch(batches)) if self.device.type == "cpu" else batches
 
     # --- batches --------------------------------------------------------------------------------------------------
@@ -127,7 +128,7 @@ class EventSource:
             return self.conf.batch_size
         return self.conf.eval_batch_size
 
-    def _batches(self, split: str, epoch: int, seed: int, start: int) -> Iterator[Batch]:
+    def _batches(self, split: str, epoch: int, seed: int, start: int, shared: bool) -> Iterator[Batch]:
         order = self._indices(split)
         if split == "train":
             order = order[np.random.default_rng([seed, epoch]).permutation(len(order))]
@@ -138,15 +139,20 @@ class EventSource:
             chosen = order[first : first + size]
             rng = np.random.default_rng([seed, epoch, number]) if augmented else None
             labels = torch.from_numpy(self.store.labels[chosen]).to(self.device, non_blocking=True)
-            yield Batch(self._frames(chosen, rng), labels)
+            rows = ranks.rows_of(len(chosen)) if shared else None
+            yield Batch(self._frames(chosen, slice(None) if rows is None else rows.part, rng), labels, rows)
 
-    def _frames(self, chosen: NDArray[np.int64], rng: np.random.Generator | None) -> torch.Tensor | EventFrames:
-        """Bin the chosen samples, augmented if there is a generator."""
-        store = self.store
+    def _frames(
+        self, batch: NDArray[np.int64], part: slice, rng: np.random.Generator | None
+    ) -> torch.Tensor | EventFrames:
+        """Bin a part of a batch's samples, augmented if there is a generator: by the whole batch's numbers."""
+        store, chosen = self.store, batch[part]
         time, address = store.time, store.address
         starts, stops = store.starts[chosen], store.starts[chosen + 1]
         if rng is not None:
-            events = augment(gather(time, address, starts, stops), self.binning.sensor, self.conf.augment, rng)
+            among = Among.of(store.starts[batch + 1] - store.starts[batch], part)
+            events = gather(time, address, starts, stops)
+            events = augment(events, self.binning.sensor, self.conf.augment, rng, among)
             time, address, offsets = events
             starts, stops = offsets[:-1], offsets[1:]
         edges = bin_edges(time, starts, stops, self.binning)

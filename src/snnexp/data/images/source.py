@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from snnexp import ranks
 from snnexp.config import DatasetConf, FolderImagesConf
 from snnexp.data.base import Batch, DataInfo
 from snnexp.data.facts import FACTS, unread_keys
@@ -100,19 +101,26 @@ class ImageSource:
 
     def batches(self, split: str, epoch: int = 0, seed: int = 0, start: int = 0) -> Iterator[Batch]:
         """Yield uint8 batches [B, C, H, W]; see `DataSource.batches`."""
+        return self._batches(split, epoch, seed, start, ranks.several())
+
+    def _batches(self, split: str, epoch: int, seed: int, start: int, shared: bool) -> Iterator[Batch]:
         images, labels = self.splits[split]
         size = self._batch_size(split)
         if split != "train":
             for begin in range(start * size, len(labels), size):
-                yield Batch(images[begin : begin + size], labels[begin : begin + size])
+                batch, answers = images[begin : begin + size], labels[begin : begin + size]
+                rows = ranks.rows_of(len(answers)) if shared else None
+                yield Batch(batch if rows is None else batch[rows.part], answers, rows)
             return
         generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
         order = torch.randperm(len(labels), generator=generator).to(images.device)
         draws = image_augment.draw(self.conf.augment, len(labels), generator, images.device)
         for begin in range(start * size, len(labels), size):
             chosen = order[begin : begin + size]
-            batch = images[chosen]
-            yield Batch(batch if draws is None else draws.apply(batch, begin), labels[chosen])
+            rows = ranks.rows_of(len(chosen)) if shared else None
+            part = slice(None) if rows is None else rows.part
+            batch = images[chosen[part]]
+            yield Batch(batch if draws is None else draws.apply(batch, begin + (part.start or 0)), labels[chosen], rows)
 
     def num_batches(self, split: str) -> int:
         """Number of batches of `split`, the last and smaller one included."""

@@ -1,0 +1,84 @@
+"""Several processes train the network that one would: the same weights and the same numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from composing import compose_words
+from together import on_ranks
+
+from snnexp.analysis.activity import ActivityMeter
+from snnexp.config import Config
+from snnexp.experiment import assemble
+from snnexp.rescue.manager import Rescue
+from snnexp.training.display import Display
+from snnexp.training.optimisation import build_optimizer
+from snnexp.training.outcome import test as run_test
+from snnexp.training.passes import evaluation_pass, train_pass
+from snnexp.validation import validate
+
+SMALL = ("device=cpu", "tracking=off", "dataset.batch_size=32", "dataset.limit_train=290", "dataset.limit_val=40",
+         "dataset.limit_test=40", "dataset.num_steps=4", "neuron.threshold=0.5")  # fmt: skip
+# ten batches, the last of two samples: of three processes one has none
+CONV = "model.spec=c4k3-BN-SN-MP2-FC20-SN-FC-SN"
+
+CASES = {
+    "conv_bn": (CONV,),
+    "plif_dropout": ("neuron=plif", "model.spec=c4k3-BN-SN-DP0.3-FC20-SN-DPT0.2-FC-SN", "encoder=rate"),
+    "fire_once": ("neuron=ttfs", "model.spec=FC20-BN-SN-FC-SN", "encoder=latency"),
+    "lists": ("dataset=randman", "dataset.sparse=always", "model.spec=FC20-SN-FC-SN", "neuron=rouser"),
+    "recurrent": ("dataset=randman", "model.spec=RFC20-SN-FC-SN", "trainer.checkpoint_steps=3"),
+}  # fmt: skip
+MORE = {
+    "checkpoint_steps": (CONV, "encoder=rate", "trainer.checkpoint_steps=2"),
+    "per_step": (CONV, "encoder=rate", "model.bn_per_step=true", "trainer.grad_clip=0.5"),
+    "bf16": (CONV, "trainer.precision=bf16"),
+    "ltmd": ("neuron=ltmd", "model.spec=c4k3-BN-SN-DPM0.3-FC20-SN-FC-SN", "decoder.agreement=0.5"),
+    "noise": ("model.spec=FC20-SN-FC-SN", "neuron.noise=0.2", "dataset.augment.shift=1"),
+    "homeostasis": (CONV, "rescue=homeostasis"),
+    "bounds": (CONV, "rescue=bounds", "decoder.synops=100", "optimizer=sgd"),
+    "residual": ("model.spec=c4k3-BN-SN-+(c4k3-BN-SN-c4k3-BN)-SN-FC-SN",),
+    "augmented_events": ("dataset=randman", "dataset.augment.drop_events=0.1", "dataset.augment.jitter_ms=1"),
+}
+
+
+def numbers(conf: Config, epochs: int = 1) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """Weights and metrics after a few passes."""
+    experiment = assemble(conf)
+    network = experiment.network
+    optimizer = build_optimizer(conf.optimizer, network.parameter_groups())
+    rescue = Rescue.of(experiment, optimizer)
+    rescue.start()
+    metrics: dict[str, Any] = {}
+    for epoch in range(1, epochs + 1):
+        for split in ("train", "val"):
+            meter = ActivityMeter(network, 0.01)
+            if split == "train":
+                result = train_pass(experiment, optimizer, epoch, meter, rescue=rescue)
+            else:
+                result = evaluation_pass(experiment, split, meter, epoch)
+            metrics |= {f"{k} {epoch}": v for k, v in (result.metrics(split) | meter.metrics(split)).items()}
+    outcome = run_test(experiment, Display(1, quiet=True), epochs)
+    assert outcome.synops.dense > 0
+    return {name: t.clone() for name, t in network.state_dict().items()}, metrics | outcome.metrics
+
+
+def same(one: Any, several: list[Any], tolerance: float) -> None:
+    for weights, metrics in several:
+        apart = {n: float((t.double() - one[0][n].double()).abs().max()) for n, t in weights.items()}
+        assert max(apart.values()) < tolerance, apart
+        assert metrics == pytest.approx(one[1], rel=1e-4, abs=1e-6, nan_ok=True)
+    for weights, metrics in several[1:]:
+        assert all(torch.equal(t, several[0][0][n]) for n, t in weights.items())
+        assert metrics == pytest.approx(several[0][1], rel=0, abs=0, nan_ok=True)
+
+
+@pytest.mark.parametrize("case", CASES | MORE)
+def test_several_processes_train_the_network_that_one_would(case: str, tmp_path: Path) -> None:
+    conf = validate(compose_words(*SMALL, *(CASES | MORE)[case]))
+    one = numbers(conf)
+    for size in (2, 3):
+        same(one, on_ranks(size, tmp_path / str(size), numbers, conf), 1e-6)
