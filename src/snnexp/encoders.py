@@ -21,6 +21,7 @@ from snnexp.collectives import gathered_rows, padded
 from snnexp.config import DeltaEncoderConf, EncoderConf, LatencyEncoderConf, RateEncoderConf
 from snnexp.data.base import DataInfo, EventFrames
 from snnexp.errors import ConfigError
+from snnexp.ranks import Rows
 from snnexp.registry import ENCODERS, load
 
 LEVEL_TOLERANCE = 1e-5  # of a threshold: 0.3 * 10 / (10 * 0.1) must count as 3 although it is 2.9999998 in float32
@@ -83,10 +84,10 @@ class Encoder:
         x = frames.to(torch.float32) / 255
         mine = collectives.rows()
         if self.own:  # it may look at several samples at a time
-            return self._of_the_user(x) if mine is None else self._of_the_user(gathered_rows(x, mine))[:, mine.part]
+            return self._of_the_user(x) if mine is None else _own(self._of_the_user(gathered_rows(x, mine)), mine)
         x = _standardise(x, self.info) if self.normalize else x
         if mine is not None and self.conf.name == "rate":  # what is drawn for a pixel does not depend on the others
-            return cast(Tensor, self.function(padded(x, mine), self.info.num_steps, self.conf))[:, mine.part]
+            return _own(self.function(padded(x, mine), self.info.num_steps, self.conf), mine)
         return cast(Input, self.function(x, self.info.num_steps, self.conf))
 
     def _of_the_user(self, x: Tensor) -> Tensor:
@@ -109,6 +110,11 @@ class Encoder:
             ) from error
         with torch.random.fork_rng(devices=[]):
             self._of_the_user(torch.rand(2, *self.info.shape))
+
+
+def _own(spk: Tensor, mine: Rows) -> Tensor:
+    """This process's rows of [T, B, ...], laid out as a batch of its own: layers choose their memory layout by it."""
+    return spk[:, mine.part].contiguous()
 
 
 def none(x: Tensor, num_steps: int, conf: EncoderConf) -> Tensor:
