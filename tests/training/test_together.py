@@ -21,7 +21,8 @@ from snnexp.training.passes import evaluation_pass, train_pass
 from snnexp.validation import validate
 
 SMALL = ("device=cpu", "tracking=off", "dataset.batch_size=32", "dataset.limit_train=290", "dataset.limit_val=40",
-         "dataset.limit_test=40", "dataset.num_steps=4", "neuron.threshold=0.5", "optimizer=sgd", "optimizer.lr=0.1")  # fmt: skip
+         "dataset.limit_test=40", "dataset.num_steps=4", "neuron.threshold=0.5", "optimizer=sgd",
+         "optimizer.lr=0.1")  # fmt: skip
 # ten batches, the last of two samples: of three processes one has none
 CONV = "model.spec=c4k3-BN-SN-MP2-FC20-SN-FC-SN"
 
@@ -76,7 +77,10 @@ def same(one: Any, several: list[Any], tolerance: float) -> None:
         assert metrics == pytest.approx(several[0][1], rel=0, abs=0, nan_ok=True)
 
 
-@pytest.mark.parametrize("case", CASES | MORE)
+@pytest.mark.parametrize(
+    "case",
+    [case if case in ("conv_bn", "lists") else pytest.param(case, marks=pytest.mark.slow) for case in CASES | MORE],
+)
 def test_several_processes_train_the_network_that_one_would(case: str, tmp_path: Path) -> None:
     conf = validate(compose_words(*SMALL, *(CASES | MORE)[case]))
     one = numbers(conf)

@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from snnexp import collectives, ranks
-from snnexp.analysis.reach import NearCounter, quantile
+from snnexp.analysis.counters import Counter, InputCounter
+from snnexp.analysis.reach import quantile
 from snnexp.analysis.weight_gradients import Norms, WeightGradients
 from snnexp.config import TrainerConf
 from snnexp.data.base import EventFrames
@@ -40,8 +41,6 @@ from snnexp.neurons.layer import SpikingLayer
 from snnexp.neurons.reach import Reach, reach_of
 
 SATURATED_RATE = 0.95  # spikes per time step
-SUMS, NUMBERS = ("spikes", "shares", "peaks", "thresholds"), ("batches", "samples", "steps")  # of a `_Counter`
-JOINED = 16  # batches whose silent neurons several processes put together at a time
 
 
 @dataclass(frozen=True)
@@ -90,134 +89,6 @@ class LayerActivity:
         return float(self.saturated.double().mean())
 
 
-class _Counter:
-    """Running sums of one layer, on the device. float64 holds counts exactly up to 2**53."""
-
-    def __init__(self, layer: nn.Module, neurons: int, device: torch.device, reach: Reach | None) -> None:
-        self.spikes = torch.zeros(neurons, dtype=torch.float64, device=device)
-        # sums of batch shares, of silent pairs of neuron and sample, of samples without a spike
-        self.shares = torch.zeros(3, dtype=torch.float64, device=device)
-        self.peaks = torch.full_like(self.spikes, -torch.inf, dtype=torch.float32)
-        self.thresholds = torch.full_like(self.peaks, torch.nan)
-        # now: they may be learned while the pass goes on
-        if isinstance(layer, SpikingLayer) and (level := layer.effective("threshold")) is not None:
-            self.thresholds = level.detach().expand(layer.shape).flatten().float().clone()
-        self.batches = self.samples = self.steps = 0
-        self._fired: list[Tensor] = []  # which neurons did in this process's rows, of batches not yet joined
-        self._so_far: Tensor | None = None  # spikes [B, neurons] of a batch whose last time steps are still to come
-        self.near = None if reach is None else NearCounter(reach, neurons, device)
-
-    def add(self, firing: Firing) -> None:
-        if self.near is not None:
-            self.near.add(firing, self._so_far)
-        if self.batches == 0:
-            self.peaks = torch.maximum(self.peaks, firing.mem.amax((0, 1)).flatten().float())
-        self.steps += firing.mem.shape[0] * firing.mem.shape[1]
-        counts = firing.counts.flatten(1)
-        if self._so_far is not None:
-            counts = self._so_far + counts
-        self._so_far = None if firing.last else counts
-        if not firing.last:
-            return
-        per_neuron = counts.sum(0)
-        self.spikes += per_neuron
-        silent = counts == 0
-        in_batch = (per_neuron == 0).double().mean()
-        if collectives.rows() is not None:
-            in_batch = self._silent_in_all(per_neuron != 0)
-        self.shares += torch.stack((in_batch, silent.double().sum(), silent.all(1).double().sum()))
-        self.batches += 1
-        self.samples += counts.shape[0]
-
-    def add_nothing(self, last: bool) -> None:
-        """A batch of which other processes have all samples; `last`: their last time steps."""
-        if last:
-            self.shares[0] += self._silent_in_all(torch.zeros_like(self.spikes, dtype=torch.bool))
-            self.batches += 1
-
-    def _silent_in_all(self, fired: Tensor) -> Tensor:
-        """Keep which neurons fired in this process's rows of a batch; returns the sum of shares of silent neurons over
-        the batches that are joined now, in the first process: a sum over all processes follows."""
-        self._fired.append(fired)
-        return self._joined_batches() if len(self._fired) == JOINED else self.shares.new_zeros(())
-
-    def _joined_batches(self) -> Tensor:
-        if not self._fired:
-            return self.shares.new_zeros(())
-        fired = collectives.largest(torch.stack(self._fired).to(torch.uint8))
-        self._fired = []
-        return (fired == 0).double().mean(1).sum() * ranks.leads()
-
-    def join(self) -> None:
-        """The sums of all processes, at the end of a pass."""
-        self.shares[0] += self._joined_batches()
-        own = [self.spikes, self.shares, self.shares.new_tensor([self.samples, self.steps])]
-        total = collectives.add_up(torch.cat(own))
-        self.spikes, self.shares, counts = torch.split(total, [len(self.spikes), 3, 2])
-        self.samples, self.steps = (int(count) for count in counts)
-        collectives.largest(self.peaks)
-        if self.near is not None:
-            self.near.join()
-
-    def near_parts(self) -> tuple[Tensor, ...]:
-        """What there is to fetch of the gradient's reach."""
-        return () if self.near is None else (self.near.near,)
-
-    def state_dict(self) -> dict[str, Any]:
-        """All sums, between two batches."""
-        near = None if self.near is None else self.near.state_dict()
-        return {**{key: getattr(self, key) for key in (*SUMS, *NUMBERS)}, "near": near}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
-        for key in SUMS:
-            getattr(self, key).copy_(state[key])
-        for key in NUMBERS:
-            setattr(self, key, int(state[key]))
-        if self.near is not None and state["near"] is not None:
-            self.near.load_state_dict(state["near"])
-
-
-class _InputCounter:
-    """Counts the samples that reach the network as zeros throughout, on the device.
-
-    The input of the first layer with weights comes before anybody has said how many samples it holds; the spiking
-    layer behind it knows.
-    """
-
-    def __init__(self) -> None:
-        self._rows: Tensor | None = None  # which rows [T*B] have an input, not yet taken apart into steps and samples
-        self._so_far: Tensor | None = None  # which samples [B] had one in the segments before
-        self.silent: Tensor | None = None
-        self.samples = 0
-
-    def see(self, x: Tensor | EventFrames) -> None:
-        if isinstance(x, EventFrames):
-            self._rows = x.offsets.diff() > 0
-        else:
-            each = tuple(range(1, x.dim()))
-            self._rows = (x.amax(each) != 0) | (x.amin(each) != 0)  # half the time of `any`; nan is no zero
-
-    def join(self) -> None:
-        """The sums of all processes, at the end of a pass."""
-        own = [0 if self.silent is None else int(self.silent), self.samples]
-        silent, samples = collectives.add_up(torch.tensor(own, dtype=torch.int64))
-        self.silent, self.samples = silent if samples else None, int(samples)
-
-    def take_apart(self, batch_size: int, last: bool) -> None:
-        seen = self._so_far
-        if self._rows is not None:
-            now = self._rows.view(-1, batch_size).any(0)
-            seen, self._rows = now if seen is None else seen | now, None
-        if seen is None:
-            return
-        self._so_far = None if last else seen
-        if last:
-            silent = (~seen).sum()
-            self.silent = silent if self.silent is None else self.silent + silent
-            self.samples += batch_size
-
-
 class ActivityMeter:
     """Observer that counts spikes over passes; `metrics(split)` closes a pass and starts the next one.
 
@@ -236,8 +107,8 @@ class ActivityMeter:
         self.last: dict[str, LayerActivity] = {}  # of the pass closed last, by layer
         self.silent_input: float | None = None  # share of its samples whose input was zero throughout; None: not seen
         self._watched = _entrance(network)
-        self._counters: dict[str, _Counter] = {}
-        self._input = _InputCounter()
+        self._counters: dict[str, Counter] = {}
+        self._input = InputCounter()
         self._forced: dict[str, Tensor | float] = {}  # sum over samples of the share of forced neurons, by layer
         self._dead_before: dict[str, Tensor] = {}
 
@@ -257,12 +128,12 @@ class ActivityMeter:
             self._counters[name].add(firing)
             self._input.take_apart(firing.counts.shape[0], firing.last)
 
-    def _counter(self, name: str, layer: nn.Module, neurons: int, device: torch.device) -> _Counter:
+    def _counter(self, name: str, layer: nn.Module, neurons: int, device: torch.device) -> Counter:
         known = self._reach.get(name)
         moved = known is not None and known.dynamics is not known.layer.dynamics  # another surrogate since
         if self.eps is not None and (name not in self._reach or moved):
             self._reach[name] = reach_of(layer, self.eps)
-        return _Counter(layer, neurons, device, self._reach.get(name))
+        return Counter(layer, neurons, device, self._reach.get(name))
 
     def connection(self, name: str, module: nn.Module, x: Tensor | EventFrames, repeat: int) -> None:
         """Look for samples without input at the network's entrance; inputs of other layers do not matter here."""
@@ -280,7 +151,7 @@ class ActivityMeter:
         self._counters = {}
         self._gradients.reset()
         self._forced = {}
-        self._input = _InputCounter()
+        self._input = InputCounter()
 
     def metrics(self, split: str) -> dict[str, float]:
         """Close the pass and return its metrics under the contract's names; empty if nothing ran.
