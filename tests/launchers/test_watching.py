@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from snnexp.launchers import queue, slurm, watching
 from snnexp.launchers.outcomes import names, summary
 from snnexp.launchers.watching import Watch
 from snnexp.launchers.worker import JobError
+from snnexp.tracking import sweep_folder
 
 
 def returned(value: Any, status: JobStatus = JobStatus.COMPLETED) -> tuple[str, Any]:
@@ -139,6 +142,45 @@ def test_the_queue_is_read(slurm_commands: Any) -> None:
     assert queue.end_of("12_1") == "CANCELLED"
     slurm_commands("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
     assert queue.end_of("12_1") == queue.GONE
+
+
+def test_silence_is_no_word_about_jobs(
+    slurm_commands: Any, watch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A controller that does not answer: whoever waits goes on waiting, and nothing is declared over."""
+    (tmp_path / sweep_folder.SWEEP_FILE).write_text(json.dumps({"before": str(tmp_path)}))
+    sweep_folder.note_jobs(tmp_path, 2, ["12"])
+    down, waits = "echo 'Unable to contact slurm controller' >&2; exit 1", "printf '12_1|PENDING\\n'"
+    slurm_commands("sbatch", "exit 1")
+    slurm_commands("squeue", down)
+    assert sweep_folder.queued(tmp_path) is None
+    looks = iter([down, waits, "true"])
+    monkeypatch.setattr(time, "sleep", lambda _: slurm_commands("squeue", next(looks)))
+    slurm._wait_for_earlier(tmp_path)
+    assert next(looks, None) is None
+    said = capsys.readouterr().out
+    assert said.count("Slurm does not answer (squeue)") == said.count("are still in Slurm (12; scancel ends them)") == 1
+    jobs = Jobs([None, ["RUNNING"], None, ["CANCELLED"], ["RUNNING"]], {})
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    watch(jobs, 1).until_gone(60.0)
+    assert jobs.look == 4
+
+
+@pytest.mark.parametrize(
+    ("params", "at_once"),
+    [
+        ({"executor": "slurm"}, 32),
+        ({"executor": "local"}, 6),
+        ({"executor": "local", "cpus_per_task": 4}, 1),
+        ({"executor": "local", "cpus_per_task": 16}, 1),
+        ({"executor": "local", "array_parallelism": 9}, 9),
+    ],
+)
+def test_as_many_jobs_at_once_as_there_is_room_for(
+    params: dict[str, Any], at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm, "cores", lambda: 6)
+    assert slurm.parallelism({"array_parallelism": None, "cpus_per_task": None, **params}) == at_once
 
 
 def parameters(**changed: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import math
 import shlex
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +73,32 @@ def test_killed_and_continued_is_as_if_it_had_not_been(search: Searching, undraw
     more = Launcher(near)
     assert states(search(more, *words[:-1], "hydra.sweeper.n_trials=9")) == {"COMPLETE": 9}
     assert len(more.jobs) == 1
+
+
+def test_without_its_folder_a_search_goes_on(
+    search: Searching, undrawn: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """state_dir was deleted, the study was kept: nobody else can be at its trials, unless the process lives."""
+    words = (LR, "hydra.sweeper.n_jobs=2", "hydra.sweeper.n_trials=4", "state_dir=states")
+    with pytest.raises(KeyboardInterrupt):
+        search(Launcher(near, dies_at=1), *words)
+    shutil.rmtree("states")
+    assert states(search(Launcher(near), *words)) == {"COMPLETE": 2, "RUNNING": 2}
+    said = capsys.readouterr().out
+    assert "2 complete, 0 pruned, 0 failed, 2 running elsewhere" in said
+    assert "Trial 2 was asked for on " in said and "--trial-number 2 --state fail" in said
+    shutil.rmtree("states")
+    monkeypatch.setattr("snnexp.search.study._lives", lambda pid: False)
+    again = Launcher(near)
+    assert states(search(again, *words)) == {"COMPLETE": 4}
+    assert again.numbers == [2, 3]
+
+
+def test_of_equal_trials_the_first_is_the_best(
+    search: Searching, undrawn: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search(Launcher(lambda job: float(job["hydra.sweeper.trial"] != "0")), LR, "hydra.sweeper.n_trials=4")
+    assert "Best: val/accuracy 1 (trial 1)" in capsys.readouterr().out
 
 
 def test_trials_are_launched_together(search: Searching, undrawn: None) -> None:

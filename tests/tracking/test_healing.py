@@ -15,7 +15,7 @@ from snnexp.tracking import healing, network_disk, sweep_folder
 from snnexp.tracking.healing import after_job, heal_all, heal_runs
 from snnexp.tracking.mlflow_store import connect
 from snnexp.tracking.runs import RunFolder, read_record
-from snnexp.tracking.sweep import Sweep
+from snnexp.tracking.sweep import FOLDER_TAG, Sweep
 
 Open = Callable[..., Any]
 
@@ -144,6 +144,80 @@ def test_a_third_attempt_knows_the_jobs_of_the_first(tmp_path: Path) -> None:
     one_for_all = {"before": str(tmp_path / "1")}  # hydra.sweep.dir
     (tmp_path / "1" / sweep_folder.SWEEP_FILE).write_text(json.dumps(one_for_all))
     assert sweep_folder.earlier_arrays(tmp_path / "1") == ["12"]
+
+
+def test_jobs_of_every_attempt_count(tmp_path: Path) -> None:
+    """Each attempt that comes so far launches all jobs; one that was cut off before has none of its own."""
+    for number in (1, 2):
+        (tmp_path / str(number)).mkdir()
+        before = str(tmp_path / "1") if number > 1 else None
+        (tmp_path / str(number) / sweep_folder.SWEEP_FILE).write_text(json.dumps({"before": before}))
+    assert sweep_folder.size(tmp_path / "2") is None
+    sweep_folder.note_jobs(tmp_path / "1", 12, ["3"])
+    assert sweep_folder.size(tmp_path / "2") == 12
+    sweep_folder.begin(tmp_path / "1")  # one folder for all: hydra.sweep.dir
+    assert (sweep_folder.size(tmp_path / "1"), sweep_folder.arrays(tmp_path / "1")) == (12, ["3"])
+    sweep_folder.note_jobs(tmp_path / "1", 12, ["4"])
+    sweep_folder.begin(tmp_path / "1")
+    assert (sweep_folder.size(tmp_path / "1"), sweep_folder.arrays(tmp_path / "1")) == (12, ["3", "4"])
+
+
+def test_an_attempt_that_was_cut_off_early_leaves_the_sweep_as_far_as_it_was(
+    open_run: Open, config: Any, store: Any, sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while it waited for the first one's jobs, which then came to their end."""
+    sweep_folder.note_jobs(sweep.folder, 1, ["12"])
+    second = tmp_path / "second"
+    second.mkdir()
+    (second / sweep_folder.SWEEP_FILE).write_text(json.dumps({"before": str(sweep.folder)}))
+    store.client.set_tag(sweep.parent_run_id, FOLDER_TAG, str(second))
+    monkeypatch.setattr(sweep_folder.queue, "is_installed", lambda: True)
+    states: dict[str, str] | None = {"12_0": "PENDING"}
+    monkeypatch.setattr(sweep_folder.queue, "states", lambda arrays: states)
+    heal_all(store)
+    assert status(store, sweep.parent_run_id) == "RUNNING"
+    states = None  # Slurm does not answer
+    heal_all(store)
+    assert status(store, sweep.parent_run_id) == "RUNNING"
+    states = {}
+    tracker, folder = open_run(config, parent_run_id=sweep.parent_run_id, sweep_id="abc")
+    tracker.finish("FINISHED")
+    folder.finish("FINISHED")
+    heal_all(store)
+    assert status(store, sweep.parent_run_id) == "FINISHED"
+
+
+def test_a_search_whose_launcher_is_gone_is_not_finished(open_run: Open, config: Any, store: Any, sweep: Sweep) -> None:
+    """All trials that it asked for are; nobody asks for the others."""
+    store.client.set_tag(sweep.parent_run_id, "search", "optuna")
+    sweep_folder.note_jobs(sweep.folder, 1, [])
+    tracker, folder = open_run(config, parent_run_id=sweep.parent_run_id, sweep_id="abc")
+    tracker.finish("FINISHED")
+    folder.finish("FINISHED")
+    heal_all(store)
+    assert status(store, sweep.parent_run_id) == "KILLED"
+
+
+@pytest.mark.parametrize("note", [None, "first", "front"])
+def test_search_and_sweep_name_the_same_run_as_the_best(
+    open_run: Open, config: Any, store: Any, sweep: Sweep, note: str | None
+) -> None:
+    store.client.set_tag(sweep.parent_run_id, "search", "optuna")
+    runs = []
+    for trial in (0, 1, 2):  # equal values: the first trial; the newest run comes first from the store
+        tracker, folder = open_run({**config, "seed": trial}, parent_run_id=sweep.parent_run_id, sweep_id="abc")
+        tracker.log_tags({"trial": str(trial)})
+        tracker.log_epoch(1, {"val/accuracy": 0.4 if trial == 0 else 0.5})
+        tracker.finish("FINISHED")
+        folder.finish("FINISHED")
+        runs.append(tracker.run_id)
+    # of a search for another objective
+    best = {"first": runs[:1], "front": runs[:2]}.get(note or "")
+    if best is not None:
+        (sweep.folder / sweep_folder.SEARCH_NOTE).write_text(json.dumps({"lines": [], "best": best}))
+    heal_all(store)
+    tags = store.client.get_run(sweep.parent_run_id).data.tags
+    assert tags.get("best_child") == {None: runs[1], "first": runs[0], "front": ""}[note]
 
 
 # --- SQLite on network file systems ---

@@ -101,6 +101,19 @@ def test_how_a_sweep_ended_is_said_truly(statuses: list[str], complete: bool, fa
     assert said.startswith(text)
 
 
+@pytest.mark.parametrize(
+    ("statuses", "text"),
+    [
+        ([], "Sweep: it ended with an error before its first run began: see above."),
+        (["FINISHED"], "Sweep: 1 finished, 0 failed, 0 killed. It ended with an error (see above); the same command"),
+    ],
+)
+def test_what_an_error_ended_was_not_interrupted(statuses: list[str], text: str) -> None:
+    """A launcher that refuses, or that fails, without any signal."""
+    said = " ".join(_how_it_ended(Counter(statuses), False, Counter(), 0, 0, interrupted=False))
+    assert said.startswith(text)
+
+
 def test_what_is_to_be_copied_stays_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     command = "  mlflow ui --backend-store-uri sqlite:////some/where/mlflow.db --workers 1"

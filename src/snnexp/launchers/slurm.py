@@ -13,7 +13,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,14 @@ from omegaconf import OmegaConf
 from snnexp import interrupts
 from snnexp.errors import ConfigError
 from snnexp.launchers import queue
-from snnexp.launchers.base import SweepLauncher
+from snnexp.launchers.base import SweepLauncher, cores
 from snnexp.launchers.outcomes import counted, names, say
 from snnexp.launchers.watching import LocalJobs, SlurmJobs, Watch
 from snnexp.launchers.worker import Work
 
 OWN_KEYS = ("executor", "submitit_folder", "max_num_timeout", "array_parallelism", "python", "setup", "additional")
 COMMON = ("timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "name")
+IN_CLUSTER = 32  # jobs at once
 END_WAIT_S = 60.0  # for cancelled jobs to close their records: Slurm kills them after KillWait, 30 s by default
 
 
@@ -70,7 +71,7 @@ class SlurmLauncher(SweepLauncher):
         for number, name in enumerate(names(job_overrides), first):
             say(f"#{number}: {name}")
         if self.params["executor"] == "local":
-            at_once: Any = self.params["array_parallelism"]
+            at_once = parallelism(self.params)
             say(f"{counted(len(calls))} on this machine, {at_once} at a time. Output: {logs}")
             return LocalJobs(executor, work, calls, at_once, folder)
         with interrupts.held():  # an array whose id nobody wrote down could not be cancelled
@@ -126,6 +127,8 @@ def _check(params: dict[str, Any]) -> None:
         )
     smallest = {"timeout_min": 1, "max_num_timeout": 0, "array_parallelism": 1, "signal_delay_s": 1, "nodes": 1}
     for key, least in smallest.items():
+        if key == "array_parallelism" and params.get(key) is None:
+            continue
         if not isinstance(params.get(key), int) or params[key] < least:
             raise ConfigError(f"hydra.launcher.{key}={params.get(key)}: must be a whole number, {least} or more.")
     delay, minutes = params["signal_delay_s"], params["timeout_min"]
@@ -134,6 +137,14 @@ def _check(params: dict[str, Any]) -> None:
             f"hydra.launcher.signal_delay_s={delay}: a job of {minutes} min would be told at once that its time is up. "
             "Lower it, or give the job more time with hydra.launcher.timeout_min."
         )
+
+
+def parallelism(params: Mapping[str, Any]) -> int:
+    """How many jobs run at once: as the user says, else 32 on a cluster, and as many as this machine has cores for."""
+    said = params.get("array_parallelism")
+    if said is not None:
+        return int(said)
+    return max(1, cores() // (params.get("cpus_per_task") or 1)) if params["executor"] == "local" else IN_CLUSTER
 
 
 def _executor(params: dict[str, Any], folder: Path) -> Any:
@@ -155,7 +166,7 @@ def _executor(params: dict[str, Any], folder: Path) -> Any:
     after = f"{python or shlex.quote(sys.executable)} -m snnexp.launchers.aftermath {shlex.quote(str(folder))}"
     executor.update_parameters(
         **{key if key in COMMON else f"slurm_{key}": value for key, value in given.items()},
-        slurm_array_parallelism=params["array_parallelism"],
+        slurm_array_parallelism=parallelism(params),
         slurm_setup=params["setup"],
         slurm_additional_parameters=params["additional"],
         # submitit's own command stands just before; the script ends as its job did
@@ -196,9 +207,13 @@ def _wait_for_earlier(folder: Path) -> None:
     from snnexp.tracking import sweep_folder
 
     arrays = sweep_folder.earlier_arrays(folder)
-    told = False
-    while arrays and (queue.active(arrays) or []):
-        if not told:
-            say(f"Jobs of this sweep are still in Slurm ({', '.join(arrays)}; scancel ends them): waiting for them ...")
-            told = True
+    told: set[str] = set()
+    while arrays and (left := queue.active(arrays)) != []:
+        names = ", ".join(arrays)
+        line = f"Jobs of this sweep are still in Slurm ({names}; scancel ends them): waiting for them ..."
+        if left is None:
+            line = f"Slurm does not answer (squeue), and may still have jobs of this sweep ({names}); waiting for it."
+        if line not in told:
+            say(line)
+            told.add(line)
         time.sleep(STATES_EVERY_S)

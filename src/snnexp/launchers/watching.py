@@ -165,7 +165,10 @@ class Watch:
     def until_gone(self, seconds: float) -> None:
         """After `cancel`: wait until no job runs any more, and put right the runs of those that had no time."""
         end = time.monotonic() + seconds
-        while time.monotonic() < end and any(state in ACTIVE - {"PENDING"} for state in self.jobs.states() or ["?"]):
+        while time.monotonic() < end:
+            states = self.jobs.states()
+            if states is not None and not any(state in ACTIVE - {"PENDING"} for state in states):
+                break
             time.sleep(RESULTS_EVERY_S)
         self._heal()
 

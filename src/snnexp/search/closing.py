@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from snnexp.commands import command_line, option_folders
 from snnexp.search.conf import directions
 from snnexp.search.preparing import Search
 from snnexp.search.space import Numbers
+from snnexp.search.study import PLACE
 from snnexp.terminal import wrapped
 from snnexp.tracking import sweep_folder
 
@@ -56,20 +58,25 @@ def close(config: DictConfig, search: Search, asking: Asking) -> None:
         lines.append(f"History, importance and parallel coordinates: {figures[0]} (and .pdf)")
         paths += figures
     print("\n".join(line if line.startswith("  ") else wrapped(line) for line in lines), flush=True)
-    write_atomically(search.folder / sweep_folder.SEARCH_NOTE, json.dumps(lines) + "\n")
+    runs = [trial.user_attrs.get("run_id") for trial in asking.best()]
+    write_atomically(search.folder / sweep_folder.SEARCH_NOTE, json.dumps({"lines": lines, "best": runs}) + "\n")
     _send(config, search.folder, paths)
 
 
 def _summary(config: DictConfig, search: Search, asking: Asking, trials: Sequence[FrozenTrial]) -> list[str]:
+    elsewhere = asking.elsewhere()
     counts = {word: sum(t.state.name == word for t in trials) for word in ("COMPLETE", "PRUNED", "FAIL", "RUNNING")}
     told = f"{counts['COMPLETE']} complete, {counts['PRUNED']} pruned, {counts['FAIL']} failed"
-    if counts["RUNNING"]:
-        told += f", {counts['RUNNING']} cut off or running elsewhere"
+    if counts["RUNNING"] > len(elsewhere):
+        told += f", {counts['RUNNING'] - len(elsewhere)} cut off"
+    if elsewhere:
+        told += f", {len(elsewhere)} running elsewhere"
     lines = [f"Search: {counts['COMPLETE'] + counts['PRUNED']} trials: {told}."]
     if counts["FAIL"]:
         lines.append("The same command tries other settings in the place of those that failed.")
-    if counts["RUNNING"]:
+    if counts["RUNNING"] > len(elsewhere):
         lines.append("The same command goes on with trials that were cut off.")
+    lines += _elsewhere(search, elsewhere)
     best = asking.best()
     if len(search.conf.objectives) == 1:
         for trial in best:
@@ -82,6 +89,18 @@ def _summary(config: DictConfig, search: Search, asking: Asking, trials: Sequenc
             lines += [f"trial {trial.number}: {_values(search, trial)}", f"  {command(config, search, trial)}"]
         if len(best) > MOST_COMMANDS:
             lines.append(f"and {len(best) - MOST_COMMANDS} more, in {search.folder / 'trials.csv'}")
+    return lines
+
+
+def _elsewhere(search: Search, trials: Sequence[FrozenTrial]) -> list[str]:
+    """Who has asked for trials that are none of ours, and what to do if that one is no more."""
+    lines = []
+    for trial in trials:
+        host, file, _ = trial.user_attrs.get(PLACE) or ("another machine or folder", "", "")
+        where = f"{host}{f', {Path(file).parent.parent}' if file else ''}"
+        lines.append(f"Trial {trial.number} was asked for on {where}. If nobody is at it any more, this lets it go:")
+        words = ["--storage", search.storage, "--study-name", search.study, "--trial-number", str(trial.number)]
+        lines.append("  " + shlex.join(["optuna", "tell", *words, "--state", "fail"]))
     return lines
 
 

@@ -11,12 +11,18 @@ under its number and with its values, so it is never counted twice.
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from snnexp.atomic import write_atomically
 from snnexp.collector import importing
 from snnexp.errors import ConfigError
 from snnexp.locks import file_lock
@@ -31,6 +37,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
 
 OWNER = "owner"  # of a trial: whose process it was asked for by
+PLACE = "owner_place"  # and where that one keeps its name: machine, file, process
 POPULATION = 10  # of NSGA-II; Optuna's 50 would leave most searches in their first, random generation
 WAIT_S = 60  # for another process that is writing to the same SQLite file
 
@@ -117,10 +124,52 @@ def _made(kind: Any, what: str, ours: Mapping[str, Any], theirs: Mapping[str, An
         raise ConfigError(f"hydra.sweeper.{what}_kwargs={dict(theirs)}: {kind.__name__}: {error}.") from error
 
 
+@dataclass(frozen=True)
+class Owner:
+    """Under which name a folder's searches ask for trials, and where the name is kept: it is gone with `state_dir`."""
+
+    name: str
+    file: str = ""
+
+    @classmethod
+    def at(cls, file: Path) -> Owner:
+        """The one whose name is in the file; it gets one if it has none."""
+        if not file.is_file():
+            write_atomically(file, uuid.uuid4().hex + "\n")
+        return cls(file.read_text(encoding="utf-8").strip(), str(file.absolute()))
+
+    def place(self) -> list[str]:
+        """For a trial."""
+        return [socket.gethostname(), self.file, str(os.getpid())]
+
+
+def is_gone(trial: FrozenTrial) -> bool:
+    """Whether nobody can go on with a trial as its owner: one of this machine, whose name and process are no more."""
+    host, file, pid = trial.user_attrs.get(PLACE) or ("", "", "")
+    if host != socket.gethostname():
+        return False
+    try:
+        if Path(file).read_text(encoding="utf-8").strip() == trial.user_attrs.get(OWNER):
+            return False
+    except OSError:
+        pass
+    return not _lives(int(pid))
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
 class Asking:
     """The one who asks a study: this process, which holds the search's lock."""
 
-    def __init__(self, study: Study, conf: SearchConf, space: Space, owner: str) -> None:
+    def __init__(self, study: Study, conf: SearchConf, space: Space, owner: Owner) -> None:
         self.study, self.conf, self.space, self.owner = study, conf, space, owner
         self.grid = space.grid() if sampler_name(conf) == "grid" else None
         self.wanted = conf.n_trials or (DEFAULT_TRIALS if self.grid is None else len(self.grid))
@@ -149,9 +198,16 @@ class Asking:
     def _left_running(self) -> list[FrozenTrial]:
         """Trials that a dead process of ours was at. Another machine's, with a lock of its own, are left to it."""
         running = self.study.get_trials(deepcopy=False, states=[self.states.RUNNING])
-        owners = {trial.user_attrs[OWNER] for trial in running if OWNER in trial.user_attrs}
-        alone = owners <= {self.owner}  # else one without an owner may have been asked for a moment ago, elsewhere
-        return [trial for trial in running if trial.user_attrs.get(OWNER, alone and self.owner) == self.owner]
+        # without an owner: asked for a moment ago, by a process that died, or elsewhere by one that lives
+        others = [t for t in running if OWNER in t.user_attrs and t.user_attrs[OWNER] != self.owner.name]
+        alone = all(map(is_gone, others))
+        ours = alone and self.owner.name
+        return [t for t in running if t.user_attrs.get(OWNER, ours) == self.owner.name or is_gone(t)]
+
+    def elsewhere(self) -> list[FrozenTrial]:
+        """Trials that somebody else has asked for and not told of."""
+        running = self.study.get_trials(deepcopy=False, states=[self.states.RUNNING])
+        return [t for t in running if t.user_attrs.get(OWNER) not in (None, self.owner.name) and not is_gone(t)]
 
     def _counted(self) -> int:
         counted = (self.states.COMPLETE, self.states.PRUNED, self.states.RUNNING)
@@ -176,7 +232,8 @@ class Asking:
         """A trial with all its values: those that it has already stay as they are."""
         self.study.sampler = make_sampler(self.conf, number)
         trial: Trial = begin()
-        trial.set_user_attr(OWNER, self.owner)
+        trial.set_user_attr(OWNER, self.owner.name)
+        trial.set_user_attr(PLACE, self.owner.place())
         for key, dimension in self.space.dimensions.items():
             distribution: Any = self.space.distributions()[key]
             if not isinstance(dimension, Numbers):
@@ -205,5 +262,8 @@ class Asking:
         complete = self.study.get_trials(deepcopy=False, states=[self.states.COMPLETE])
         if not complete:
             return []
-        found = self.study.best_trials if len(self.study.directions) > 1 else [self.study.best_trial]
-        return sorted(found, key=lambda trial: trial.number)
+        if len(self.study.directions) > 1:
+            return sorted(self.study.best_trials, key=lambda trial: trial.number)
+        sign = -1 if self.study.direction.name == "MAXIMIZE" else 1
+        # of equal ones the first, as a sweep does; Optuna's database gives any of them
+        return [min(complete, key=lambda trial: (sign * trial.values[0], trial.number))]

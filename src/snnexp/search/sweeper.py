@@ -7,8 +7,6 @@ same command goes on: runs that are finished are skipped and say what they were 
 from __future__ import annotations
 
 import contextlib
-import os
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +14,15 @@ from filelock import Timeout
 from hydra.core.utils import JobStatus
 from omegaconf import DictConfig, OmegaConf
 
-from snnexp.atomic import write_atomically
 from snnexp.errors import ConfigError, SnnexpError
+from snnexp.launchers.base import cores
+from snnexp.launchers.slurm import parallelism
 from snnexp.launchers.worker import JobLost
 from snnexp.locks import file_lock
 from snnexp.search.closing import close
 from snnexp.search.conf import SearchConf, sampler_name
 from snnexp.search.preparing import Search, prepare
-from snnexp.search.study import Asking, open_study, opened
+from snnexp.search.study import Asking, Owner, open_study, opened
 from snnexp.search.trial import OBJECTIVES, Outcome
 from snnexp.tracking.sweep import sweep_id_of
 
@@ -66,7 +65,7 @@ def run_search(config: DictConfig, launcher: Launcher, compose: Callable[[list[s
 
 
 @contextlib.contextmanager
-def _alone(search: Search) -> Iterator[str]:
+def _alone(search: Search) -> Iterator[Owner]:
     """Hold the search's lock; gives the name under which this folder's trials are asked for.
 
     Raises: ConfigError if another process does this very search.
@@ -74,10 +73,7 @@ def _alone(search: Search) -> Iterator[str]:
     search.lock.mkdir(parents=True, exist_ok=True)
     try:
         with file_lock(search.lock / "lock", timeout=0):
-            path = search.lock / "owner"
-            if not path.is_file():
-                write_atomically(path, uuid.uuid4().hex + "\n")
-            yield path.read_text(encoding="utf-8").strip()
+            yield Owner.at(search.lock / "owner")
     except Timeout:
         raise ConfigError(
             f"This very search is being done by another process ({search.lock}). Wait for it or stop it. More at once: "
@@ -90,8 +86,10 @@ def _size(config: DictConfig, conf: SearchConf) -> int:
     if conf.n_jobs is not None:
         return conf.n_jobs
     launcher = config.hydra.launcher
-    jobs = launcher.get("n_jobs") or launcher.get("array_parallelism") or 1
-    return int(jobs) if int(jobs) > 0 else os.cpu_count() or 1
+    if "array_parallelism" in launcher and "executor" in launcher:
+        return parallelism(launcher)
+    jobs = launcher.get("n_jobs") or 1
+    return int(jobs) if int(jobs) > 0 else cores()
 
 
 def _announce(search: Search, asking: Asking) -> None:

@@ -19,7 +19,7 @@ from snnexp.tracking import sweep_folder
 from snnexp.tracking.queries import PARENT_TAG, ROLE_TAG, search_all
 from snnexp.tracking.reasons import telling_line
 from snnexp.tracking.runs import RunFolder, read_record
-from snnexp.tracking.sweep import FOLDER_TAG, Sweep, close_parent
+from snnexp.tracking.sweep import FOLDER_TAG, SEARCH_TAG, Sweep, close_parent
 from snnexp.tracking.unsent import claimed, send_folder
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ def refresh_parent(store: Store, parent: Any) -> bool:
         opened = {"run_id": run_id, "sweep_id": parent.data.tags.get("sweep_id", ""), "folder": str(folder)}
         opened |= {"uri": store.uri, "experiment": store.experiment}
         done = counts["FINISHED"] + _skipped(folder, {run.info.run_id for run in children})
-        total = sweep_folder.launched(folder)
+        # nobody asks for the trials of a search that are left, and nobody else knows how many there are
+        total = None if SEARCH_TAG in parent.data.tags else sweep_folder.size(folder)
         close_parent(opened, complete=total is not None and done >= total, jobs=Counter(started=len(children)))
     return True
 

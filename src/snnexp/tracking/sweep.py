@@ -20,7 +20,7 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 
-from snnexp import ranks
+from snnexp import interrupts, ranks
 from snnexp.atomic import write_atomically
 from snnexp.commands import command_line, option_folders
 from snnexp.errors import SnnexpError
@@ -161,6 +161,7 @@ class SweepParent(Callback):
         folder = cwd / config.hydra.sweep.dir
         folder.mkdir(parents=True, exist_ok=True)
         sweep_folder.hold_launcher_lock(folder)
+        sweep_folder.begin(folder)
         before = None
         if found:
             run_id = str(found[0].info.run_id)
@@ -193,7 +194,7 @@ class SweepParent(Callback):
             return
         self._open = None
         try:
-            lines = close_parent(opened, complete, self._jobs)
+            lines = close_parent(opened, complete, self._jobs, interrupted=interrupts.cause() is not None)
         except Exception as error:  # at exit: the runs themselves are safe, and there is nobody to catch it
             log.warning("The sweep's parent run could not be closed: %s", error)
             return
@@ -206,10 +207,13 @@ def shown(line: str) -> str:
     return wrapped(title) + newline + copied
 
 
-def close_parent(opened: dict[str, str], complete: bool, jobs: Counter[str]) -> list[str]:
+def close_parent(opened: dict[str, str], complete: bool, jobs: Counter[str], interrupted: bool = True) -> list[str]:
     """Write the children's summary and the final status on the parent; returns the lines to show at the end.
 
-    The best child is the one with the best validation accuracy; its test accuracy is reported, not selected by.
+    The best child is the one with the best validation accuracy, the first of several; of a search that came to its end
+    the one that it names. Its test accuracy is reported, not selected by.
+
+    interrupted: what was not completed was ended from outside; else by an error.
     """
     from snnexp.tracking.mlflow_store import connect
     from snnexp.tracking.queries import PRUNED_TAG, best_value, is_whole, search_all
@@ -224,18 +228,22 @@ def close_parent(opened: dict[str, str], complete: bool, jobs: Counter[str]) -> 
         children += _found(client, [path.name for path in sorted(skipped.iterdir()) if path.name not in known])
     counts = Counter(str(run.info.status) for run in children)
     folder = Path(opened["folder"])
-    going_on = len(sweep_folder.queued(folder)) if not complete else 0
-    if sweep_folder.launched(folder) is not None:  # in processes of their own
-        going_on += counts["RUNNING"]
+    going_on = _going_on(folder, complete, counts["RUNNING"])
 
     closings = int(client.get_run(parent).data.tags.get("closings", "0")) + 1
     metrics = {f"children/{word.lower()}": float(counts[word]) for word in ("FINISHED", "FAILED", "KILLED")}
     if pruned := sum(bool(run.data.tags.get(PRUNED_TAG)) for run in children):
         metrics["children/pruned"] = float(pruned)
     tags = {"closings": str(closings)}
-    lines = _how_it_ended(counts, complete, jobs, going_on, pruned)
+    asked = client.get_run(parent).data.tags
+    searched = SEARCH_TAG in asked
+    note = _search_note(folder) if searched else {}
+    lines = _how_it_ended(counts, complete, jobs, going_on, pruned, interrupted)
     scored = [(best_value(store, run, "val/accuracy"), run) for run in children if is_whole(run)]
-    ranked = sorted(((score, run) for score, run in scored if score is not None), key=lambda pair: -pair[0])
+    ranked = ranking([(score, run) for score, run in scored if score is not None])
+    if "best" in note:  # of a front nobody is the best
+        ranked = [(score, run) for score, run in ranked if [run.info.run_id] == note["best"]]
+        tags |= {"best_child": "", "best_child_overrides": ""}
     if ranked:
         best = ranked[0][1]
         values = {key: best.data.metrics[key] for key in SUMMARY if key in best.data.metrics}
@@ -245,19 +253,17 @@ def close_parent(opened: dict[str, str], complete: bool, jobs: Counter[str]) -> 
         tags["best_child"] = best.info.run_id
         tags["best_child_overrides"] = best.data.tags.get("overrides", "")
         results = ", ".join(f"{key} {values[key]:.4f}" for key in ("val/accuracy", "test/accuracy") if key in values)
-        lines.append(f"Best on validation: {best.info.run_name}: {results}")
-    asked = client.get_run(parent).data.tags
-    searched = SEARCH_TAG in asked
+        lines.append(f"Best{'' if searched else ' on validation'}: {best.info.run_name}: {results}")
     # a search's trials, ordered by what they reached on test, would ask to be selected by it
     table = [] if searched else _means([(run, score) for score, run in scored])
     pages = sweep_pages(store, opened, children)
-    said = _search_note(Path(opened["folder"])) if searched else table
+    said = note.get("lines", []) if searched else table
     tags["mlflow.note.content"] = _note(asked, lines, said, pages)
     for key, number in metrics.items():
         client.log_metric(parent, key, number, step=closings)
     for key, text in tags.items():
         client.set_tag(parent, key, text)
-    status = "RUNNING" if going_on else _status(complete, counts, jobs)
+    status = "RUNNING" if going_on is None or going_on else _status(complete, counts, jobs)
     if status == "FAILED" and searched and counts["FINISHED"]:
         status = "FINISHED" if complete else "KILLED"  # a search goes on without what failed
     if status == "RUNNING":
@@ -274,16 +280,45 @@ def _of_sweeper(config: Any) -> list[str]:
     return [word for word in config.hydra.overrides.hydra if word.startswith(("hydra/sweeper=", "hydra.sweeper."))]
 
 
-def _search_note(folder: Path) -> list[str]:
-    try:
-        return [str(line) for line in json.loads((folder / sweep_folder.SEARCH_NOTE).read_text(encoding="utf-8"))]
-    except (OSError, ValueError):
-        return []  # it was cut off
+def _going_on(folder: Path, complete: bool, running: int) -> int | None:
+    """How many of its jobs run or wait, whoever launched them; None: Slurm does not say."""
+    if sweep_folder.size(folder) is None:
+        running = 0  # they ran one by one in the launcher's process
+    waiting = [] if complete else sweep_folder.queued(folder)
+    return None if waiting is None else running + len(waiting)
 
 
-def _how_it_ended(counts: Counter[str], complete: bool, jobs: Counter[str], going_on: int, pruned: int) -> list[str]:
-    """Children by status, those without a record, and what an interrupt left."""
-    if not counts and not jobs["failed"] and not going_on:
+def ranking(scored: list[tuple[float, Any]]) -> list[tuple[float, Any]]:
+    """Values and their runs, the best first; of equal ones the trial with the lowest number, or the run begun first."""
+
+    def order(pair: tuple[float, Any]) -> tuple[float, int, int]:
+        trial = pair[1].data.tags.get("trial", "")
+        return -pair[0], int(trial) if trial.isdigit() else 0, int(pair[1].info.start_time or 0)
+
+    return sorted(scored, key=order)
+
+
+def _search_note(folder: Path) -> dict[str, Any]:
+    """What the search wrote at its end: lines, and the runs of the best trial or the front. Empty: it was cut off."""
+    note = sweep_folder.read(folder, sweep_folder.SEARCH_NOTE)
+    return note if isinstance(note, dict) else {"lines": note}  # of an older version
+
+
+def _how_it_ended(
+    counts: Counter[str],
+    complete: bool,
+    jobs: Counter[str],
+    going_on: int | None,
+    pruned: int,
+    interrupted: bool = True,
+) -> list[str]:
+    """Children by status, those without a record, and what was left by whatever ended it.
+
+    going_on: jobs that run or wait; None: Slurm does not say.
+    """
+    if not counts and not jobs["failed"] and going_on == 0:
+        if not complete and not interrupted:
+            return ["Sweep: it ended with an error before its first run began: see above."]
         how = "it had nothing to run" if complete else "it was interrupted before its first run began"
         return [f"Sweep: {how}. The same command starts it."]
     line = f"Sweep: {counts['FINISHED']} finished{f' ({pruned} of them pruned)' if pruned else ''}"
@@ -295,10 +330,13 @@ def _how_it_ended(counts: Counter[str], complete: bool, jobs: Counter[str], goin
     if unrecorded > 0:
         what = "run ended with an error before it" if unrecorded == 1 else "runs ended with errors before they"
         lines.append(f"{unrecorded} more {what} began, and left no record: see above.")
-    if going_on:
+    if going_on is None:
+        lines.append("Slurm does not answer (squeue), so jobs may run or wait in it, and go on by themselves.")
+    elif going_on:
         lines.append(f"{going_on} of its jobs run or wait, and go on by themselves.")
     elif not complete and not jobs["failed"]:
-        lines.append("It was interrupted; the same command goes on with what is left.")
+        how = "was interrupted" if interrupted else "ended with an error (see above)"
+        lines.append(f"It {how}; the same command goes on with what is left.")
     return lines
 
 

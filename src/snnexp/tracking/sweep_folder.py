@@ -1,7 +1,8 @@
 """What a sweep leaves in its own folder for whoever comes later: its ids, its jobs, and whether its launcher lives.
 
 mlflow_parent.json   the parent run and its store
-jobs.json            how many jobs were launched, and which Slurm arrays they are in
+jobs.json            how many jobs were launched, and which Slurm arrays they are in; of attempts before in the same
+                     folder (hydra.sweep.dir) also how many, at most
 search.json          what a search found, in lines (hydra/sweeper=optuna)
 skipped/             one empty file per MLflow run that the sweep found finished
 launcher.lock        held for as long as the launching process lives
@@ -38,16 +39,40 @@ def read(folder: Path, name: str = SWEEP_FILE) -> dict[str, Any]:
 
 
 def note_jobs(folder: Path, count: int, arrays: list[str]) -> None:
-    """Write down `count` more jobs, in these Slurm arrays."""
+    """Write down `count` more jobs of this attempt, in these Slurm arrays."""
     before = read(folder, JOBS_FILE)
     jobs = {"count": before.get("count", 0) + count, "slurm": [*before.get("slurm", []), *arrays]}
-    write_atomically(folder / JOBS_FILE, json.dumps(jobs) + "\n")
+    write_atomically(folder / JOBS_FILE, json.dumps({**before, **jobs}) + "\n")
 
 
-def launched(folder: Path) -> int | None:
-    """How many jobs the sweep has, or None if its launcher ran them one by one in its own process."""
-    count = read(folder, JOBS_FILE).get("count")
-    return count if isinstance(count, int) else None
+def begin(folder: Path) -> None:
+    """An attempt at the sweep begins: what an earlier one launched from the same folder, and found, is not its own."""
+    (folder / SEARCH_NOTE).unlink(missing_ok=True)
+    before = read(folder, JOBS_FILE)
+    if before:
+        earlier = max(before.pop("count", 0), before.get("earlier", 0))
+        write_atomically(folder / JOBS_FILE, json.dumps({**before, "earlier": earlier}) + "\n")
+
+
+def size(folder: Path) -> int | None:
+    """How many jobs the sweep has, in processes of their own; every attempt that comes so far launches all of them.
+
+    None: not known, or the launcher ran them one by one in its own process.
+    """
+    counts = [max(jobs.get("count", 0), jobs.get("earlier", 0)) for jobs in map(_jobs, [folder, *_earlier(folder)])]
+    return max(counts) or None
+
+
+def _jobs(folder: Path) -> dict[str, Any]:
+    return read(folder, JOBS_FILE)
+
+
+def _earlier(folder: Path) -> list[Path]:
+    """The folders of all earlier attempts, the newest first; one folder for all of them is its own."""
+    found: list[Path] = []
+    while (before := read(folder).get("before")) and (folder := Path(before)) not in found:
+        found.append(folder)
+    return found
 
 
 def arrays(folder: Path) -> list[str]:
@@ -60,22 +85,19 @@ def earlier_arrays(folder: Path) -> list[str]:
 
     With one folder for all attempts (hydra.sweep.dir) they are in that folder.
     """
-    found: list[str] = []
-    seen: set[Path] = set()
-    while (before := read(folder).get("before")) and (folder := Path(before)) not in seen:
-        seen.add(folder)
-        found = [*arrays(folder), *found]
-    return found
+    return [array for before in reversed(_earlier(folder)) for array in arrays(before)]
 
 
-def queued(folder: Path) -> list[str]:
-    """Jobs of the sweep that wait in Slurm; none where Slurm does not answer.
+def queued(folder: Path) -> list[str] | None:
+    """Jobs of the sweep that wait in Slurm; None while Slurm does not answer, which is no word about them.
 
-    Those that run have runs, or are about to end, as the one that asks may be.
+    Those that run have runs, or are about to end, as the one that asks may be. A machine without Slurm knows of none.
     """
-    known = arrays(folder)
-    found = queue.states(known) if known and queue.is_installed() else None
-    return [job for job, state in (found or {}).items() if state in queue.WAITING]
+    known = list(dict.fromkeys([*earlier_arrays(folder), *arrays(folder)]))
+    if not known or not queue.is_installed():
+        return []
+    found = queue.states(known)
+    return None if found is None else [job for job, state in found.items() if state in queue.WAITING]
 
 
 def hold_launcher_lock(folder: Path) -> None:
