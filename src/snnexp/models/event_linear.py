@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from snnexp.data.base import EventFrames
+from snnexp.models.needed import Needed
 from snnexp.parallel import run_parallel
 
 
@@ -44,7 +45,7 @@ def event_linear(frames: EventFrames, weight: Tensor, bias: Tensor | None) -> Te
     columns = weight.t().contiguous()  # no copy if stored column by column
     if not columns.is_cuda:
         lists = (frames.indices, frames.offsets, frames.values)
-        product: Tensor = _EventProduct.apply(None, columns, bias, *lists)  # type: ignore[no-untyped-call]
+        product: Tensor = _EventProduct.apply(None, columns, bias, *lists, None)  # type: ignore[no-untyped-call]
         return product
     y = F.embedding_bag(
         frames.indices.long(),
@@ -57,16 +58,18 @@ def event_linear(frames: EventFrames, weight: Tensor, bias: Tensor | None) -> Te
     return y if bias is None else y + bias
 
 
-def spike_linear(x: Tensor, weight: Tensor, bias: Tensor | None, below: float) -> Tensor | None:
+def spike_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, below: float, needed: Needed | None = None
+) -> Tensor | None:
     """F.linear for spikes x [rows, in], by the lists of those that are there; None if that does not pay or fit.
 
     It pays if less than the share `below` of x is 1, and fits if all else is 0. Two of the three products follow the
-    spikes: forward, and the weights' gradient; that of x is dense, since a surrogate gradient is.
+    spikes: forward, and the weights' gradient; that of x is there where it is needed.
     """
     lists = _spike_lists(x.detach(), below)
     if lists is None:
         return None
-    product: Tensor = _EventProduct.apply(x, weight.t().contiguous(), bias, *lists, None)  # type: ignore[no-untyped-call]
+    product: Tensor = _EventProduct.apply(x, weight.t().contiguous(), bias, *lists, None, needed)  # type: ignore[no-untyped-call]
     return product
 
 
@@ -102,8 +105,9 @@ class _EventProduct(torch.autograd.Function):
         indices: Tensor,
         offsets: Tensor,
         values: Tensor | None,
+        needed: Needed | None,
     ) -> Tensor:
-        ctx.events = (indices, offsets, values)
+        ctx.events, ctx.needed = (indices, offsets, values), needed
         ctx.save_for_backward(columns)
         rows, width = offsets.numel() - 1, columns.shape[1]
         out = torch.empty(rows, width, dtype=columns.dtype)
@@ -122,8 +126,10 @@ class _EventProduct(torch.autograd.Function):
             columns_grad = torch.zeros(columns.shape, dtype=grad.dtype)
             bounds = _shares(indices, columns.shape[0], torch.get_num_threads())
             _run(_backward, grad.contiguous(), indices, offsets, values, columns_grad, (bounds,), bounds.size - 1)
-        x_grad = grad @ columns.t() if needs_x else None
-        return x_grad, columns_grad, grad.sum(0) if needs_bias else None, None, None, None
+        x_grad = None
+        if needs_x:
+            x_grad = grad @ columns.t() if ctx.needed is None else ctx.needed.linear_input_gradient(grad, columns)
+        return x_grad, columns_grad, grad.sum(0) if needs_bias else None, None, None, None, None
 
 
 _ROWS = 64  # per task of the forward product

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from snnexp.data.base import EventFrames
 from snnexp.encoders import Input
+from snnexp.models.needed import Needed
 from snnexp.models.observer import Observer
 from snnexp.models.segments import Memory
 from snnexp.models.sums import Sums
@@ -18,7 +19,7 @@ class Flow:
 
     `x` is folded over time, [T*B, ...], or [B, ...] while all steps are the same; `steps_x` is [T, B, ...]. What was
     set last counts, and the other is a view of it: output spikes that are never folded have a gradient that is the same
-    at all steps, which folding would write out T times.
+    at all steps, which folding would write out T times. `needed` says where x needs a gradient, until x is set anew.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class Flow:
         self.observer = observer
         self.sums = sums
         self.reads_spikes = observer is not None and observer.reads_spikes
-        self._kept: list[tuple[Tensor | None, Any, bool]] = []  # of residual blocks that are open
+        self._kept: list[tuple[Tensor | None, Any, bool, Needed | None]] = []  # of residual blocks that are open
         self.x = x
         self.memory = Memory()  # of the layers: before these steps, and after them once they have run
         self.last = True  # these steps are the sample's last ones
@@ -45,13 +46,14 @@ class Flow:
     @property
     def x(self) -> Tensor | EventFrames:
         if self._steps_x is not None:
-            self.x = self._steps_x.flatten(0, 1)
+            self._folded, self._steps_x = self._steps_x.flatten(0, 1), None
         return self._folded
 
     @x.setter
     def x(self, folded: Tensor | EventFrames) -> None:
         self._folded = folded
         self._steps_x: Tensor | None = None
+        self.needed: Needed | None = None
 
     @property
     def steps_x(self) -> Tensor:
@@ -61,6 +63,7 @@ class Flow:
     def steps_x(self, x: Tensor) -> None:
         self._steps_x = x
         self.constant = False
+        self.needed = None
 
     def folded(self) -> Tensor:
         """[T*B, ...], or [B, ...] while constant."""
@@ -70,20 +73,20 @@ class Flow:
 
     def branch(self, kind: str) -> None:
         """Do what a mark of a residual block says: keep the input, change to the shortcut, or add."""
-        here = self._steps_x, None if self._steps_x is not None else self._folded, self.constant
+        here = self._steps_x, None if self._steps_x is not None else self._folded, self.constant, self.needed
         if kind == "fork":
             self._kept.append(here)
             return
         kept = self._kept.pop()  # the block's input; what the body made, once its shortcut has begun
         if kind == "shortcut":
             self._kept.append(here)
-            self._steps_x, self._folded, self.constant = kept
+            self._steps_x, self._folded, self.constant, self.needed = kept
         elif self.constant and kept[2]:
             assert isinstance(kept[1], Tensor)
             self.x = kept[1] + self.folded()
         else:
             now = self.over_time()
-            self._steps_x, self._folded, self.constant = kept
+            self._steps_x, self._folded, self.constant, _ = kept
             self.steps_x = self.over_time() + now
 
     def over_time(self) -> Tensor:

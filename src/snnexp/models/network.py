@@ -24,6 +24,7 @@ from snnexp.models.delays import Delay, run_delay
 from snnexp.models.flow import Flow, count_steps
 from snnexp.models.layers import TimeDropout, build_stateless
 from snnexp.models.memory_estimate import step_memory_bytes
+from snnexp.models.needed import KEEPS, Needed, asks
 from snnexp.models.observer import Firing, Observer
 from snnexp.models.residual import BRANCHES, inputs_behind
 from snnexp.models.segments import Memory, recomputed, split_time
@@ -136,6 +137,14 @@ class Network(nn.Module):
             return None
         return Pool(layer.kind.removesuffix("_pool"), int(layer.args["k"]))
 
+    def _asks_where_needed(self, layer: LayerPlan, pool: Pool | None) -> bool:
+        """Whether only the layer with weights above sees the gradient of this layer's spikes, and may leave zeros out."""
+        above = asks(self.layers, layer.position + (1 if pool is None else 2))
+        if above is None or not self.training or not self.neurons[layer.name].dynamics.surrogate.compact:
+            return False
+        modules = self.neurons[layer.name], self.get_submodule(above.name)
+        return not any(m._backward_hooks or m._backward_pre_hooks or m._forward_hooks for m in modules)
+
     def _in_segments(self, x: Input, steps: int, observer: Observer | None, sums: Sums | None) -> Output:
         """Run at most `steps` time steps at once. All but the last segment keep no activations for backward."""
         start, constant = 0, isinstance(x, ConstantInput)
@@ -222,7 +231,8 @@ class Network(nn.Module):
             out = run_with_delays(neuron, weights, before.name, current, flow, counts)
         elif flow.whole:
             private = not is_last and not neuron._forward_hooks and added is None  # a hook may keep what it sees
-            within = Within(pool, counts=counts, private=private)
+            needed = private and not flow.reads_spikes and self._asks_where_needed(layer, pool)
+            within = Within(pool, counts=counts, private=private, needed=needed)
             out = cast(LayerRun, neuron(current, recurrent=recurrent, within=within))
         else:  # the last membranes go on, and gradients come back through them: not private, and nothing is fused
             spk, mem, after = neuron(current, state, recurrent, last=flow.last)
@@ -242,13 +252,16 @@ class Network(nn.Module):
         if sums is not None and out.counts is not None:
             sums.add(layer.name, counted(out.spk, out.counts))
         flow.steps_x = out.spk if added is None else added(neuron, out)
+        flow.needed = None if out.needed is None else Needed(out.needed.flatten(0, 1))
         return out.mem, pool is not None
 
     def _stateless(self, layer: LayerPlan, flow: Flow) -> None:
         """Run any other layer on the flow."""
         if layer.kind == "flatten":
             if isinstance(flow.x, Tensor):  # event lists are flat already
+                needed = flow.needed
                 flow.x = flow.x.flatten(1)
+                flow.needed = needed and needed.flattened()
             return
         if layer.kind in BRANCHES:
             flow.branch(layer.kind)
@@ -256,7 +269,7 @@ class Network(nn.Module):
         if layer.kind == "delay":
             run_delay(self.get_submodule(layer.name), layer.name, flow)
             return
-        module = self.get_submodule(layer.name)
+        module, needed = self.get_submodule(layer.name), flow.needed
         if layer.kind in WEIGHT_KINDS:
             if flow.observer:
                 flow.observer.connection(layer.name, module, flow.x, flow.steps if flow.constant else 1)
@@ -269,7 +282,7 @@ class Network(nn.Module):
                 y = event_linear(flow.x, module.effective_weight(), module.bias)
                 flow.x = y if module.affine is None else module.affine(y)
             else:
-                flow.x = module(flow.x)
+                flow.x = module(flow.x) if needed is None else module(flow.x, needed=needed)
         elif layer.kind == "neunorm":
             spk, flow.memory.traces[layer.name] = module(flow.over_time(), flow.memory.traces.get(layer.name))
             flow.x = spk.flatten(0, 1)
@@ -287,6 +300,8 @@ class Network(nn.Module):
             flow.x = torch.stack([module(regular(step)) for step in flow.over_time().unbind(0)]).flatten(0, 1)
         else:
             flow.x = module(flow.folded())
+        if layer.kind in KEEPS:
+            flow.needed = needed
 
     # --- looking in -----------------------------------------------------------------------------------------------
 

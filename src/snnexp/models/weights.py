@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from snnexp.config import ModelConf
 from snnexp.models.delays import Delay
+from snnexp.models.needed import Needed, conv2d, fits, linear
 from snnexp.models.spec import NORMS, LayerPlan
 from snnexp.models.tokens import BRANCHES
 
@@ -64,16 +65,18 @@ class Linear(nn.Linear):
         """The weights that act, [out, in]."""
         return self.weight if self.sigma is None else standardise(self.weight, self.sigma)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, needed: Needed | None = None) -> Tensor:
+        """needed: where x needs a gradient, if nobody but a spiking layer below gets to see it; None: everywhere."""
         weight, y = self.effective_weight(), None
+        needed = needed if needed is not None and fits(x, weight, needed) else None
         if self.sparse_below and _fits_lists(x, weight):
             from snnexp.models.event_linear import spike_linear  # numba takes 0.2 s to import
 
-            y = spike_linear(x, weight, self.bias, self.sparse_below)
+            y = spike_linear(x, weight, self.bias, self.sparse_below, needed)
             if self.training and not self._said:
                 self._say(float(x.detach().mean()), y is not None)
         if y is None:
-            y = F.linear(x, weight, self.bias)
+            y = F.linear(x, weight, self.bias) if needed is None else linear(x, weight, self.bias, needed)
         return y if self.affine is None else cast(Tensor, self.affine(y))
 
     def _say(self, density: float, event_driven: bool) -> None:
@@ -109,8 +112,13 @@ class Conv2d(nn.Conv2d):
         """The weights that act, [out, in, k, k]."""
         return self.weight if self.sigma is None else standardise(self.weight, self.sigma)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self._conv_forward(x, self.effective_weight(), self.bias)
+    def forward(self, x: Tensor, needed: Needed | None = None) -> Tensor:
+        """needed: where x needs a gradient, as in `Linear`."""
+        weight = self.effective_weight()
+        if needed is not None and fits(x, weight, needed):
+            y = conv2d(x, weight, self.bias, int(self.stride[0]), int(self.padding[0]), needed)
+        else:
+            y = self._conv_forward(x, weight, self.bias)
         return y if self.affine is None else cast(Tensor, self.affine(y))
 
 

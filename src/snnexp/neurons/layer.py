@@ -37,6 +37,7 @@ class Within(NamedTuple):
     pool: Pool | None = None
     counts: bool = False
     private: bool = False
+    needed: bool = False
 
 
 # Options of the equation that are keys of the configuration.

@@ -28,11 +28,13 @@ class Formula:
     """A surrogate of ours: its two constants (a, b), worked out once, and its derivative at x from them.
 
     radius: of |x| in units of 1/b, within which the derivative is at least a share of its peak, which is at 0.
+    compact: whether it is exactly 0 from some |x| on.
     """
 
     constants: Callable[[Surrogate], tuple[float, float]]
     derivative: Callable[[Any, Any, Any], Any]
     radius: Callable[[float], float]
+    compact: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,13 @@ class Surrogate:
         with torch.enable_grad(), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
             at = x.detach().requires_grad_()
             return torch.autograd.grad(self.function(at).sum(), at)[0]
+
+    @functools.cached_property
+    def compact(self) -> bool:
+        """Whether the derivative is exactly 0 away from 0; a user's is tried at +-10."""
+        if self.own is not None and self.cutoff is None:
+            return not bool(self.own(torch.tensor([-10.0, 10.0], dtype=torch.float64)).any())
+        return self.cutoff is not None or (self.function is None and _formula(self.name).compact)
 
     def radius(self, share: float) -> float | None:
         """The |x| up to which the derivative is at least `share` of its peak; None: it is not said by one number."""
@@ -190,11 +199,12 @@ fast_sigmoid = Formula(
     lambda s: (1.0, s.slope), lambda x, a, b: a / (1 + b * abs(x)) ** 2, lambda share: 1 / math.sqrt(share) - 1
 )
 sigmoid = Formula(lambda s: (s.slope, s.slope), _sigmoid, lambda share: 2 * math.acosh(1 / math.sqrt(share)))
-triangular = Formula(lambda s: (s.scale, 1 / s.width), _triangular, lambda share: 1 - share)
+triangular = Formula(lambda s: (s.scale, 1 / s.width), _triangular, lambda share: 1 - share, compact=True)
 rectangular = Formula(
     lambda s: (s.scale, 1 / s.width),
     lambda x, a, b: torch.where(b * abs(x) < 1, a, 0.0 * x),
     lambda share: 1 - 2.0**-23,  # at 1 it is 0 already
+    compact=True,
 )
 exponential = Formula(
     lambda s: (s.scale / s.width, 1 / s.width),

@@ -205,13 +205,40 @@ def why_not_compiled(dynamics: Dynamics) -> str | None:
     return None
 
 
+@lru_cache(256)
+def where_needed(dynamics: Dynamics, names: Names) -> Symbol | None:
+    """Whether anything comes of the gradient of a step's spike: if not, it may be left out.
+
+    It is so where all of it passes a surrogate derivative that is 0. None: some passes none (spikes as high as theta).
+    """
+    return _where_needed(_Step(dynamics, names)) if dynamics.spiking else None
+
+
+def _where_needed(step: _Step) -> Symbol | None:
+    leaves = [X, *step.old.values(), *(leaf("value", name) for name in (*step.names, *step.derived))]
+    seeds, found = [(step.new["spk"], leaf("row", "grad_spk"))], dict[int, Symbol]()
+
+    def met(x: Symbol) -> Symbol:
+        found[id(x)] = x
+        return ZERO
+
+    beside = gradients(seeds, leaves, met)
+    if not found or any(part is not ZERO for parts in beside.values() for part in parts):
+        return None
+    inside = [make("gt", make("abs", step.derivative(x)), 0.0) for x in found.values()]
+    return inside[0] if len(inside) == 1 else None
+
+
 @lru_cache(1024)
-def forward_plan(dynamics: Dynamics, names: Names, wants: frozenset[str]) -> Forward:
-    """Plan the forward kernel for values of these names, of which `wants` get gradients."""
+def forward_plan(dynamics: Dynamics, names: Names, wants: frozenset[str], needed: bool = False) -> Forward:
+    """Plan the forward kernel for values of these names, of which `wants` get gradients.
+
+    needed: it also writes where the spikes' gradient is (row needed, of yes and no): see `where_needed`.
+    """
     step, traced = _Step(dynamics, names), _traced(dynamics, names)
     back = _plan_backward(traced, wants, True, True)
-    needed = {*back.body.reads("row"), *Body({"spk": back.spk}, {}).reads("row")}
-    stored = tuple(sorted(needed & set(traced.sources)))
+    asked_for = {*back.body.reads("row"), *Body({"spk": back.spk}, {}).reads("row")}
+    stored = tuple(sorted(asked_for & set(traced.sources)))
     carried = _frontier(step)
     start = {**carried, **{s: step.old[s] for s in step.extra}}
     names_of = {id(symbol): leaf("column", name) for name, symbol in start.items()}
@@ -223,6 +250,8 @@ def forward_plan(dynamics: Dynamics, names: Names, wants: frozenset[str]) -> For
     values = {state: read(symbol) for state, symbol in step.values.items()}
     rows = {"mem": values["mem"]} | ({"spk": values["spk"]} if dynamics.spiking else {})
     rows |= {name: read(symbol) for name, symbol in traced.sources.items() if name in stored and name != "x"}
+    inside = _where_needed(step) if needed else None
+    rows |= {} if inside is None else {"needed": read(inside)}
 
     def of_next(symbol: Symbol) -> Symbol:  # what the next step will make of this one's membrane and spike
         return replaced(symbol, lambda s: values[s.name] if s.op == "old" else None)

@@ -90,6 +90,7 @@ class LayerRun(NamedTuple):
     spk: Tensor  # [T, B, *shape], or [T, B, C, H // size, W // size] with pooling
     mem: Tensor  # [T, B, *shape]
     counts: Tensor | None  # spikes over the T steps, before pooling, [B, *shape]
+    needed: Tensor | None = None  # uint8, like spk: 0 where the gradient of spikes comes to nothing
 
 
 def run_layer(
@@ -108,6 +109,7 @@ def run_layer(
     more: Mapping[str, Tensor] | None = None,
     noise: Tensor | None = None,
     start: State | None = None,
+    needed: bool = False,
 ) -> LayerRun:
     """Run a layer from `start` (None: rest) to the end, with what follows the spikes in the same pass where it can be.
 
@@ -116,10 +118,11 @@ def run_layer(
         counts: count the spikes per sample and neuron.
         private: the membranes are only looked at, and not after backward has begun: they carry no gradient, and
             backward may put the input's gradient into their memory.
+        needed: say where the gradient of spikes is, if the engine can, and the equation lets it (`plan.where_needed`).
     """
     if engine == "numba" and x.dtype in (torch.float32, torch.float64):
         recurrent = _checked(x, value_dict(alpha, beta, threshold, more), recurrent)
-        more_options = (recurrent, pool, counts, private, more, noise, start)
+        more_options = (recurrent, pool, counts, private, more, noise, start, needed and recurrent is None)
         given = (x, alpha, beta, threshold, dynamics, _backend(engine), overwrite_input)
         return LayerRun(*run_fused_layer(*given, *more_options))
     options = (engine, overwrite_input, recurrent, more, noise)

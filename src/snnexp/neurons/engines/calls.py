@@ -55,6 +55,8 @@ class ForwardCall:
     pool: PoolGrid | None = None  # spk is then [T, pooled columns]
     unpooled: Tensor | None = None  # [M]: scratch for spikes before pooling
     noise: Tensor | None = None  # [T, M]: added to the membranes
+    needed: Tensor | None = None  # out, uint8, like spk: where the gradient of spikes is (compiler.plan.where_needed)
+    unpooled_needed: Tensor | None = None  # uint8 [M]: scratch for that before pooling
 
 
 @dataclass

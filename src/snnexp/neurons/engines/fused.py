@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from snnexp.neurons.compiler.plan import Backward, Forward, backward_plan, derived_values, forward_plan
+from snnexp.neurons.compiler.plan import Backward, Forward, backward_plan, derived_values, forward_plan, where_needed
 from snnexp.neurons.compiler.symbols import Symbol, evaluate
 from snnexp.neurons.engines.calls import BackwardCall, ForwardCall, PoolGrid
 from snnexp.neurons.engines.recurrence import Backend, backward_recurrent
@@ -32,6 +32,7 @@ class _Options(NamedTuple):
     private: bool  # nobody but backward needs the membranes
     pool: PoolGrid | None
     noise: Tensor | None  # like x
+    needed: bool = False  # say where the gradient of spikes is
 
 
 def run_fused(
@@ -52,7 +53,7 @@ def run_fused(
     spk has x's dtype; mem and the state have the dtype of the calculation: float64 for float64, else float32.
     """
     values = value_dict(alpha, beta, threshold, more)
-    spk, mem, _, *extra = _run(x, values, dynamics, backend, overwrite_input, recurrent, noise, state)
+    spk, mem, _, _, *extra = _run(x, values, dynamics, backend, overwrite_input, recurrent, noise, state)
     last = zip(state_names(dynamics, values), (mem[-1], spk[-1].to(mem.dtype), *extra), strict=True)
     return spk, mem, state_of(dynamics, dict(last))
 
@@ -72,12 +73,13 @@ def run_fused_layer(
     more: Values | None = None,
     noise: Tensor | None = None,
     start: State | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    needed: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Run a whole layer, with what surrounds it in a network; see `run_layer`."""
     values = value_dict(alpha, beta, threshold, more)
     given = (x, values, dynamics, backend, overwrite_input, recurrent, noise, start)
-    spk, mem, counted, *_ = _run(*given, pool, counts, private)
-    return spk, mem, counted
+    spk, mem, counted, where, *_ = _run(*given, pool, counts, private, needed)
+    return spk, mem, counted, where
 
 
 def _run(
@@ -92,8 +94,12 @@ def _run(
     pool: Pool | None = None,
     counts: bool = False,
     private: bool = False,
+    needed: bool = False,
 ) -> list[Any]:
-    """Spikes, membranes, counts or None, and the last of the extra states; kernels see input and values as they lie."""
+    """Spikes, membranes, counts or None, where the spikes' gradient is or None, and the last of the extra states.
+
+    Kernels see input and values as they lie.
+    """
     given = _parts(start, state_names(dynamics, values), order := memory_order(x))
     values, flat_x = with_derived(dynamics, values), x.permute(order)
     if not flat_x.is_contiguous():
@@ -101,13 +107,16 @@ def _run(
     overwrite_input = overwrite_input and not (x.is_leaf and x.requires_grad)
     flat_noise = None if noise is None else noise.permute(order).contiguous()
     grid = None if pool is None else _pool_grid(pool, flat_x, order)
-    options = _Options(dynamics, tuple(values), backend, overwrite_input, counts, private, grid, flat_noise)
+    needed = needed and where_needed(dynamics, tuple(values)) is not None
+    options = _Options(dynamics, tuple(values), backend, overwrite_input, counts, private, grid, flat_noise, needed)
     flat_values = (_permute_value(v, order) for v in values.values())
     outputs = _Fused.apply(flat_x, recurrent, options, *flat_values, *given)  # type: ignore[no-untyped-call]
     back = [order.index(d) for d in range(len(order))]
     of_a_step = [d - 1 for d in back[1:]]
-    once = (None if o is None else o.permute(of_a_step) for o in outputs[2:])
-    return [outputs[0].permute(back), outputs[1].permute(back), *once]
+    counted, where, *extra = outputs[2:]
+    where = None if where is None else where.permute(back)
+    found = [None if o is None else o.permute(of_a_step) for o in (counted, *extra)]
+    return [outputs[0].permute(back), outputs[1].permute(back), found[0], where, *found[1:]]
 
 
 def _parts(state: State | None, names: Sequence[str], order: list[int]) -> list[Tensor]:
@@ -172,7 +181,7 @@ def _sum_to(columns: Tensor, full: torch.Size, value: Tensor) -> Tensor:
 
 
 class _Fused(torch.autograd.Function):
-    """(x [T, B, *], recurrent, options, values, a state's parts or none) -> spk, mem, counts, last extra states."""
+    """(x [T, B, *], recurrent, options, values, a state's parts or none) -> spk, mem, counts, needed, last extra states."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, recurrent: Tensor | None, options: _Options, *rest: Tensor) -> tuple[Any, ...]:
@@ -200,14 +209,15 @@ class _Fused(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         extra = {name: call.columns[name].view(x.shape[1:]) for name in state_names(dynamics, names)[2:]}
         counted = None if call.counts is None else call.counts.view(x.shape[1:])
-        closed = [counted, mem if private else None, None if dynamics.spiking else spk]
+        where = None if call.needed is None else call.needed.view(spk.shape)
+        closed = [counted, where, mem if private else None, None if dynamics.spiking else spk]
         closed += [extra[name] for name in plan.constant]
         ctx.mark_non_differentiable(*(t for t in closed if t is not None))
-        return spk, mem, counted, *extra.values()
+        return spk, mem, counted, where, *extra.values()
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad_spk: Any, grad_mem: Any, _: Any, *grad_extra: Any) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad_spk: Any, grad_mem: Any, _: Any, __: Any, *grad_extra: Any) -> tuple[Any, ...]:
         if getattr(ctx, "spent", False):  # torch says so by itself, unless saved tensors are packed by somebody's hooks
             raise RuntimeError("the membranes were modified by an inplace operation: the first backward pass used them")
         options = cast(_Options, ctx.options)
@@ -292,6 +302,8 @@ def _forward_call(
         pool=pool,
         unpooled=None if pool is None else torch.empty(columns, dtype=dtype, device=x.device),
         noise=None if options.noise is None else options.noise.view(steps, columns),
+        needed=torch.empty(spk.shape, dtype=torch.uint8) if options.needed else None,
+        unpooled_needed=torch.empty(columns, dtype=torch.uint8) if options.needed and pool is not None else None,
     )
 
 

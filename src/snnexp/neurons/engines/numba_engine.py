@@ -32,6 +32,7 @@ class NumbaBackend(Backend):
 
     def forward(self, call: ForwardCall) -> None:
         use = ForwardUse(call.in_place, call.counts is not None, call.pool.kind if call.pool else "")
+        use = use._replace(needed=call.needed is not None)
         kernel = forward_kernel(call.dynamics, call.names, call.wants, use, self.compiled)
         self._launch(kernel, _forward_arguments(call), call.pool, *call.x.shape)
 
@@ -110,12 +111,12 @@ class NumbaBackend(Backend):
 def _forward_arguments(call: ForwardCall) -> dict[str, Any]:
     """What a kernel may take, by name."""
     rows = {"x": call.x, "spk": call.spk, "mem": call.mem, **call.stored}
-    rows |= {} if call.noise is None else {"noise": call.noise}
+    rows |= {n: t for n, t in (("noise", call.noise), ("needed", call.needed)) if t is not None}
     named = _shared_arguments(call, call.x.shape[0], rows | {"x": call.x})
     if "x" in call.stored:
         named["input_rows"] = _array(call.stored["x"])
-    for name, tensor in (("counts", call.counts), ("unpooled", call.unpooled)):
-        if tensor is not None:
+    for name in ("counts", "unpooled", "unpooled_needed"):
+        if (tensor := getattr(call, name)) is not None:
             named[name] = _array(tensor)
     return named
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from snnexp.neurons.compiler.plan import Body, Names, backward_plan, forward_plan
 from snnexp.neurons.compiler.source import StepWriter, body_lines, file_hash, load, local
 from snnexp.neurons.compiler.symbols import Symbol, in_order
-from snnexp.neurons.engines import numba_helpers
+from snnexp.neurons.engines import numba_helpers, numba_needed
 from snnexp.neurons.equation import Dynamics
 
 CALLS: dict[str, Callable[..., str]] = {
@@ -38,6 +38,9 @@ from snnexp.neurons.engines.numba_helpers import block_at, compiled, exp_of_nega
 '''
 
 
+NEEDED = "from snnexp.neurons.engines.numba_needed import marked, pool_needed  # {by}\n"
+
+
 class ForwardUse(NamedTuple):
     """How the forward kernel is used."""
 
@@ -46,6 +49,7 @@ class ForwardUse(NamedTuple):
     pool: str = ""  # max or avg
     recurrent: bool = False  # a block is one sample, and the last step's spikes add to its input
     store_input: bool = False  # of a recurrent layer: the input with what the spikes added
+    needed: bool = False  # where the gradient of the spikes is
 
 
 class BackwardUse(NamedTuple):
@@ -115,6 +119,7 @@ class _Frame(StepWriter):
         geometry = ["height", "row", "inner", "size"] if self.pool else []
         head = HEAD.format(kind=kind, by=__name__, helpers=file_hash(numba_helpers.__file__))
         signature = ", ".join([*arguments, *geometry, "block", "start", "stop"])
+        head += NEEDED.format(by=file_hash(numba_needed.__file__)) * ("unpooled_needed" in frame)
         source = f"{head}def {kind}({signature}):\n" + "".join(f"    {line}\n" for line in self.lines)
         source += f"\n\n{kind}_compiled = compiled({kind})\n" if on_disk else ""
         module = load(source, on_disk)
@@ -126,11 +131,12 @@ def forward_kernel(
     dynamics: Dynamics, names: Names, wants: frozenset[str], use: ForwardUse, on_disk: bool = True
 ) -> Kernel:
     """Return the forward kernel for neurons with values of these names, of which `wants` get gradients."""
-    body = forward_plan(dynamics, names, wants).body
+    body = forward_plan(dynamics, names, wants, use.needed).body
     out = _Frame(body, use.pool)
     rows = list(dict.fromkeys(["x", *body.reads("row"), *body.rows, *(["input"] if use.store_input else [])]))
     local_rows = {"mem": "x_row"} if use.in_place else {}
-    local_rows |= {"spk": "unpooled[c : c + width]"} if use.pool else {}
+    if use.pool:
+        local_rows |= {"spk": "unpooled[c : c + width]", "needed": "unpooled_needed[c : c + width]"}
     out.begin("x_rows", ["pushed = x_rows[0, :1].repeat(block)"] if use.recurrent else [])
     with out.block("for index in range(start, stop):"):
         out.block_begins()
@@ -151,6 +157,8 @@ def forward_kernel(
                 outputs |= {f"{name}_column[j]": symbol for name, symbol in body.columns.items()}
                 own = {symbol: name for name, symbol in body.rows.items() if name in ("mem", "spk")}
                 out.assign(outputs, out.called | own)
+                if use.pool and use.needed:
+                    out("needed_row[j] = marked(needed_row[j], spk_row[j])")
                 if use.counting:
                     one = "(one if spk_row[j] > zero else zero)" if dynamics.high_spikes else "spk_row[j]"
                     out(f"counts_column[j] += {one}")
@@ -158,7 +166,11 @@ def forward_kernel(
                 with out.block("if bands > 0:"):
                     out("pooled = spk_rows[t, pooled_row * wide : (pooled_row + bands) * wide]")
                     out(f"pool(spk_row, pooled, bands, row, inner, size, {use.pool == 'avg'})")
+                    if use.needed:
+                        out("pooled_needed = needed_rows[t, pooled_row * wide : (pooled_row + bands) * wide]")
+                        out(f"pool_needed(needed_row, pooled_needed, bands, row, inner, size, {use.pool == 'avg'})")
     frame = (["counts"] if use.counting else []) + (["unpooled"] if use.pool else [])
+    frame += ["unpooled_needed"] if use.pool and use.needed else []
     frame += ["before", "weight", *([] if "spk" in rows else ["spk_rows"])] if use.recurrent else []
     return out.finish("forward", [r for r in rows if r != "mem" or not use.in_place], frame, on_disk)
 

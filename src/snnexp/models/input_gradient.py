@@ -1,0 +1,134 @@
+"""Input gradients of convolutions and fully connected layers, worked out only where they are needed.
+
+    dx[n, iy, ix, c] = sum over ky, kx, o of W[o, c, ky, kx] g[n, oy, ox, o]     oy s = iy + pad - ky, ox s = ix + pad - kx
+
+A surrogate gradient of compact support is exactly zero away from the threshold, so most of what a layer hands back to
+the spikes below comes to nothing (`neurons.compiler.plan.where_needed`). Each number that is needed is a product of two
+vectors: with the weights as [C, ky, kx, O], both flipped, and maps channels last, every row of the kernel is one piece of
+both. With a stride s the pixels fall into s x s kinds, each with its own share of the kernel. A fully connected layer is
+the case of one pixel. Sums have one order, whatever the number of threads.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from snnexp.models.vectors import BYTES
+from snnexp.parallel import run_parallel
+
+COPY_BYTES = 1 << 17  # of the output's gradient that a task holds: half of a small second-level cache
+SLOWDOWN = 2.4  # of a product here against one of a dense layer
+FIXED = 60.0  # products that making the lists takes, per number of the gradient
+ROWS = 64  # of a fully connected layer that a task does together
+
+
+def pays(share: float, products: float, padded: float) -> bool:
+    """Whether a gradient of which the share is needed, each a sum of so many products, is faster here than dense."""
+    return share * SLOWDOWN * (padded + FIXED) + FIXED < 0.95 * products
+
+
+def may_pay(products: float) -> bool:
+    """Whether it ever is, so that anybody need say what is needed."""
+    return pays(0.0, products, products)
+
+
+class Pieces(NamedTuple):
+    """How a convolution's input falls apart: what is the same for all frames."""
+
+    kinds: NDArray[np.int32]  # of each pixel
+    places: NDArray[np.int64]  # where each pixel's products begin in a frame of g with zeros around it
+    taps: int  # output rows that an input row takes part in, at most
+    row: int  # numbers in a row of that frame
+
+
+@lru_cache(64)
+def _pieces(height: int, width: int, size: int, stride: int, pad: int, outputs: int) -> Pieces:
+    iy, ix = np.mgrid[:height, :width] + pad
+    taps = -(-size // stride)
+    row = ((width - 1 + pad) // stride + taps) * outputs
+    y, x = (at // stride + taps + (at % stride - size) // stride for at in (iy, ix))
+    kinds = (iy % stride * stride + ix % stride).astype(np.int32)
+    return Pieces(kinds.ravel(), (y * row + x * outputs).ravel(), taps, row)
+
+
+def _packed(weight: Tensor, stride: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """The weights of each kind of pixels, [C, rows, length] with zeros at the end of rows; and where, rows, length."""
+    lanes, parts, table, at = BYTES // weight.element_size(), [], [], 0
+    flipped = weight.detach().permute(1, 2, 3, 0)
+    for ry in range(stride):
+        for rx in range(stride):
+            part = flipped[:, ry::stride, rx::stride].flip(1, 2).flatten(2)
+            part = F.pad(part, (0, -part.shape[2] % lanes)).contiguous()
+            table.append((at, part.shape[1], part.shape[2] if part.numel() else 0))
+            parts.append(part.reshape(-1))
+            at += part.numel()
+    return torch.cat(parts).numpy(), np.array(table, np.int64)
+
+
+def conv_input_gradient(
+    grad: Tensor, weight: Tensor, stride: int, pad: int, needed: Tensor, share: float
+) -> Tensor | None:
+    """The gradient of a convolution's input where `needed` is 1, else 0; None if the dense one is faster.
+
+    grad [N, O, OH, OW]; weight [O, C, k, k]; needed uint8 [N, C, H, W] in channels_last, and so is what is
+    returned; share: of it that is 1.
+    """
+    (outputs, channels, size, _), (frames, _, height, width) = weight.shape, needed.shape
+    weights, table = _packed(weight, stride)
+    if not pays(share, size * size * outputs / stride**2, (table[:, 1] * table[:, 2]).mean()):
+        return None
+    pieces = _pieces(height, width, size, stride, pad, outputs)
+    found = torch.empty(needed.shape, dtype=grad.dtype, memory_format=torch.channels_last)
+    geometry = (height, width, channels, grad.shape[2], grad.shape[3], outputs, stride, pad, pieces.taps, pieces.row)
+    rows = COPY_BYTES // (pieces.row * grad.element_size()) - pieces.taps
+    band = min(height, max(1, rows * stride))
+    flat = _flat(grad.contiguous(memory_format=torch.channels_last)), weights, _flat(needed), _flat(found)
+    _run(*flat, pieces, table, geometry, band, frames * -(-height // band))
+    return found
+
+
+def linear_input_gradient(grad: Tensor, columns: Tensor, needed: Tensor, share: float) -> Tensor | None:
+    """The same for a fully connected layer: grad [rows, out], columns [in, out], needed uint8 [rows, in]."""
+    (rows, outputs), inputs = grad.shape, columns.shape[0]
+    lanes = BYTES // grad.element_size()
+    length = -(-outputs // lanes) * lanes
+    if not pays(share, outputs, length):
+        return None
+    weights = F.pad(columns.detach(), (0, length - outputs)).contiguous()
+    found = torch.empty(needed.shape, dtype=grad.dtype)
+    one = Pieces(np.zeros(rows, np.int32), np.arange(rows) * outputs, 1, outputs)
+    geometry = (rows, 1, inputs, rows, 1, outputs, 1, 0, 1, outputs)
+    table = np.array([(0, 1, length)], np.int64)
+    flat = (t.reshape(-1).numpy() for t in (grad.detach().contiguous(), weights, needed.contiguous(), found))
+    _run(*flat, one, table, geometry, ROWS, -(-rows // ROWS))
+    return found
+
+
+def _run(
+    grad: NDArray[Any],
+    weights: NDArray[Any],
+    needed: NDArray[np.uint8],
+    found: NDArray[Any],
+    pieces: Pieces,
+    table: NDArray[np.int64],
+    geometry: tuple[int, ...],
+    band: int,
+    tasks: int,
+) -> None:
+    from snnexp.models.input_gradient_kernels import input_gradient  # numba takes 0.2 s to import
+
+    given = (grad, weights, needed, found, pieces.kinds, table, pieces.places, geometry, band)
+    run_parallel(lambda start, stop: input_gradient(*given, start, stop), tasks, torch.get_num_threads())
+
+
+def _flat(x: Tensor) -> NDArray[Any]:
+    """The memory of a channels_last tensor."""
+    array: NDArray[Any] = x.detach().permute(0, 2, 3, 1).reshape(-1).numpy()
+    return array

@@ -1,0 +1,135 @@
+"""Where a layer's input needs a gradient, from the spikes below to the backward pass of the layer with weights above.
+
+The spiking layer's engine says it (`neurons.compiler.plan.where_needed`), the flow carries it as long as nothing else
+touches the spikes, and the layer above asks it in backward. Who else reads the gradient of spikes as such would find zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from snnexp.models.input_gradient import conv_input_gradient, linear_input_gradient, may_pay
+from snnexp.models.spec import WEIGHT_KINDS, LayerPlan
+
+KEEPS = ("dropout", "dropout_step")  # layers that only scale what passes, and its gradient
+
+
+class Needed:
+    """mask: uint8 [N, C, H, W] in channels_last, or [N, in], like a layer's input: 1 where its gradient is needed."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+
+    @cached_property
+    def share(self) -> float:
+        """The share of the input whose gradient is needed."""
+        lying = self.mask.permute(0, 2, 3, 1) if self.mask.dim() == 4 else self.mask
+        return float(np.count_nonzero(lying.numpy())) / max(self.mask.numel(), 1)
+
+    def flattened(self) -> Needed:
+        """Of the same input as [N, C*H*W]."""
+        return Needed(self.mask.flatten(1))
+
+    def input_gradient(self, grad: Tensor, weight: Tensor, shape: torch.Size, stride: int, pad: int) -> Tensor:
+        """The gradient of a convolution's input, of this shape, from that of its output: where needed, or everywhere."""
+        found = conv_input_gradient(grad, weight, stride, pad, self.mask, self.share)
+        return dense_input_gradient(grad, weight, shape, stride, pad) if found is None else found
+
+    def linear_input_gradient(self, grad: Tensor, columns: Tensor) -> Tensor:
+        """The same for a fully connected layer with weights columns [in, out]."""
+        found = linear_input_gradient(grad, columns, self.mask, self.share)
+        return grad @ columns.t() if found is None else found
+
+
+def dense_input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, stride: int, pad: int) -> Tensor:
+    """The gradient of a convolution's input [N, C, H, W] from that of the output, at all positions."""
+    x = torch.empty(shape, dtype=grad.dtype, memory_format=torch.channels_last)  # only its layout is looked at
+    sides = ([stride] * 2, [pad] * 2, [1, 1], False, [0, 0], 1, [True, False, False])
+    grad_x: Tensor = torch.ops.aten.convolution_backward(grad, x, weight, None, *sides)[0]
+    return grad_x
+
+
+def asks(layers: Sequence[LayerPlan], start: int) -> LayerPlan | None:
+    """The layer with weights that may leave out gradients of spikes that go on with layer `start`; None: there is none."""
+    rest = (layer for layer in layers[start:] if layer.kind not in (*KEEPS, "flatten", "fork"))
+    layer = next(rest, None)
+    if layer is None or layer.kind not in WEIGHT_KINDS:
+        return None
+    products = float(layer.out_shape[0])  # that the gradient of one input is a sum of
+    if layer.kind == "conv":
+        products *= (layer.args["k"] / layer.args["s"]) ** 2
+    return layer if may_pay(products) else None
+
+
+def fits(x: Tensor, weight: Tensor, needed: Needed | None) -> bool:
+    """Whether the kernels take such a layer: on the CPU, in a precision of theirs, maps in channels_last."""
+    return (
+        needed is not None
+        and x.requires_grad
+        and x.shape == needed.mask.shape
+        and x.dtype == weight.dtype
+        and not torch.is_autocast_enabled("cpu")
+        and all(t.dim() == 2 or t.is_contiguous(memory_format=torch.channels_last) for t in (x, needed.mask))
+    )
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int, needed: Needed) -> Tensor:
+    """F.conv2d, whose backward gives x its gradient only where it is needed, if that is faster."""
+    y: Tensor = _Conv.apply(x, weight, bias, stride, pad, needed)  # type: ignore[no-untyped-call]
+    return y
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, needed: Needed) -> Tensor:
+    """F.linear, whose backward gives x its gradient only where it is needed, if that is faster."""
+    y: Tensor = _Linear.apply(x, weight, bias, needed)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _Conv(torch.autograd.Function):
+    """(x [N, C, H, W], weight, bias or None, stride, pad, needed) -> the convolution, dense forward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int, needed: Needed
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.pad, ctx.needed, ctx.biased = stride, pad, needed, bias is not None
+        return F.conv2d(x, weight, bias, stride, pad)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        sides = ([ctx.stride] * 2, [ctx.pad] * 2, [1, 1], False, [0, 0], 1, [False, *ctx.needs_input_grad[1:3]])
+        sizes = [weight.shape[0]] if ctx.biased else None
+        _, *grads = torch.ops.aten.convolution_backward(grad, x, weight, sizes, *sides)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = ctx.needed.input_gradient(grad, weight, x.shape, ctx.stride, ctx.pad)
+        return grad_x, *grads, None, None, None
+
+
+class _Linear(torch.autograd.Function):
+    """(x [rows, in], weight [out, in], bias or None, needed) -> the product, dense forward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, needed: Needed) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.needed = needed
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_x = ctx.needed.linear_input_gradient(grad, weight.t()) if needs_x else None
+        return grad_x, grad.t() @ x if needs_weight else None, grad.sum(0) if needs_bias else None, None
