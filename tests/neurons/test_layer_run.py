@@ -25,6 +25,15 @@ def pooled_by_torch(spk: Tensor, pool: Pool) -> Tensor:
     return pooling(spk.flatten(0, 1), pool.size).unflatten(0, spk.shape[:2])
 
 
+def needed_by_torch(near: Tensor, spk: Tensor, pool: Pool) -> Tensor:
+    """Which pooled spikes are near: the one that the maximum is taken from, or any of an average."""
+    if pool.kind == "avg":
+        return F.max_pool2d(near.double().flatten(0, 1), pool.size).unflatten(0, spk.shape[:2]).byte()
+    _, taken = F.max_pool2d(spk.flatten(0, 1), pool.size, return_indices=True)
+    found = near.flatten(0, 1).flatten(2).gather(2, taken.flatten(2)).view(taken.shape)
+    return found.unflatten(0, spk.shape[:2]).byte()
+
+
 def check_pooling(number: int, row: tuple, compiled: bool) -> None:
     """Against the reference engine and torch's pooling: outputs bit for bit, gradients to 1e-10."""
     reset, strict, tau_form, detach, ignore, fire_once, force_last, relative, has_current = row
@@ -56,11 +65,17 @@ def check_pooling(number: int, row: tuple, compiled: bool) -> None:
     expected = pooled_by_torch(spk, pool)
     weight = draw(*expected.shape)
     found = run_fused_layer(
-        x, alpha, beta, threshold, dynamics, NumbaBackend(compiled), False, None, pool, True, pick.random() < 0.5
+        x, alpha, beta, threshold, dynamics, NumbaBackend(compiled), False, None, pool, True, pick.random() < 0.5,
+        needed=number % 3 > 0,
     )  # fmt: skip
     assert torch.equal(found[0], expected) and torch.equal(found[1], mem), (row, pool)
     assert found[2] is not None and torch.equal(found[2], spk.sum(0))
     wanted = torch.autograd.grad((expected * weight).sum(), leaves, allow_unused=True)
+    if number % 3 > 0:  # what is not needed changes nothing
+        distance = (mem / threshold - 1 if relative else mem - threshold).detach()
+        where = needed_by_torch(dynamics.surrogate.derivative(distance) != 0, spk.detach(), pool)
+        assert found[3] is not None and torch.equal(found[3], where)
+        weight = weight * where
     got = torch.autograd.grad((found[0] * weight).sum(), leaves, allow_unused=True)
     for leaf, a, b in zip(leaves, wanted, got, strict=True):
         a, b = (torch.zeros_like(leaf) if g is None else g for g in (a, b))

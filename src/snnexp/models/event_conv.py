@@ -14,7 +14,7 @@ fixed pieces of the frames, and these in order: threads change no bit.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,22 +23,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from snnexp.data.base import EventFrames
-from snnexp.models.event_conv_kernels import BYTES, forward, weight_gradient
+from snnexp.models.event_conv_kernels import forward, weight_gradient
 from snnexp.models.event_lists import Lists, list_events, list_maps, rows_of
+from snnexp.models.needed import Needed, dense_input_gradient
+from snnexp.models.vectors import BYTES
 from snnexp.parallel import run_parallel
 
 _BLOCK = 8  # frames of a task of the forward product, at most
 _PIECES = 16  # of the frames, at most, that the weights' gradient is summed over
 _PIECE = 32  # frames in one, at least
 LARGEST = 2**31  # numbers of an input or of packed weights: positions have 32 bits
-
-
-class Needed(Protocol):
-    """Where a convolution's input needs a gradient, for one that is computed only there."""
-
-    def input_gradient(self, grad: Tensor, weight: Tensor, shape: torch.Size, stride: int, pad: int) -> Tensor:
-        """The gradient of the input [N, C, H, W] from that of the output."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -135,14 +129,6 @@ def event_conv(
         maps, lists = x, list_maps(x, packing.tile)
     y: Tensor = _EventConv.apply(maps, weight, bias, lists, packing, needed)  # type: ignore[no-untyped-call]
     return y
-
-
-def dense_input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, stride: int, pad: int) -> Tensor:
-    """The gradient of the input [N, C, H, W] from that of the output, at all positions."""
-    x = torch.empty(shape, dtype=grad.dtype, memory_format=torch.channels_last)  # only its layout is looked at
-    sides = ([stride] * 2, [pad] * 2, [1, 1], False, [0, 0], 1, [True, False, False])
-    grad_x: Tensor = torch.ops.aten.convolution_backward(grad, x, weight, None, *sides)[0]
-    return grad_x
 
 
 class _EventConv(torch.autograd.Function):

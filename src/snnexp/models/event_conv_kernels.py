@@ -1,8 +1,7 @@
 """The loops of a convolution that follows the spikes; `event_conv.py` says how lists and packed weights lie in memory.
 
-Vectors are explicit. Of a plain loop over outputs a compiler makes one that reads and writes the sums once per spike;
-here they stay in registers while all spikes of a window are added. A vector has 64 bytes; a processor with shorter
-registers takes two or four for it.
+Vectors are explicit (`vectors.py`). Of a plain loop over outputs a compiler makes one that reads and writes the sums
+once per spike; here they stay in registers while all spikes of a window are added.
 """
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, import-untyped, assignment"
 
@@ -10,103 +9,16 @@ from __future__ import annotations
 
 import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic, models, register_model
 
-BYTES = 64  # of a vector
+from snnexp.models.vectors import add as _add
+from snnexp.models.vectors import add_scaled as _add_scaled
+from snnexp.models.vectors import load as _load
+from snnexp.models.vectors import moved as _moved
+from snnexp.models.vectors import store as _store
+
 ROOM = 16  # entries that are copied at once: so many may be read behind the end of a list
 
 _compile = numba.njit(nogil=True, cache=True, error_model="numpy")
-
-
-class _Vector(types.Type):  # type: ignore[misc]
-    """Numbers that are added at once."""
-
-    def __init__(self, dtype) -> None:
-        self.dtype = dtype
-        self.lanes = BYTES * 8 // dtype.bitwidth
-        super().__init__(name=f"Vector({dtype})")
-
-
-@register_model(_Vector)
-class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
-    def __init__(self, manager, vector) -> None:
-        element = manager.lookup(vector.dtype).get_value_type()
-        super().__init__(manager, vector, ir.VectorType(element, vector.lanes))
-
-
-def _address(context, builder, signature, arguments, vector):
-    """Where in memory an array's vector lies, and the size of one number; whole positions, never negative."""
-    array = context.make_array(signature.args[0])(context, builder, arguments[0])
-    address = builder.gep(array.data, [arguments[1]])
-    return builder.bitcast(address, vector.as_pointer()), signature.args[0].dtype.bitwidth // 8
-
-
-@intrinsic
-def _load(typing_context, array, at):
-    """array[at : at + lanes]"""
-
-    def generate(context, builder, signature, arguments):
-        vector = context.get_value_type(signature.return_type)
-        address, size = _address(context, builder, signature, arguments, vector)
-        return builder.load(address, align=size)
-
-    return _Vector(array.dtype)(array, types.int64), generate
-
-
-@intrinsic
-def _store(typing_context, array, at, vector):
-    """array[at : at + lanes] = vector"""
-
-    def generate(context, builder, signature, arguments):
-        address, size = _address(context, builder, signature, arguments, arguments[2].type)
-        builder.store(arguments[2], address, align=size)
-        return context.get_dummy_value()
-
-    return types.void(array, types.int64, vector), generate
-
-
-def _spread(builder, scalar, lanes):
-    """A vector of one number."""
-    kind = ir.VectorType(scalar.type, lanes)
-    first = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
-    zeros = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
-    return builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), zeros)
-
-
-@intrinsic
-def _add(typing_context, a, b):
-    """a + b"""
-
-    def generate(context, builder, signature, arguments):
-        return builder.fadd(*arguments)
-
-    return a(a, a), generate
-
-
-@intrinsic
-def _add_scaled(typing_context, a, b, scale):
-    """a + scale * b, rounded once where the processor can."""
-
-    def generate(context, builder, signature, arguments):
-        x, y, scalar = arguments
-        product = builder.fmul(y, _spread(builder, scalar, a.lanes), flags=("contract",))
-        return builder.fadd(x, product, flags=("contract",))
-
-    return a(a, a, a.dtype), generate
-
-
-@intrinsic
-def _moved(typing_context, a, shift):
-    """a + shift, of whole numbers."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.add(arguments[0], _spread(builder, arguments[1], a.lanes))
-
-    return a(a, a.dtype), generate
-
-
 _inline = numba.njit(error_model="numpy", forceinline=True)
 
 

@@ -43,17 +43,21 @@ class Flow:
         self.last = True  # these steps are the sample's last ones
         self.whole = True  # and its first ones: they are all
 
+    _steps_x: Tensor | None
+    needed: Needed | None
+
     @property
     def x(self) -> Tensor | EventFrames:
         if self._steps_x is not None:
-            self._folded, self._steps_x = self._steps_x.flatten(0, 1), None
+            self._folded: Tensor | EventFrames = self._steps_x.flatten(0, 1)
+            self._steps_x = None
         return self._folded
 
     @x.setter
     def x(self, folded: Tensor | EventFrames) -> None:
         self._folded = folded
-        self._steps_x: Tensor | None = None
-        self.needed: Needed | None = None
+        self._steps_x = None
+        self.needed = None
 
     @property
     def steps_x(self) -> Tensor:
@@ -70,6 +74,12 @@ class Flow:
         x = self.x
         assert isinstance(x, Tensor)  # only the first layer sees event lists
         return x
+
+    def flatten(self) -> None:
+        """Maps become vectors; event lists are flat already."""
+        if isinstance(self.x, Tensor):
+            needed, self.x = self.needed, self.x.flatten(1)
+            self.needed = None if needed is None else needed.flattened()
 
     def branch(self, kind: str) -> None:
         """Do what a mark of a residual block says: keep the input, change to the shortcut, or add."""

@@ -1,12 +1,13 @@
 """Input gradients of convolutions and fully connected layers, worked out only where they are needed.
 
-    dx[n, iy, ix, c] = sum over ky, kx, o of W[o, c, ky, kx] g[n, oy, ox, o]     oy s = iy + pad - ky, ox s = ix + pad - kx
+    dx[n, iy, ix, c] = sum over ky, kx, o of W[o, c, ky, kx] g[n, oy, ox, o]
+    where oy s = iy + pad - ky, ox s = ix + pad - kx
 
 A surrogate gradient of compact support is exactly zero away from the threshold, so most of what a layer hands back to
 the spikes below comes to nothing (`neurons.compiler.plan.where_needed`). Each number that is needed is a product of two
-vectors: with the weights as [C, ky, kx, O], both flipped, and maps channels last, every row of the kernel is one piece of
-both. With a stride s the pixels fall into s x s kinds, each with its own share of the kernel. A fully connected layer is
-the case of one pixel. Sums have one order, whatever the number of threads.
+vectors: with the weights as [C, ky, kx, O], flipped, and maps channels last, every row of the kernel is one piece of
+both. With a stride s the pixels fall into s x s kinds, each with its own share of the kernel. A fully connected layer
+is the case of one pixel. Sums have one order, whatever the number of threads.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from snnexp.models.vectors import BYTES
 from snnexp.parallel import run_parallel
 
+VECTOR = 64  # bytes of the kernels' vectors, which rows of weights are multiples of
 COPY_BYTES = 1 << 17  # of the output's gradient that a task holds: half of a small second-level cache
 SLOWDOWN = 2.4  # of a product here against one of a dense layer
 FIXED = 60.0  # products that making the lists takes, per number of the gradient
@@ -60,7 +61,7 @@ def _pieces(height: int, width: int, size: int, stride: int, pad: int, outputs: 
 
 def _packed(weight: Tensor, stride: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """The weights of each kind of pixels, [C, rows, length] with zeros at the end of rows; and where, rows, length."""
-    lanes, parts, table, at = BYTES // weight.element_size(), [], [], 0
+    lanes, parts, table, at = VECTOR // weight.element_size(), [], [], 0
     flipped = weight.detach().permute(1, 2, 3, 0)
     for ry in range(stride):
         for rx in range(stride):
@@ -97,7 +98,7 @@ def conv_input_gradient(
 def linear_input_gradient(grad: Tensor, columns: Tensor, needed: Tensor, share: float) -> Tensor | None:
     """The same for a fully connected layer: grad [rows, out], columns [in, out], needed uint8 [rows, in]."""
     (rows, outputs), inputs = grad.shape, columns.shape[0]
-    lanes = BYTES // grad.element_size()
+    lanes = VECTOR // grad.element_size()
     length = -(-outputs // lanes) * lanes
     if not pays(share, outputs, length):
         return None
@@ -106,8 +107,9 @@ def linear_input_gradient(grad: Tensor, columns: Tensor, needed: Tensor, share: 
     one = Pieces(np.zeros(rows, np.int32), np.arange(rows) * outputs, 1, outputs)
     geometry = (rows, 1, inputs, rows, 1, outputs, 1, 0, 1, outputs)
     table = np.array([(0, 1, length)], np.int64)
-    flat = (t.reshape(-1).numpy() for t in (grad.detach().contiguous(), weights, needed.contiguous(), found))
-    _run(*flat, one, table, geometry, ROWS, -(-rows // ROWS))
+    given = grad.detach().contiguous(), weights, needed.contiguous()
+    g, w, where = (t.reshape(-1).numpy() for t in given)
+    _run(g, w, where, found.view(-1).numpy(), one, table, geometry, ROWS, -(-rows // ROWS))
     return found
 
 

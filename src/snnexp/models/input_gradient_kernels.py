@@ -1,5 +1,5 @@
-"""The loops of an input gradient that is worked out only where it is needed; `input_gradient.py` says how memory lies."""
-# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+"""The loops of an input gradient only where it is needed; `input_gradient.py` says how memory lies."""
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, assignment"
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from snnexp.models.vectors import BYTES, add_product, load, total, zeros
 def input_gradient(grad, weights, needed, out, kinds, pieces, places, geometry, band, start, stop):
     """out [frames, height, width, channels] flat = the gradient of a convolution's input where `needed` is 1, else 0.
 
-    A task is `band` rows of one frame. What it needs of grad [frames, out_height, out_width, outputs] is copied with zeros
-    around it, so that every sum runs over whole rows of weights. Then each channel goes through its pixels, four at a
-    time, which share the weights that they read.
+    A task is `band` rows of one frame. What it needs of grad [frames, out_height, out_width, outputs] is copied with
+    zeros around it, so that every sum runs over whole rows of weights. Then each channel goes through its pixels, four
+    at a time, which share the weights that they read.
     """
-    height, width, channels, _, _, outputs, stride, pad, taps, row = geometry
+    height, width, channels, _, _, _, stride, pad, taps, row = geometry
     bands, room = (height + band - 1) // band, band * width
     copy = np.zeros(((band + stride - 2) // stride + 1 + taps) * row + BYTES, grad.dtype)
     lists = np.empty(pieces.shape[0] * channels * (room + 1), np.int32)
@@ -61,8 +61,9 @@ def _copy_rows(grad, copy, frame, low, high, geometry):
 
 @numba.njit(error_model="numpy", forceinline=True)
 def _list(needed, lists, ends, room, kinds, first, here, pixels, channels):
-    """The pixels of each kind and channel that are needed, and where they end. Written always and counted if so: a wrong
-    guess of the processor costs more. Unsigned, so that nothing is tested for being negative.
+    """The pixels of each kind and channel that are needed, and where they end.
+
+    Written always and counted if so: a wrong guess of the processor costs more. Unsigned: nothing is tested for a sign.
     """
     for e in range(ends.size):
         ends[e] = e * room
@@ -76,7 +77,7 @@ def _list(needed, lists, ends, room, kinds, first, here, pixels, channels):
 
 @numba.njit(error_model="numpy", forceinline=True)
 def _products(weights, copy, out, places, ones, w, rows, length, row, shift, first, channels, c):
-    """The sums of one channel at its pixels `ones`: `rows` rows of `length` weights from w on, times rows of the copy."""
+    """A channel's sums at its pixels `ones`: `rows` rows of `length` weights from w on, times those of `copy`."""
     lanes, i = BYTES // weights.itemsize, 0
     while ones.size - i >= 4:
         p0, p1, p2, p3 = ones[i], ones[i + 1], ones[i + 2], ones[i + 3]

@@ -1,7 +1,7 @@
 """Where a layer's input needs a gradient, from the spikes below to the backward pass of the layer with weights above.
 
 The spiking layer's engine says it (`neurons.compiler.plan.where_needed`), the flow carries it as long as nothing else
-touches the spikes, and the layer above asks it in backward. Who else reads the gradient of spikes as such would find zeros.
+touches the spikes, and the layer above asks it in backward. Who else reads the gradient of spikes would find zeros.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from snnexp.models.input_gradient import conv_input_gradient, linear_input_gradient, may_pay
 from snnexp.models.spec import WEIGHT_KINDS, LayerPlan
+from snnexp.neurons.equation import Pool
 
 KEEPS = ("dropout", "dropout_step")  # layers that only scale what passes, and its gradient
 
@@ -39,7 +40,7 @@ class Needed:
         return Needed(self.mask.flatten(1))
 
     def input_gradient(self, grad: Tensor, weight: Tensor, shape: torch.Size, stride: int, pad: int) -> Tensor:
-        """The gradient of a convolution's input, of this shape, from that of its output: where needed, or everywhere."""
+        """The gradient of a convolution's input of this shape, from that of its output: where needed, or everywhere."""
         found = conv_input_gradient(grad, weight, stride, pad, self.mask, self.share)
         return dense_input_gradient(grad, weight, shape, stride, pad) if found is None else found
 
@@ -57,8 +58,20 @@ def dense_input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, stride
     return grad_x
 
 
-def asks(layers: Sequence[LayerPlan], start: int) -> LayerPlan | None:
-    """The layer with weights that may leave out gradients of spikes that go on with layer `start`; None: there is none."""
+def asks(network: Any, layer: LayerPlan, pool: Pool | None) -> bool:
+    """Whether nobody but the layer with weights above sees a spiking layer's gradient, and may leave some of it out.
+
+    network: a `Network`; pool: the pooling layer that the engine does with the spikes.
+    """
+    above = _above(network.layers, layer.position + (1 if pool is None else 2))
+    if above is None or not network.training or not network.neurons[layer.name].dynamics.surrogate.compact:
+        return False
+    modules = network.neurons[layer.name], network.get_submodule(above.name)
+    return not any(m._backward_hooks or m._backward_pre_hooks or m._forward_hooks for m in modules)
+
+
+def _above(layers: Sequence[LayerPlan], start: int) -> LayerPlan | None:
+    """The layer with weights that may leave out gradients of spikes that go on with layer `start`, if there is one."""
     rest = (layer for layer in layers[start:] if layer.kind not in (*KEEPS, "flatten", "fork"))
     layer = next(rest, None)
     if layer is None or layer.kind not in WEIGHT_KINDS:

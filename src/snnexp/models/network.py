@@ -137,14 +137,6 @@ class Network(nn.Module):
             return None
         return Pool(layer.kind.removesuffix("_pool"), int(layer.args["k"]))
 
-    def _asks_where_needed(self, layer: LayerPlan, pool: Pool | None) -> bool:
-        """Whether only the layer with weights above sees the gradient of this layer's spikes, and may leave zeros out."""
-        above = asks(self.layers, layer.position + (1 if pool is None else 2))
-        if above is None or not self.training or not self.neurons[layer.name].dynamics.surrogate.compact:
-            return False
-        modules = self.neurons[layer.name], self.get_submodule(above.name)
-        return not any(m._backward_hooks or m._backward_pre_hooks or m._forward_hooks for m in modules)
-
     def _in_segments(self, x: Input, steps: int, observer: Observer | None, sums: Sums | None) -> Output:
         """Run at most `steps` time steps at once. All but the last segment keep no activations for backward."""
         start, constant = 0, isinstance(x, ConstantInput)
@@ -231,7 +223,7 @@ class Network(nn.Module):
             out = run_with_delays(neuron, weights, before.name, current, flow, counts)
         elif flow.whole:
             private = not is_last and not neuron._forward_hooks and added is None  # a hook may keep what it sees
-            needed = private and not flow.reads_spikes and self._asks_where_needed(layer, pool)
+            needed = private and not flow.reads_spikes and asks(self, layer, pool)
             within = Within(pool, counts=counts, private=private, needed=needed)
             out = cast(LayerRun, neuron(current, recurrent=recurrent, within=within))
         else:  # the last membranes go on, and gradients come back through them: not private, and nothing is fused
@@ -258,10 +250,7 @@ class Network(nn.Module):
     def _stateless(self, layer: LayerPlan, flow: Flow) -> None:
         """Run any other layer on the flow."""
         if layer.kind == "flatten":
-            if isinstance(flow.x, Tensor):  # event lists are flat already
-                needed = flow.needed
-                flow.x = flow.x.flatten(1)
-                flow.needed = needed and needed.flattened()
+            flow.flatten()
             return
         if layer.kind in BRANCHES:
             flow.branch(layer.kind)

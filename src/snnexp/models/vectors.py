@@ -1,9 +1,9 @@
 """Vectors for numba kernels whose sums must stay in registers, which a compiler does not see from plain loops.
 
-A vector has 64 bytes, whatever the processor's registers have: shorter ones take two or four of them. No fast-math: a sum
-has one order. A product is rounded together with the sum that it goes into where the processor can.
+A vector has 64 bytes; a processor with shorter registers takes two or four for it. No fast-math: a sum has one order. A
+product is rounded together with the sum that it goes into where the processor can.
 """
-# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, import-untyped"
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Vector(types.Type):  # type: ignore[misc]
     def __init__(self, dtype) -> None:
         self.dtype = dtype
         self.lanes = BYTES * 8 // dtype.bitwidth
-        super().__init__(name=f"snnexp.Vector({dtype})")
+        super().__init__(name=f"Vector({dtype})")
 
 
 @register_model(Vector)
@@ -30,17 +30,35 @@ class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
         super().__init__(manager, vector, ir.VectorType(element, vector.lanes))
 
 
+def _address(context, builder, signature, arguments, vector):
+    """Where in memory an array's vector lies, and the size of one number; whole positions, never negative."""
+    array = context.make_array(signature.args[0])(context, builder, arguments[0])
+    address = builder.gep(array.data, [arguments[1]])
+    return builder.bitcast(address, vector.as_pointer()), signature.args[0].dtype.bitwidth // 8
+
+
 @intrinsic
 def load(typing_context, array, at):
-    """array[at : at + lanes]; `at` is not negative."""
+    """array[at : at + lanes]"""
 
     def generate(context, builder, signature, arguments):
         vector = context.get_value_type(signature.return_type)
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        address = builder.bitcast(builder.gep(data, [arguments[1]]), vector.as_pointer())
-        return builder.load(address, align=signature.args[0].dtype.bitwidth // 8)
+        address, size = _address(context, builder, signature, arguments, vector)
+        return builder.load(address, align=size)
 
     return Vector(array.dtype)(array, types.int64), generate
+
+
+@intrinsic
+def store(typing_context, array, at, vector):
+    """array[at : at + lanes] = vector"""
+
+    def generate(context, builder, signature, arguments):
+        address, size = _address(context, builder, signature, arguments, arguments[2].type)
+        builder.store(arguments[2], address, align=size)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, vector), generate
 
 
 @intrinsic
@@ -54,13 +72,43 @@ def zeros(typing_context, array):
     return Vector(array.dtype)(array), generate
 
 
+def _spread(builder, scalar, lanes):
+    """A vector of one number."""
+    kind = ir.VectorType(scalar.type, lanes)
+    first = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
+    same = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+    return builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), same)
+
+
 @intrinsic
-def add_product(typing_context, a, b, c):
-    """a + b * c"""
+def add(typing_context, a, b):
+    """a + b"""
 
     def generate(context, builder, signature, arguments):
-        a, b, c = arguments
-        return builder.fadd(a, builder.fmul(b, c, flags=("contract",)), flags=("contract",))
+        return builder.fadd(*arguments)
+
+    return a(a, a), generate
+
+
+@intrinsic
+def add_scaled(typing_context, a, b, scale):
+    """a + scale * b, rounded once where the processor can."""
+
+    def generate(context, builder, signature, arguments):
+        x, y, scalar = arguments
+        product = builder.fmul(y, _spread(builder, scalar, a.lanes), flags=("contract",))
+        return builder.fadd(x, product, flags=("contract",))
+
+    return a(a, a, a.dtype), generate
+
+
+@intrinsic
+def add_product(typing_context, a, b, c):
+    """a + b * c, rounded once where the processor can."""
+
+    def generate(context, builder, signature, arguments):
+        x, y, z = arguments
+        return builder.fadd(x, builder.fmul(y, z, flags=("contract",)), flags=("contract",))
 
     return a(a, a, a), generate
 
@@ -73,10 +121,20 @@ def total(typing_context, a):
         (vector,), lanes, whole = arguments, a.lanes, ir.IntType(32)
         while lanes > 1:
             lanes //= 2
-            masks = (ir.Constant(ir.VectorType(whole, lanes), list(range(s, s + lanes))) for s in (0, lanes))
+            masks = [ir.Constant(ir.VectorType(whole, lanes), list(range(s, s + lanes))) for s in (0, lanes)]
             nothing = ir.Constant(vector.type, ir.Undefined)
             low, high = (builder.shuffle_vector(vector, nothing, mask) for mask in masks)
             vector = builder.fadd(low, high)
         return builder.extract_element(vector, ir.Constant(whole, 0))
 
     return a.dtype(a), generate
+
+
+@intrinsic
+def moved(typing_context, a, shift):
+    """a + shift, of whole numbers."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.add(arguments[0], _spread(builder, arguments[1], a.lanes))
+
+    return a(a, a.dtype), generate

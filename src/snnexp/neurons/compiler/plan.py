@@ -215,7 +215,8 @@ def where_needed(dynamics: Dynamics, names: Names) -> Symbol | None:
 
 
 def _where_needed(step: _Step) -> Symbol | None:
-    leaves = [X, *step.old.values(), *(leaf("value", name) for name in (*step.names, *step.derived))]
+    states = [step.old[s] for s in step.old if s not in step.extra or not step.is_latch(s)]
+    leaves = [X, *states, *(leaf("value", name) for name in (*step.names, *step.derived))]
     seeds, found = [(step.new["spk"], leaf("row", "grad_spk"))], dict[int, Symbol]()
 
     def met(x: Symbol) -> Symbol:

@@ -122,9 +122,10 @@ def run_layer(
     """
     if engine == "numba" and x.dtype in (torch.float32, torch.float64):
         recurrent = _checked(x, value_dict(alpha, beta, threshold, more), recurrent)
-        more_options = (recurrent, pool, counts, private, more, noise, start, needed and recurrent is None)
+        needed = needed and recurrent is None
+        more_options = (recurrent, pool, counts, private, more, noise, start)
         given = (x, alpha, beta, threshold, dynamics, _backend(engine), overwrite_input)
-        return LayerRun(*run_fused_layer(*given, *more_options))
+        return LayerRun(*run_fused_layer(*given, *more_options, needed=needed))
     options = (engine, overwrite_input, recurrent, more, noise)
     spk, mem, _ = run_neurons(x, alpha, beta, threshold, dynamics, start, *options)
     counted = spikes_over_time(spk, dynamics.high_spikes) if counts else None

@@ -181,7 +181,7 @@ def _sum_to(columns: Tensor, full: torch.Size, value: Tensor) -> Tensor:
 
 
 class _Fused(torch.autograd.Function):
-    """(x [T, B, *], recurrent, options, values, a state's parts or none) -> spk, mem, counts, needed, last extra states."""
+    """(x [T, B, *], recurrent, options, values, a state's parts or none) -> spk, mem, counts, needed, extra states."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, recurrent: Tensor | None, options: _Options, *rest: Tensor) -> tuple[Any, ...]:

@@ -17,7 +17,7 @@ def marked(needed, spk):
 
 @numba.njit(error_model="numpy")
 def pool_needed(marks, out, bands, row, inner, size, average):
-    """out = whether a pooled value's gradient is needed, 0 or 1, of `marked` pixels in windows as in `numba_helpers.pool`.
+    """out = whether a pooled value's gradient is needed, 0 or 1, of `marked` pixels in the windows of `pool`.
 
     Of a maximum it goes to the first of its spikes, else to the window's first pixel; of an average to all of them.
     """
