@@ -39,7 +39,7 @@ CONVOLUTIONS = [  # C, O, k, s, pad, H, W
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever it costs."""
-    monkeypatch.setattr(input_gradient, "pays", lambda share, products, padded: True)
+    monkeypatch.setattr(input_gradient, "pays", lambda *_: True)
     monkeypatch.setattr(input_gradient, "COPY_BYTES", 1 << 12)  # bands of few rows
 
 
@@ -107,7 +107,8 @@ def test_dense_where_that_is_faster() -> None:
     everywhere = Needed(where).input_gradient(grad, weight, where.shape, 1, 1)
     assert bool((everywhere != 0).all())
     assert input_gradient.linear_input_gradient(draw(3, 100), draw(5, 100), mask(3, 5, share=0.1), 0.1) is None
-    assert input_gradient.pays(0.1, 25 * 64, 25 * 64) and not input_gradient.pays(0.5, 25 * 64, 25 * 64)
+    assert input_gradient.pays(0.1, 1600, 1600, 10000, 12) and not input_gradient.pays(0.5, 1600, 1600, 10000, 12)
+    assert not input_gradient.pays(0.1, 1600, 1600, 1000, 12)  # over before it has begun
     assert not input_gradient.may_pay(10)  # the ten outputs of a last layer
 
 

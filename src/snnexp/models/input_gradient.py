@@ -26,18 +26,25 @@ from snnexp.parallel import run_parallel
 VECTOR = 64  # bytes of the kernels' vectors, which rows of weights are multiples of
 COPY_BYTES = 1 << 17  # of the output's gradient that a task holds: half of a small second-level cache
 SLOWDOWN = 2.4  # of a product here against one of a dense layer
-FIXED = 60.0  # products that making the lists takes, per number of the gradient
+FIXED = 110.0  # products in whose time a number of the gradient is listed, or summed up in the end
+PACKED = 60.0  # products in whose time a weight is packed
+LEAST_WORK = 3e7  # products of a dense gradient, below which the calls cost more than there is to gain
 ROWS = 64  # of a fully connected layer that a task does together
 
 
-def pays(share: float, products: float, padded: float) -> bool:
-    """Whether a gradient of which the share is needed, each a sum of so many products, is faster here than dense."""
-    return share * SLOWDOWN * (padded + FIXED) + FIXED < 0.95 * products
+def pays(share: float, products: float, padded: float, rows: int, channels: int) -> bool:
+    """Whether a gradient of rows x channels, of which the share is needed, is faster here than dense.
+
+    products: that each number of it is a sum of; padded: with the zeros of packed weights.
+    """
+    if rows * channels * products < LEAST_WORK:
+        return False
+    return share * SLOWDOWN * (padded + FIXED) + FIXED + PACKED * padded / max(rows, 1) < 0.95 * products
 
 
 def may_pay(products: float) -> bool:
     """Whether it ever is, so that anybody need say what is needed."""
-    return pays(0.0, products, products)
+    return 0.95 * products > FIXED
 
 
 class Pieces(NamedTuple):
@@ -59,18 +66,28 @@ def _pieces(height: int, width: int, size: int, stride: int, pad: int, outputs: 
     return Pieces(kinds.ravel(), (y * row + x * outputs).ravel(), taps, row)
 
 
-def _packed(weight: Tensor, stride: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """The weights of each kind of pixels, [C, rows, length] with zeros at the end of rows; and where, rows, length."""
-    lanes, parts, table, at = VECTOR // weight.element_size(), [], [], 0
-    flipped = weight.detach().permute(1, 2, 3, 0)
+def _table(channels: int, outputs: int, size: int, stride: int, lanes: int) -> NDArray[np.int64]:
+    """Of each kind of pixels: where its weights begin, how many rows of them a channel has, and how long a row is."""
+    table, at = [], 0
     for ry in range(stride):
         for rx in range(stride):
-            part = flipped[:, ry::stride, rx::stride].flip(1, 2).flatten(2)
-            part = F.pad(part, (0, -part.shape[2] % lanes)).contiguous()
-            table.append((at, part.shape[1], part.shape[2] if part.numel() else 0))
-            parts.append(part.reshape(-1))
-            at += part.numel()
-    return torch.cat(parts).numpy(), np.array(table, np.int64)
+            rows, columns = (max(0, -(-(size - r) // stride)) for r in (ry, rx))
+            length = -(-columns * outputs // lanes) * lanes if rows else 0
+            table.append((at, rows, length))
+            at += channels * rows * length
+    return np.array(table, np.int64)
+
+
+def _packed(weight: Tensor, stride: int, table: NDArray[np.int64]) -> NDArray[Any]:
+    """The weights of each kind of pixels, [C, rows, length], with zeros at the end of rows."""
+    outputs, channels, size, _ = weight.shape
+    last, parts = weight.detach().reshape(outputs, -1).t().contiguous().view(channels, size, size, outputs), []
+    for kind, (_, rows, length) in enumerate(table.tolist()):
+        if rows and length:
+            part = last[:, kind // stride :: stride, kind % stride :: stride].flip(1, 2).flatten(2)
+            parts.append(F.pad(part, (0, length - part.shape[2])).reshape(-1))
+    packed: NDArray[Any] = torch.cat(parts).numpy()
+    return packed
 
 
 def conv_input_gradient(
@@ -82,16 +99,17 @@ def conv_input_gradient(
     returned; share: of it that is 1.
     """
     (outputs, channels, size, _), (frames, _, height, width) = weight.shape, needed.shape
-    weights, table = _packed(weight, stride)
-    if not pays(share, size * size * outputs / stride**2, (table[:, 1] * table[:, 2]).mean()):
+    table = _table(channels, outputs, size, stride, VECTOR // weight.element_size())
+    padded, numbers = float((table[:, 1] * table[:, 2]).mean()), frames * height * width
+    if not pays(share, size * size * outputs / stride**2, padded, numbers, channels):
         return None
     pieces = _pieces(height, width, size, stride, pad, outputs)
     found = torch.empty(needed.shape, dtype=grad.dtype, memory_format=torch.channels_last)
     geometry = (height, width, channels, grad.shape[2], grad.shape[3], outputs, stride, pad, pieces.taps, pieces.row)
     rows = COPY_BYTES // (pieces.row * grad.element_size()) - pieces.taps
     band = min(height, max(1, rows * stride))
-    flat = _flat(grad.contiguous(memory_format=torch.channels_last)), weights, _flat(needed), _flat(found)
-    _run(*flat, pieces, table, geometry, band, frames * -(-height // band))
+    flat = _flat(grad.contiguous(memory_format=torch.channels_last)), _packed(weight, stride, table)
+    _run(*flat, _flat(needed), _flat(found), pieces, table, geometry, band, frames * -(-height // band))
     return found
 
 
@@ -100,7 +118,7 @@ def linear_input_gradient(grad: Tensor, columns: Tensor, needed: Tensor, share: 
     (rows, outputs), inputs = grad.shape, columns.shape[0]
     lanes = VECTOR // grad.element_size()
     length = -(-outputs // lanes) * lanes
-    if not pays(share, outputs, length):
+    if not pays(share, outputs, length, rows, inputs):
         return None
     weights = F.pad(columns.detach(), (0, length - outputs)).contiguous()
     found = torch.empty(needed.shape, dtype=grad.dtype)
