@@ -153,7 +153,6 @@ def harm(folder: Path, launcher: subprocess.Popen[bytes]) -> str:
     os.kill(pids[1], signal.SIGKILL)
     say(f"kill -9 {pids[1]} (job {array}_1)")
     pid = wait_for(folder, 2, launcher)
-    wait_for(folder, 3, launcher)
     passed = subprocess.run(["squeue", "-h", "-o", "%M", "-j", f"{array}_2"], capture_output=True, text=True).stdout
     minutes = int(passed.strip().split(":")[0]) + 2  # of which the last one is for closing the run
     subprocess.run(["scontrol", "update", f"JobId={array}_2", f"TimeLimit={minutes}"], check=True)

@@ -240,6 +240,16 @@ def test_a_full_disk_is_no_mistake_of_the_command() -> None:
             "it is not ready (503)",
         ),
         ("", "Exception"),
+        (
+            "HTTPConnectionPool(host='h', port=1): Max retries exceeded with url: /x (Caused by NewConnectionError("
+            "\"HTTPConnection(host='h', port=1): Failed to establish a connection: [Errno 111] Connection refused\"))",
+            "Failed to establish a connection: [Errno 111] Connection refused",
+        ),
+        (
+            "HTTPSConnectionPool(host='h', port=1): Max retries exceeded with url: /x (Caused by NameResolutionError("
+            "\"HTTPSConnection(host='h', port=1): Failed to resolve 'h' ([Errno -2] Name or service not known)\"))",
+            "Failed to resolve 'h' ([Errno -2] Name or service not known)",
+        ),
     ],
 )
 def test_the_telling_line(text: str, line: str) -> None:

@@ -9,6 +9,8 @@ from snnexp.secrets import hide
 LONGEST = 300
 _DRIVER = re.compile(r"\((?:\w+\.)*\w*(?:Error|Exception|Warning)\)\s*(.+)")  # (sqlite3.OperationalError) disk is full
 _STATUS = re.compile(r"(?:error code|status code:?|HTTP(?: status)?|too many) (\d{3})\b")
+_WHERE = r"(?:<[^>]*>: |HTTPS?Connection\w*\(.*?\): )?"  # an object's address; host and port, which the reader knows
+_QUOTED = re.compile(r"Caused by \w+(?:Error|Exception)\((['\"])" + _WHERE + r"(.+)\1\)*\.?$")
 _CAUSE = re.compile(r"Caused by (?:\w+Error|\w+Exception)\(.*?(?:: )?['\"]?(?:<[^>]*>: )?([^'\"]+?)['\"]?\)*\.?$")
 _STATUSES = {
     "401": "it wants a name and a password (401): set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
@@ -38,6 +40,8 @@ def telling_line(error: BaseException) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
+    if found := _QUOTED.search(lines[0]):
+        return _short(found[2])
     if found := _CAUSE.search(lines[0]):
         return _short(found[1])
     return _short(lines[0])
