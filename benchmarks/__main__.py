@@ -41,7 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     text = report.markdown(record)
     (options.out / "bench.md").write_text(text)
-    plots.plot_all(record, options.out)
+    if not options.no_plots:
+        plots.plot_all(record, options.out)
     if options.docs:
         records.keep(record)
         page.write_docs(records.all_kept(), records.DOCS)
@@ -59,10 +60,14 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--quick", action="store_true", help="tiny sizes: tries the bench out, measures nothing")
     parser.add_argument("--out", type=Path, default=Path("outputs/bench"))
+    parser.add_argument(
+        "--candidates", default="", help="some of a workload's candidates, with ; between; snnexp is one"
+    )
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--threads", type=int, default=0, help="torch's threads; 0: its own choice")
     parser.add_argument("--clock", default="wall", choices=["wall", "cpu"], help="cpu: CPU time, for a busy machine")
     parser.add_argument("--no-memory", action="store_true", help="leave out memory: a process for each candidate")
+    parser.add_argument("--no-plots", action="store_true", help="tables only; matplotlib is not needed then")
     parser.add_argument("--docs", action="store_true", help="keep it for docs/benchmarks.md, and write that anew")
     parser.add_argument(
         "--data", type=Path, default=Path(os.environ.get("SNNEXP_DATA", "data")), help="real data, of W7 and W9"
@@ -141,6 +146,7 @@ def measure_workload(w: Any, device: Any, peers: dict[str, str | None], options:
     """Check that the candidates of a workload agree, time those that do, and measure their memory."""
     from benchmarks.candidates import (
         BARE,
+        OURS,
         build,
         compare,
         firing_rates,
@@ -155,6 +161,8 @@ def measure_workload(w: Any, device: Any, peers: dict[str, str | None], options:
 
     inputs = on_device(make_inputs(w), device)
     names, missing = names_for(w, peers)
+    if options.candidates:
+        names = [name for name in names if name == OURS or name in options.candidates.split(";")]
     rows: dict[str, dict[str, Any]] = {}
     runs = {}
     for name in names:

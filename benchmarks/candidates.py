@@ -16,7 +16,6 @@ from benchmarks.peers import BUILDERS, WithoutNeurons
 from benchmarks.workloads import Inputs, Workload, as_read, make_events, make_inputs, our_network, real_events
 from snnexp.analysis.activity import ActivityMeter
 from snnexp.config import OptimizerConf
-from snnexp.data.events.source import SPARSE_BELOW
 from snnexp.encoders import Input
 from snnexp.neurons.layer import SpikingLayer
 from snnexp.training.optimisation import build_optimizer
@@ -77,6 +76,10 @@ def density_of(w: Workload) -> float:
 
 def uses_lists(w: Workload) -> bool:
     """Whether dataset.sparse=auto hands event lists to this network."""
+    if not w.from_events:
+        return False
+    from snnexp.data.events.source import SPARSE_BELOW  # which imports numba
+
     return our_network(w).wants_events and density_of(w) < SPARSE_BELOW
 
 

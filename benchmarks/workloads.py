@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,9 +13,11 @@ from torch import Tensor
 
 from snnexp.config import DecoderConf, EventDatasetConf, ModelConf, NeuronConf, SurrogateConf
 from snnexp.data.base import DataInfo, EventFrames
-from snnexp.data.events.source import EventSource, open_events
 from snnexp.encoders import ConstantInput
 from snnexp.models.network import Network, build_network
+
+if TYPE_CHECKING:
+    from snnexp.data.events.source import EventSource
 
 SLOPE = 1.0  # of the surrogate 1/(1 + slope |x|)^2; with slope 1 all peers have it
 COMPACT = 0.5  # half width of the triangle of area 1 that takes its place: 2 (1 - |x| / 0.5), 0 from |x| = 0.5 on
@@ -202,6 +204,8 @@ def real_events(w: Workload) -> EventSource:
 
 @functools.lru_cache(maxsize=2)
 def _open(root: str, **keys: Any) -> EventSource:
+    from snnexp.data.events.source import open_events  # the other workloads do without numba
+
     return open_events(EventDatasetConf(root=root, download=False, sparse="always", **keys), torch.device("cpu"))
 
 

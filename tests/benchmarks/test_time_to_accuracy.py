@@ -1,0 +1,84 @@
+"""Time to accuracy: the others' scripts compute what our network does, and the clock reads the epochs."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmarks import time_to_accuracy as tta
+from benchmarks.peers import find_peers
+from snnexp.config import DecoderConf, ModelConf, NeuronConf, SurrogateConf
+from snnexp.data.base import DataInfo
+from snnexp.models.network import Network, build_network
+
+INSTALLED = find_peers()
+CHANNELS = (3, 4)
+
+
+def ours() -> Network:
+    info = DataInfo("nmnist", "events", (2, 34, 34), 6, tuple("0123456789"), {}, {}, True, "")
+    spec = f"c{CHANNELS[0]}k5p0-SN-MP2-c{CHANNELS[1]}k5p0-SN-MP2-FC10-SN"
+    neuron = NeuronConf(name="fixed", beta=tta.BETA, surrogate=SurrogateConf(name="atan", alpha=2.0))
+    torch.manual_seed(0)
+    return build_network(ModelConf(name="", spec=spec, gain=3.0), neuron, DecoderConf(name="rate"), info)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the peers
+@pytest.mark.skipif(importlib.util.find_spec("tonic") is None, reason="tonic is not installed")
+@pytest.mark.parametrize("name", ["snntorch", "snntorch, layers folded", "spikingjelly"])
+def test_the_others_have_our_network(name: str, tmp_path: Path) -> None:
+    from benchmarks.plain_training import NETWORKS
+
+    if not INSTALLED[name.partition(",")[0]]:
+        pytest.skip(f"{name} is not installed")
+    network = ours()
+    layers = [network.get_submodule(layer) for layer in ("conv1", "conv2", "fc1")]
+    torch.save([layer.state_dict() for layer in layers], tmp_path / "w.pt")
+    theirs = NETWORKS[name]({"channels": CHANNELS, "weights": tmp_path / "w.pt", "beta": tta.BETA})
+    x = (torch.rand(6, 2, 2, 34, 34) < 0.1).float()
+    labels = torch.tensor([1, 2])
+    for forward in (lambda x: network(x).spk, theirs):
+        F.cross_entropy(forward(x).sum(0), labels).backward()
+    spikes = network(x).spk
+    assert spikes.sum() > 0 and torch.equal(spikes, theirs(x))
+    gradients = layers[0].weight.grad.flatten(), theirs.conv1.weight.grad.flatten()
+    assert float(F.cosine_similarity(*gradients, dim=0)) > 0.999
+    assert torch.allclose(*gradients, rtol=1e-3, atol=1e-6)
+
+
+def test_the_clock_stops_at_the_epoch_that_reaches_the_level(tmp_path: Path) -> None:
+    code = """import json, time
+for epoch, accuracy in enumerate([0.5, 0.9, 0.96, 0.97], 1):
+    print(json.dumps({"epoch": epoch, "accuracy": accuracy}), flush=True); time.sleep(0.2 if accuracy < 0.96 else 60)"""
+    options = SimpleNamespace(level=0.95)
+    found = tta.watch([sys.executable, "-c", code], {}, tmp_path, lambda line: json.loads(line)["accuracy"], options)
+    row = found.record(0.95)
+    assert row["epochs"] == 3 and row["accuracies"] == [0.5, 0.9, 0.96] and row["seconds"] == row["wall_s"][2]
+    assert row["whole_wall_s"] is None and 0.3 < row["seconds"] < 50
+    with pytest.raises(RuntimeError, match="ended with 3"):
+        tta.watch([sys.executable, "-c", "raise SystemExit(3)"], {}, tmp_path, lambda line: 0.0, options)
+
+
+def test_ours_is_read_from_the_metrics_of_its_run(tmp_path: Path) -> None:
+    path = tmp_path / "nmnist" / "001" / "metrics.jsonl"
+    path.parent.mkdir(parents=True)
+    lines = [{"step": n, "metrics": {"test_curve/accuracy": 0.1 * n}} for n in range(3)]
+    path.write_text("\n".join(map(json.dumps, [*lines, {"step": 3, "metrics": {"val/loss": 1.0}}])) + '\n{"st')
+    assert tta._accuracies_in(tmp_path) == pytest.approx([0.1, 0.2])
+
+
+def test_table_has_ratios_to_both_of_ours() -> None:
+    rows = {
+        tta.COLD: tta.Progress([0.96], [8.0], [9.0]), tta.WARM: tta.Progress([0.96], [4.0], [5.0]),
+        "snntorch": tta.Progress([0.9, 0.95], [20.0, 40.0], [30.0, 60.0]),
+        "spikingjelly": tta.Progress([0.5], [9.0], [9.0]),
+    }  # fmt: skip
+    candidates = {name: progress.record(0.95) for name, progress in rows.items()}
+    text = tta.table({"level": 0.95, "samples": {"test": 100}, "candidates": candidates})
+    assert "| snntorch | 40.0 | 20.0 | 2 | 60.0 | 5.00 | 10.00 |" in text
+    assert "| spikingjelly | not reached in 1 epochs, at most 0.5 |" in text
