@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -181,7 +182,8 @@ def make_inputs(w: Workload, seed: int = 1) -> Inputs:
 def make_events(w: Workload, seed: int = 1) -> tuple[EventFrames, Tensor]:
     """A batch of real training events, or binary ones of the workload's density, uniformly distributed; and labels."""
     if w.data is not None:
-        batch = next(real_events(w)._batches("train", 1, seed))
+        with closing(real_events(w).batches("train", 1, seed)) as batches:
+            batch = next(batches)
         assert isinstance(batch.frames, EventFrames)
         return batch.frames, batch.labels
     assert w.density is not None
