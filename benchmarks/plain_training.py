@@ -5,7 +5,8 @@
 LIBRARY: snntorch, "snntorch, layers folded" or spikingjelly. The task names files, labels, initial weights and numbers.
 Both read with tonic's reader and ToFrame into tonic's MemoryCachedDataset: each sample is read and binned once, and no
 worker process has to be started. SpikingJelly's own data sets need torchvision and write every sample to disk twice.
-Prints a line of JSON after each epoch. N-MNIST's network here is conv-SN-pool, conv-SN-pool, FC-SN.
+Prints a line of JSON after each epoch. The network is conv-SN-pool, conv-SN-pool, FC and neurons that integrate and
+never spike; the class with the highest membrane counts.
 """
 
 from __future__ import annotations
@@ -32,16 +33,20 @@ Frames = tuple[Tensor, Tensor]  # [T, B, 2, 34, 34] and labels
 class Recordings(torch.utils.data.Dataset[tuple[Any, int]]):
     """Files read and binned one at a time; `tonic.datasets.NMNIST` does so too, but wants all 60,000 files."""
 
-    def __init__(self, files: list[str], labels: list[int], num_steps: int) -> None:
-        self.files, self.labels = files, labels
-        self.to_frame = tonic.transforms.ToFrame(sensor_size=(34, 34, 2), n_event_bins=num_steps)
+    def __init__(self, files: list[str], labels: list[int], num_steps: int, bin_us: int | None) -> None:
+        self.files, self.labels, self.num_steps = files, labels, num_steps
+        bins = {"n_event_bins": num_steps} if bin_us is None else {"time_window": bin_us, "include_incomplete": True}
+        self.to_frame = tonic.transforms.ToFrame(sensor_size=(34, 34, 2), **bins)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, number: int) -> tuple[Any, int]:
         events = tonic.io.read_mnist_file(self.files[number], tonic.datasets.NMNIST.dtype)
-        return self.to_frame(events).astype(np.float32), self.labels[number]
+        frames = np.zeros((self.num_steps, 2, 34, 34), np.float32)
+        made = self.to_frame(events)[: self.num_steps]
+        frames[: len(made)] = made
+        return frames, self.labels[number]
 
 
 def collate(samples: list[tuple[Any, int]]) -> Frames:
@@ -68,24 +73,45 @@ def layers(task: Task) -> nn.ModuleList:
 
 
 class Network(nn.Module):
-    """Convolutions and FC with a library's neurons in between; subclasses say how time passes."""
+    """Convolutions and FC with a library's neurons behind; subclasses say how time passes. Membranes [T, B, 10]."""
 
     def __init__(self, task: Task) -> None:
         super().__init__()
         self.conv1, self.conv2, self.fc = layers(task)
-        self.neurons = nn.ModuleList([self.neuron(task) for _ in range(3)])
+        self.neurons = nn.ModuleList([self.neuron(task) for _ in range(2)])
+        self.beta = task["beta"]
+
+    def integrate(self, x: Tensor) -> Tensor:
+        """Leaky membranes without spikes: ten numbers per sample, plain torch in all libraries."""
+        mem, out = torch.zeros(()), []
+        for x_t in x.unbind(0):
+            mem = self.beta * mem + x_t
+            out.append(mem)
+        return torch.stack(out)
 
     def neuron(self, task: Task) -> nn.Module:
         """One layer of the library's neurons."""
         raise NotImplementedError
 
 
+class Triangle(torch.autograd.Function):
+    """max(0, 1 - |x|) as snnTorch calls a surrogate; its own `triangular` is another function."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return (x > 0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grads[0] * (1 - x.abs()).clamp_(min=0)
+
+
 def _snntorch_neuron(task: Task) -> nn.Module:
     import snntorch
 
-    made: nn.Module = snntorch.Leaky(
-        beta=task["beta"], spike_grad=snntorch.surrogate.atan(alpha=2.0), reset_mechanism="zero"
-    )
+    made: nn.Module = snntorch.Leaky(beta=task["beta"], spike_grad=Triangle.apply, reset_mechanism="zero")
     return made
 
 
@@ -96,15 +122,14 @@ class Stepwise(Network):
         return _snntorch_neuron(task)
 
     def forward(self, x: Tensor) -> Tensor:
-        mem1, mem2, mem3 = (torch.zeros(()) for _ in range(3))
-        lif1, lif2, lif3 = self.neurons
+        mem1, mem2 = torch.zeros(()), torch.zeros(())
+        lif1, lif2 = self.neurons
         out = []
         for x_t in x.unbind(0):
             spk, mem1 = lif1(self.conv1(x_t), mem1)
             spk, mem2 = lif2(self.conv2(F.max_pool2d(spk, 2)), mem2)
-            spk, mem3 = lif3(self.fc(F.max_pool2d(spk, 2).flatten(1)), mem3)
-            out.append(spk)
-        return torch.stack(out)
+            out.append(self.fc(F.max_pool2d(spk, 2).flatten(1)))
+        return self.integrate(torch.stack(out))
 
 
 class Folded(Network):
@@ -123,11 +148,11 @@ class Folded(Network):
 
     def forward(self, x: Tensor) -> Tensor:
         folded, over_time = (0, 1), x.shape[:2]
-        lif1, lif2, lif3 = self.neurons
+        lif1, lif2 = self.neurons
         x = self.conv1(x.flatten(*folded).contiguous(memory_format=torch.channels_last))
         x = F.max_pool2d(self.run(lif1, x.unflatten(0, over_time)).flatten(*folded), 2)
         x = F.max_pool2d(self.run(lif2, self.conv2(x).unflatten(0, over_time)).flatten(*folded), 2)
-        return self.run(lif3, self.fc(x.flatten(1)).unflatten(0, over_time))
+        return self.integrate(self.fc(x.flatten(1)).unflatten(0, over_time))
 
 
 class SpikingJelly(Folded):
@@ -137,7 +162,7 @@ class SpikingJelly(Folded):
         from spikingjelly.activation_based import neuron, surrogate
 
         made: nn.Module = neuron.LIFNode(
-            tau=1 / (1 - task["beta"]), decay_input=False, surrogate_function=surrogate.ATan(2.0),
+            tau=1 / (1 - task["beta"]), decay_input=False, surrogate_function=surrogate.PiecewiseQuadratic(1.0),
             detach_reset=True, step_mode="m",
         )  # fmt: skip
         return made
@@ -158,12 +183,17 @@ NETWORKS: dict[str, Callable[[Task], Network]] = {
 # --- training -----------------------------------------------------------------------------------------------------
 
 
-def accuracy(network: nn.Module, recordings: Any, size: int) -> float:
-    """Share of samples whose class neuron fires most."""
+def scores(mem: Tensor, reduce: str) -> Tensor:
+    """Class scores [B, 10] out of membranes [T, B, 10]."""
+    return mem[-1] if reduce == "last" else mem.mean(0)
+
+
+def accuracy(network: nn.Module, recordings: Any, task: Task) -> float:
+    """Share of samples whose class has the highest membrane."""
     right = 0
     with torch.no_grad():
-        for x, labels in batches(recordings, size):
-            right += int((network(x).sum(0).argmax(1) == labels).sum())
+        for x, labels in batches(recordings, task["batch_size"]):
+            right += int((scores(network(x), task["reduce"]).argmax(1) == labels).sum())
     return right / len(recordings)
 
 
@@ -178,11 +208,11 @@ def main() -> None:
     for epoch in range(1, task["max_epochs"] + 1):
         order = np.random.default_rng([task["seed"], epoch]).permutation(len(train)).tolist()  # as snnexp's
         for x, labels in batches(train, task["batch_size"], order):
-            loss = F.cross_entropy(network(x).sum(0), labels)
+            loss = F.cross_entropy(scores(network(x), task["reduce"]), labels)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-        reached = accuracy(network, test, task["batch_size"])
+        reached = accuracy(network, test, task)
         print(json.dumps({"epoch": epoch, "accuracy": reached, "loss": float(loss.detach())}), flush=True)
         if reached >= task["level"]:
             return

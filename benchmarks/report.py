@@ -157,8 +157,9 @@ def other_tables(record: Record) -> list[str]:
         parts.append(startup_table(record))
     if record.get("density"):
         parts.append(density_table(record))
-    if record.get("accuracy"):
-        parts.append("**Time to accuracy**\n\n" + time_to_accuracy.table(record["accuracy"]))
+    for key in ("accuracy", "accuracy_5ms"):
+        if record.get(key):
+            parts.append("**Time to accuracy**\n\n" + time_to_accuracy.table(record[key]))
     return parts
 
 
