@@ -30,7 +30,7 @@ def markdown(kept: list[Record]) -> str:
 def figure_table(kept: list[Record]) -> str:
     """Measured / to reach of each workload on each processor."""
     lines = [
-        "| | processor | " + " | ".join(report.COLUMNS.values()) + " |",
+        "| | processor (day) | " + " | ".join(report.COLUMNS.values()) + " |",
         "|---|---|" + "---|" * len(report.COLUMNS),
     ]
     names = [name for name in report.WORKLOADS if any(name in one["parts"] for one in kept)]
@@ -38,7 +38,8 @@ def figure_table(kept: list[Record]) -> str:
         for one in kept:
             if name in one["parts"]:
                 ratios = report.figures({"workloads": {name: one["parts"][name]["result"]}})[name]
-                lines.append(f"| {name} | {processor(one['machine'])} | {report.figure_cells(name, ratios)} |")
+                where = f"{processor(one['machine'])} ({one['parts'][name]['about']['date']})"
+                lines.append(f"| {name} | {where} | {report.figure_cells(name, ratios)} |")
     return "\n".join(lines)
 
 

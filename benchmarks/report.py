@@ -42,7 +42,8 @@ def workload_table(record: Record) -> str:
 def _shares(result: Record) -> str:
     """How much there is to do: inputs that are not zero, spikes, membranes at which the surrogate is not zero."""
     rates = _by_layer(result["firing_rates"])
-    text = f"inputs not zero: {100 * result['density']:.1f} %; spikes: {rates}" if "density" in result else rates
+    text = f"inputs not zero: {100 * result['density']:.1f} %; " if "density" in result else ""
+    text += f"spikes: {rates}"
     if result.get("gradient_share"):
         text += f"; membranes with a gradient: {_by_layer(result['gradient_share'])}"
     return text

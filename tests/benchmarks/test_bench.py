@@ -228,8 +228,8 @@ def test_docs_get_what_is_kept_of_each_processor_between_the_marks(tmp_path: Pat
     page.write_docs(records.all_kept(folder), tmp_path)
     text = (tmp_path / "benchmarks.md").read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
-    assert "| W1 | AMD EPYC, AVX512 | 5.0x (>= 6, **missed**) |" in text
-    assert "| W1 | AMD EPYC, AVX2, emulated | 8.0x (>= 6) |" in text
+    assert "| W1 | AMD EPYC, AVX512 (2026-01-02) | 5.0x (>= 6, **missed**) |" in text
+    assert "| W1 | AMD EPYC, AVX2, emulated (2026-01-02) | 8.0x (>= 6) |" in text
     assert "emulated ATEN_CPU_CAPABILITY=avx2" in text and "2026-01-02, commit abc" in text
     assert "| snnexp | 20.0 |" in text and "| snnexp | 10.0 |" not in text  # the later run of a part
     assert (tmp_path / "images" / "bench_steps.png").exists()
