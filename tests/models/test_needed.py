@@ -224,6 +224,8 @@ def test_residual_blocks_and_who_else_is_there(always: None, monkeypatch: pytest
     assert asked("c4k3-SN-c4k3-SN-FC-SN", observer=_Reader()) == 0
     assert asked("c4k3-SN-c4k3-SN-FC-SN", lambda n: n.conv2.register_forward_hook(lambda *_: None)) == 1
     assert asked("c4k3-SN-c4k3-SN-FC-SN", lambda n: n.conv2.register_full_backward_hook(lambda *_: None)) == 1
+    assert asked("c4k3-SN-c4k3-SN-FC-SN", lambda n: n.conv2.register_forward_pre_hook(lambda *_: None)) == 1
+    assert asked("c4k3-SN-DP0.2-c4k3-SN-FC-SN", lambda n: n.dp1.register_forward_hook(lambda *_: None)) == 1
     assert asked("c4k3-SN-c4k3-SN-FC-SN", lambda n: n.eval()) == 0
     assert asked("c4k3-SN-c4k3-SN-FC-SN", lambda n: setattr(n, "checkpoint_steps", 2)) == 0
     assert asked("c4k3-SN-c4k3-SN-FC-SN", lambda n: n.added_spikes.update(sn1=lambda layer, out: out.spk)) == 1

@@ -21,6 +21,7 @@ from snnexp.models.spec import WEIGHT_KINDS, LayerPlan
 from snnexp.neurons.equation import Pool
 
 KEEPS = ("dropout", "dropout_step")  # layers that only scale what passes, and its gradient
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # who sees spikes there
 
 
 class Needed:
@@ -63,11 +64,13 @@ def asks(network: Any, layer: LayerPlan, pool: Pool | None) -> bool:
 
     network: a `Network`; pool: the pooling layer that the engine does with the spikes.
     """
-    above = _above(network.layers, layer.position + (1 if pool is None else 2))
+    start = layer.position + (1 if pool is None else 2)
+    above = _above(network.layers, start)
     if above is None or not network.training or not network.neurons[layer.name].dynamics.surrogate.compact:
         return False
-    modules = network.neurons[layer.name], network.get_submodule(above.name)
-    return not any(m._backward_hooks or m._backward_pre_hooks or m._forward_hooks for m in modules)
+    passed = (part for part in network.layers[start : above.position + 1] if part.kind in (*KEEPS, above.kind))
+    modules = [network.neurons[layer.name], *(network.get_submodule(part.name) for part in passed)]
+    return not any(getattr(module, hooks) for module in modules for hooks in HOOKS)
 
 
 def _above(layers: Sequence[LayerPlan], start: int) -> LayerPlan | None:
