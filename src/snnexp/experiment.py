@@ -216,9 +216,11 @@ def _built(conf: Config, info: DataInfo, device: torch.device) -> Network:
 
 
 def fitting_batches(conf: Config) -> DatasetConf:
-    """Event lists are of use to a fully connected first layer only; a convolution takes dense frames."""
+    """Event lists are of use to a fully connected first layer, and on the CPU to a convolution that follows them."""
     data = conf.dataset
-    takes_lists = conf.model.module is None and takes_events(conf.model.spec)
+    follow = conf.model.sparse == "always" or (conf.model.sparse == "auto" and conf.trainer.channels_last)
+    follow = follow and conf.trainer.precision == "32" and choose_device(conf.device).type == "cpu"
+    takes_lists = conf.model.module is None and takes_events(conf.model.spec, follow)
     if isinstance(data, EventDatasetConf) and data.sparse == "auto" and not takes_lists:
         return replace(data, sparse="never")
     return data

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import as_events
+from networks import as_events, make_info, make_network, make_spikes
 from torch import Tensor
 
+from snnexp.analysis.synops import SynopsMeter
+from snnexp.models import sparsity
 from snnexp.models.event_conv import dense_input_gradient, event_conv
 from snnexp.models.event_lists import density, list_maps
+from snnexp.models.weights import Conv2d
 
 
 def make_maps(
@@ -170,3 +174,146 @@ def test_who_knows_where_gradients_are_needed_computes_them() -> None:
     (expected,), (found,) = (gradients(y, target, [x]) for y in (whole, half))
     assert torch.equal(found, expected / 2)
     assert expected.is_contiguous(memory_format=torch.channels_last)
+
+
+NETWORKS = [
+    "c5k3-SN-MP2-c20k3s2-SN-FC-SN",
+    "c5k5p0-BN-SN-AP2-c40k3-BN-SN-MP2-FC-SN",
+    "c4k3-SN-+(c4k3-SN-c4k3-SN)-+(c8k3s2-SN|c8k1s2-SN)-DP0.5-c9k2-SN-FC-SN",
+]
+
+
+@pytest.mark.parametrize("spec", NETWORKS)
+@pytest.mark.parametrize("lists", [False, True])
+def test_a_network_gives_the_same_whether_its_convolutions_follow_the_spikes(spec: str, lists: bool) -> None:
+    info = make_info(steps=4)
+    more = {"weight_norm": "BN" not in spec, "gain": 2.0, "build": {"channels_last": True}}
+    dense, network = (make_network(spec, info, sparse=s, **more).double() for s in ("never", "always"))
+    network.load_state_dict(dense.state_dict())
+    frames = make_spikes(info).double()
+    assert network.wants_events and not dense.wants_events
+    results = []
+    for net, x in ((dense, frames), (network, as_events(frames) if lists else frames)):
+        torch.manual_seed(0)
+        loss = net(x).mem.square().sum()
+        results.append((loss, *torch.autograd.grad(loss, list(net.parameters()))))
+    assert results[0][0] > 0
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    told = sparsity.tags(network)
+    assert [name for name in told if "event-driven (model.sparse=always)" in told[name]] == [*told]
+    assert len(told) == sum(layer.kind == "conv" for layer in network.layers) and not sparsity.tags(dense)
+
+
+def test_segments_of_time_follow_the_spikes() -> None:
+    info = make_info(steps=6)
+    networks = [
+        make_network(
+            NETWORKS[0], info, sparse=s, gain=2.0, build={"channels_last": True, "checkpoint_steps": 2}
+        ).double()
+        for s in ("never", "always")
+    ]
+    frames = make_spikes(info).double()
+    results = []
+    for net, x in zip(networks, (frames, as_events(frames)), strict=True):
+        net.load_state_dict(networks[0].state_dict())
+        loss = net(x).mem.square().sum()
+        results.append((loss, *torch.autograd.grad(loss, list(net.parameters()))))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_synaptic_operations_are_those_of_dense_frames() -> None:
+    info = make_info(steps=4)
+    network = make_network(NETWORKS[0], info, sparse="always", gain=2.0, build={"channels_last": True}).eval()
+    frames = make_spikes(info)
+    found = []
+    for x in (frames, as_events(frames)):
+        meter = SynopsMeter(network)
+        network(x, meter)
+        found.append(meter.result())
+    assert found[0] == found[1] and found[0].effective_acs > 0
+
+
+@pytest.fixture
+def measurements(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[sparsity.Place]]:
+    """An empty cache, and a measurement that takes no time; what was measured."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    measured: list[sparsity.Place] = []
+
+    def measure(place: sparsity.Place) -> sparsity.Limits:
+        measured.append(place)
+        return sparsity.Limits(0.1, 0.25 + len(measured) / 100)
+
+    monkeypatch.setattr(sparsity, "measure", measure)
+    sparsity.limits_of.cache_clear()
+    yield measured
+    sparsity.limits_of.cache_clear()
+
+
+def make_conv() -> Conv2d:
+    conv = Conv2d(8, 16, 3, 1, 1, True)
+    conv.rule = sparsity.Rule("conv1")
+    return conv
+
+
+def test_auto_goes_by_the_density_of_each_batch(measurements: list[sparsity.Place]) -> None:
+    conv, shape = make_conv(), (64, 8, 24, 24)
+    assert conv.rule is not None
+    chosen = {share: conv.rule.follows(make_maps(shape, share, dtype=torch.float32), conv, True) for share in (0, 0.2)}
+    assert chosen == {0: True, 0.2: False}
+    assert conv.rule.follows(make_maps(shape, 0.2, dtype=torch.float32), conv, False)  # forward alone pays for longer
+    assert conv.rule.told.endswith(
+        "0.00 % of its inputs are not 0 in the first batch: event-driven (event-driven below 10 %)"
+    )
+    assert len(measurements) == 1 and measurements[0].frames == 64
+
+
+def test_small_batches_are_dense_and_nothing_is_measured_for_them(measurements: list[sparsity.Place]) -> None:
+    conv = make_conv()
+    assert conv.rule is not None and not conv.rule.follows(make_maps((4, 8, 24, 24), 0.0), conv, True)
+    assert not measurements and conv.rule.limits is None
+
+
+def test_what_was_measured_is_kept_for_later_runs(measurements: list[sparsity.Place]) -> None:
+    place = sparsity.Place(8, 16, 3, 1, 1, 24, 24, 64, "float32")
+    first = sparsity.limits_of(place)
+    sparsity.limits_of.cache_clear()  # as in another process
+    assert sparsity.limits_of(place) == first and len(measurements) == 1
+    assert sparsity.limits_of(place._replace(outputs=17)) != first and len(measurements) == 2
+
+
+def test_where_nothing_can_be_kept_nothing_is_measured(
+    measurements: list[sparsity.Place], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert sparsity.limits_of(sparsity.Place(8, 16, 3, 1, 1, 24, 24, 64, "float32")) == sparsity.UNMEASURED
+    assert not measurements
+
+
+def test_a_run_goes_on_with_the_limits_of_its_state(measurements: list[sparsity.Place]) -> None:
+    info = make_info()
+    network = make_network(NETWORKS[0], info, build={"channels_last": True})
+    assert sparsity.limits_in(network) == {}
+    sparsity.go_by(network, {"conv2": [0.03, 0.04], "conv9": [0.5, 0.5]})
+    assert sparsity.limits_in(network) == {"conv2": [0.03, 0.04]}
+    always = make_network(NETWORKS[0], info, sparse="always")
+    sparsity.go_by(always, {"conv2": [0.03, 0.04]})
+    assert sparsity.limits_in(always) == {}
+
+
+def test_measuring_leaves_the_runs_random_numbers_and_threads_alone() -> None:
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    with torch.no_grad():
+        limits = sparsity.measure(sparsity.Place(2, 3, 3, 1, 1, 6, 6, 4, "float64"))
+    assert all(limit in (0.0, *sparsity.DENSITIES) for limit in limits)
+    assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == threads
+    assert torch.is_grad_enabled()
+
+
+def test_the_dense_convolution_is_not_computed_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    conv = make_conv()
+    conv.rule = sparsity.Rule("conv1", sparsity.ALWAYS)
+    monkeypatch.setattr(Conv2d, "_conv_forward", None)
+    assert conv(make_maps((2, 8, 5, 5), 0.5, dtype=torch.float32)).shape == (2, 16, 5, 5)

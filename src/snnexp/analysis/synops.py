@@ -135,7 +135,7 @@ class SynopsMeter:
         with torch.no_grad():
             if name not in self._connections:
                 device = x.indices.device if isinstance(x, EventFrames) else x.device
-                shape = _features(module) if isinstance(x, EventFrames) else x.shape[1:]
+                shape = _features(module, x) if isinstance(x, EventFrames) else x.shape[1:]
                 self._connections[name] = _Connection(module, shape, device)
             if not collectives.absent():
                 self._connections[name].add(x, repeat)
@@ -180,10 +180,9 @@ class SynopsMeter:
         }
 
 
-def _features(module: nn.Module) -> torch.Size:
-    """Input features of a fully connected layer."""
-    assert isinstance(module, nn.Linear)
-    return torch.Size([module.in_features])
+def _features(module: nn.Module, x: EventFrames) -> torch.Size:
+    """Shape of a layer's input that comes as event lists: features, or maps of a convolution."""
+    return torch.Size([module.in_features]) if isinstance(module, nn.Linear) else torch.Size(x.shape)
 
 
 def neurobench_results(network: Network, synops: Synops, accuracy: float) -> dict[str, Any]:

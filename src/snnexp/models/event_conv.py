@@ -118,7 +118,7 @@ def event_conv(
     """F.conv2d(x, weight, bias, stride, pad) as [N, O, H', W'] in channels_last, exact to rounding.
 
     Args:
-        x: maps [N, C, H, W] in channels_last, in the weight's precision; or event lists, N = T*B.
+        x: maps [N, C, H, W] in the weight's precision, best in channels_last; or event lists, N = T*B.
         weight: [O, C, k, k], float32 or float64, on the CPU.
         needed: computes the gradient of x; None: at all positions.
     """
@@ -126,7 +126,7 @@ def event_conv(
     if isinstance(x, EventFrames):
         maps, lists = None, list_events(x, packing.tile, weight.dtype)
     else:
-        maps, lists = x, list_maps(x, packing.tile)
+        maps, lists = x, list_maps(x.contiguous(memory_format=torch.channels_last), packing.tile)
     y: Tensor = _EventConv.apply(maps, weight, bias, lists, packing, needed)  # type: ignore[no-untyped-call]
     return y
 

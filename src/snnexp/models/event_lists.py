@@ -39,15 +39,17 @@ def rows_of(x: Tensor) -> NDArray[Any]:
 
 
 def density(x: Tensor | EventFrames) -> float:
-    """Share of the input that is not zero; of maps [N, C, H, W] in channels_last by a sample of the frames."""
+    """Share of the input that is not zero; of maps [N, C, H, W] by a sample of the frames."""
     if isinstance(x, EventFrames):
         return x.density
     frames, size = x.shape[0], x.shape[1:].numel()
     if frames * size == 0:
         return 0.0
-    counts = np.zeros((-(-frames // SAMPLED), 2), np.int64)
+    counts, every = np.zeros((-(-frames // SAMPLED), 2), np.int64), SAMPLED
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        x, every = x[::SAMPLED].contiguous(memory_format=torch.channels_last), 1
     flat = rows_of(x)
-    _over(len(counts), lambda start, stop: _count(flat, size, SAMPLED, counts, start, stop))
+    _over(len(counts), lambda start, stop: _count(flat, size, every, counts, start, stop))
     return float(counts[:, 0].sum() / (len(counts) * size))
 
 

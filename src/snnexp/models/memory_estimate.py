@@ -53,7 +53,8 @@ def step_memory_bytes(network: Estimated, batch_size: int) -> int:
     rows = max(lengths) * batch_size
     kept = [_values_kept(network, index, whole=len(lengths) == 1) for index in range(len(network.layers))]
     gradients = 2 * max(prod(layer.out_shape) for layer in network.layers if layer.kind not in UNCOPIED)
-    inputs = 0 if network.wants_events else prod(network.input_shape)
+    lists = network.wants_events and network.layers[0].kind != "conv"  # which makes maps of lists that are long
+    inputs = 0 if lists else prod(network.input_shape)
     parameters = sum(p.numel() for p in network.parameters())
     states = sum(neuron.states * prod(neuron.shape) for neuron in network.neurons.values())
     states += sum(_values_held_back(network, index) for index in range(len(network.layers)))

@@ -39,7 +39,7 @@ from snnexp.models.spec import (
     why_not_on_engine,
 )
 from snnexp.models.sums import Sums, counted
-from snnexp.models.weights import Linear, RecurrentLinear, build_weights, follow_spikes, normalised
+from snnexp.models.weights import Conv2d, Linear, RecurrentLinear, build_weights, follow_spikes, normalised
 from snnexp.neurons.engines import LayerRun, spikes_over_time
 from snnexp.neurons.equation import Pool
 from snnexp.neurons.layer import SpikingLayer, Within
@@ -264,7 +264,7 @@ class Network(nn.Module):
                 flow.observer.connection(layer.name, module, flow.x, flow.steps if flow.constant else 1)
             if flow.sums is not None:
                 flow.sums.spent(layer.name, flow.x)
-            if isinstance(flow.x, EventFrames):
+            if isinstance(flow.x, EventFrames) and not isinstance(module, Conv2d):
                 from snnexp.models.event_linear import event_linear  # numba takes 0.2 s to import
 
                 assert isinstance(module, Linear)
@@ -296,8 +296,10 @@ class Network(nn.Module):
 
     @property
     def wants_events(self) -> bool:
-        """Whether the first layer is fully connected, so that event lists can drive it directly."""
+        """Whether event lists can drive the first layer: fully connected, or a convolution that follows them."""
         first = next(layer for layer in self.layers if layer.kind not in ("flatten", "delay"))
+        if first.kind == "conv":  # what comes out of a delay is dense, in training
+            return first is self.layers[0] and cast(Conv2d, self.get_submodule(first.name)).rule is not None
         return first.kind in ("linear", "recurrent")
 
     @property
@@ -387,12 +389,12 @@ def build_network(
         if layer.kind in WEIGHT_KINDS:
             spikes = 1.0 if analog and not single_spike_input else float(info.num_steps)
             weights = build_weights(layer, model, spikes, normalised=normalised(layers, layer))
-            if analog and network.wants_events and isinstance(weights, Linear) and info.kind == "events":
+            if isinstance(weights, Linear) and analog and network.wants_events and info.kind == "events":
                 from snnexp.models.event_linear import event_driven_weight
 
                 event_driven_weight(weights)
-            if binary and isinstance(weights, Linear):
-                follow_spikes(weights, layer.name, model)
+            if isinstance(weights, Conv2d) or binary:
+                follow_spikes(weights, layer.name, model, network.channels_last)
             network.add_module(layer.name, weights)
             analog = binary = False
         elif layer.kind == "delay":

@@ -218,7 +218,12 @@ _OTHER_NOTATIONS: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
 )
 
 
-def takes_events(spec: str) -> bool:
-    """Whether the first layer is fully connected, so that lists of events can drive it without a dense input."""
+def takes_events(spec: str, convolutions: bool) -> bool:
+    """Whether lists of events can drive the first layer without a dense input: fully connected, or a convolution.
+
+    convolutions: whether they follow events at all.
+    """
+    if parse(spec)[0].kind == "conv":
+        return convolutions
     first = next((token for token in parse(spec) if token.kind not in ("flatten", "delay")), None)
     return first is not None and first.kind in ("linear", "recurrent")

@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snnexp.config import ModelConf
+from snnexp.data.base import EventFrames
 from snnexp.models.delays import Delay
 from snnexp.models.needed import Needed, conv2d, fits, linear
+from snnexp.models.sparsity import ALWAYS, Rule
 from snnexp.models.spec import NORMS, LayerPlan
 from snnexp.models.tokens import BRANCHES
 
@@ -25,6 +27,8 @@ log = logging.getLogger(__name__)
 # spike (measured: docs/models.md). The products of narrow layers cost less than making the lists.
 SPARSE_FROM_OUTPUTS = 256
 SPARSE_HIDDEN_BELOW = 0.07
+
+_PRECISIONS = (torch.float32, torch.float64)  # of the kernels
 
 
 class Affine(nn.Module):
@@ -93,13 +97,17 @@ def _fits_lists(x: Tensor, weight: Tensor) -> bool:
         x.dim() == 2
         and x.device.type == "cpu"
         and x.dtype == weight.dtype
-        and x.dtype in (torch.float32, torch.float64)
+        and x.dtype in _PRECISIONS
         and not torch.is_autocast_enabled("cpu")
     )
 
 
 class Conv2d(nn.Conv2d):
-    """2-D convolution. `sigma`: standardise the weights to this at each forward pass; `affine` follows the layer."""
+    """2-D convolution. `sigma`: standardise the weights to this at each forward pass; `affine` follows the layer.
+
+    rule: whether a batch's product follows what is not zero in its input (`event_conv.py`), which is exact to rounding;
+        None: always dense.
+    """
 
     fresh: Callable[[], nn.Module]  # makes another one, drawn as this one was
 
@@ -107,19 +115,35 @@ class Conv2d(nn.Conv2d):
         super().__init__(channels, out, size, stride=stride, padding=pad, bias=bias)
         self.sigma: float | None = None
         self.affine: Affine | None = None
+        self.rule: Rule | None = None
 
     def effective_weight(self) -> Tensor:
         """The weights that act, [out, in, k, k]."""
         return self.weight if self.sigma is None else standardise(self.weight, self.sigma)
 
-    def forward(self, x: Tensor, needed: Needed | None = None) -> Tensor:
+    def forward(self, x: Tensor | EventFrames, needed: Needed | None = None) -> Tensor:
         """needed: where x needs a gradient, as in `Linear`."""
-        weight = self.effective_weight()
-        if needed is not None and fits(x, weight, needed):
-            y = conv2d(x, weight, self.bias, int(self.stride[0]), int(self.padding[0]), needed)
+        weight, stride, pad = self.effective_weight(), self.stride[0], int(self.padding[0])
+        needed = needed if isinstance(x, Tensor) and fits(x, weight, needed) else None
+        if self.rule is not None and _fits_windows(x, weight) and self.rule.follows(x, self, self.training):
+            from snnexp.models.event_conv import event_conv  # numba takes 0.2 s to import
+
+            y = event_conv(x, weight, self.bias, stride, pad, needed)
         else:
-            y = self._conv_forward(x, weight, self.bias)
+            if isinstance(x, EventFrames):
+                x = x.to_dense(weight.dtype).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+            if needed is None:
+                y = self._conv_forward(x, weight, self.bias)
+            else:
+                y = conv2d(x, weight, self.bias, stride, pad, needed)
         return y if self.affine is None else cast(Tensor, self.affine(y))
+
+
+def _fits_windows(x: Tensor | EventFrames, weight: Tensor) -> bool:
+    """Whether the kernels of a convolution take x: on the CPU, in a precision of theirs."""
+    if weight.device.type != "cpu" or weight.dtype not in _PRECISIONS or torch.is_autocast_enabled("cpu"):
+        return False
+    return isinstance(x, EventFrames) or (x.dim() == 4 and x.dtype == weight.dtype and x.device.type == "cpu")
 
 
 class RecurrentLinear(Linear):
@@ -187,8 +211,17 @@ def normalised(layers: Sequence[LayerPlan], weights: LayerPlan) -> bool:
     return any(layer.kind in NORMS for layer in rest)
 
 
-def follow_spikes(weights: Linear, name: str, model: ModelConf) -> None:
-    """Let a hidden fully connected layer follow its input spikes where that is faster."""
+def follow_spikes(weights: Conv2d | Linear, name: str, model: ModelConf, channels_last: bool) -> None:
+    """Let a convolution, or a hidden fully connected layer, follow its input spikes where that is faster.
+
+    channels_last: the network's maps are in that layout, as an event-driven convolution makes them.
+    """
+    if isinstance(weights, Conv2d):
+        if model.sparse == "always":
+            weights.rule = Rule(name, ALWAYS)
+        elif model.sparse == "auto" and channels_last:
+            weights.rule = Rule(name)
+        return
     if model.sparse == "never" or (model.sparse == "auto" and weights.out_features < SPARSE_FROM_OUTPUTS):
         return
     from snnexp.models.event_linear import event_driven_weight

@@ -52,4 +52,4 @@ class ModelConf:
     bn_per_step: bool = False  # BN statistics per time step (PLIF's released code) instead of over T and batch
     neunorm: NeuNormConf = field(default_factory=NeuNormConf)
     delay: DelayConf = field(default_factory=DelayConf)
-    sparse: str = choice("auto", "auto", "always", "never")  # hidden fully connected layers follow the spikes (CPU)
+    sparse: str = choice("auto", "auto", "always", "never")  # layers follow what is not 0 in their input (CPU)

@@ -24,6 +24,7 @@ from snnexp.analysis.fates import record
 from snnexp.analysis.weight_gradients import weight_norms
 from snnexp.errors import DataError
 from snnexp.experiment import Experiment
+from snnexp.models import sparsity
 from snnexp.rescue.manager import Rescue
 from snnexp.search.trial import Trial
 from snnexp.tracking.runs import RunFolder
@@ -168,7 +169,7 @@ def fit(
         if line := rescue.told(epoch):
             display.say(line)
     rescue.after_training()
-    tracker.log_tags(rescue.tags())
+    tracker.log_tags(rescue.tags() | sparsity.tags(network))
     callbacks.call("on_end", context)
     if ranks.leads():
         facts = {"epoch": state.epoch, "role": "last", **made_on}
@@ -238,6 +239,7 @@ def _save(
         folder.state,
         {
             "network": experiment.network.state_dict(),
+            "sparse": sparsity.limits_in(experiment.network),
             "optimizer": optimizer.state_dict(),
             "scheduler": scheduler.state_dict() if scheduler is not None else None,
             "meters": {split: meter.state_dict() for split, meter in meters.items()},
@@ -288,6 +290,7 @@ def _restore(
             )
     try:
         apply_weights(experiment.network, saved["network"], folder.state)
+        sparsity.go_by(experiment.network, saved.get("sparse") or {})
         load_optimizer(optimizer, saved["optimizer"])
         if scheduler is not None:
             scheduler.load_state_dict(saved["scheduler"])

@@ -22,6 +22,7 @@ from snnexp import interrupts
 from snnexp.analysis.activity import ActivityMeter
 from snnexp.errors import DataError
 from snnexp.experiment import Experiment
+from snnexp.models import sparsity
 from snnexp.rescue.manager import Rescue
 from snnexp.tracking.runs import RunFolder
 from snnexp.training.budget import Budget
@@ -84,6 +85,7 @@ class Midway:
         state = {
             **_marks(self._folder, epoch),
             "network": parts.experiment.network.state_dict(),
+            "sparse": sparsity.limits_in(parts.experiment.network),
             "optimizer": parts.optimizer.state_dict(),
             "meter": parts.meter.pass_state(),
             "rescue": parts.rescue.state_dict(),
@@ -110,6 +112,7 @@ class Midway:
         device = parts.experiment.device
         try:
             apply_weights(parts.experiment.network, state["network"], self._folder.midway)
+            sparsity.go_by(parts.experiment.network, state.get("sparse") or {})
             load_optimizer(parts.optimizer, state["optimizer"])
             parts.meter.load_pass_state(state["meter"], device)
             parts.rescue.load_state_dict(state["rescue"])

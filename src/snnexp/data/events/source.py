@@ -191,7 +191,7 @@ class EventSource:
         why = {
             "auto": f"auto: lists below {SPARSE_BELOW:.0%}",
             "always": "dataset.sparse=always",
-            "never": "dataset.sparse=never, or a convolution comes first",  # `experiment` asks for never then
+            "never": "dataset.sparse=never, or a first layer that takes no lists",  # `experiment` asks for never then
         }[self.conf.sparse]
         notes.append(f"density {self.density:.3%}, batches as {form} ({why})")
         log.info("%s: %.3f %% of the inputs are non-zero: %s (%s)", self.conf.name, 100 * self.density, form, why)

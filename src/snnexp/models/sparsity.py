@@ -1,0 +1,230 @@
+"""Whether a convolution follows the spikes of a batch: by their density, below a limit measured once per machine.
+
+Where an event-driven convolution overtakes the dense one depends on the layer's shape and the processor. So the first
+batch of a layer that is worth it measures both on random spikes, with the clock of one thread, which others on the
+machine do not disturb, and keeps the limit in the user's cache. From then on each batch is judged by its own density
+alone: a run that is continued makes the same choices, since its state holds the limits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from snnexp.atomic import write_atomically
+from snnexp.data.base import EventFrames
+
+log = logging.getLogger(__name__)
+
+LEAST_WORK = 3e7  # products of a batch's dense convolution, below which a Python call costs more than there is to gain
+DENSITIES = (0.004, 0.01, 0.02, 0.035, 0.05, 0.07, 0.1, 0.14, 0.19, 0.25, 0.32, 0.4)  # at which it is measured
+MARGIN = 0.9  # of the dense one's time that it may take there
+MEASURED_WORK = 1e9  # products that are measured, at most
+REPEATS = 3
+
+
+class Limits(NamedTuple):
+    """Densities below which a layer follows the spikes."""
+
+    training: float
+    evaluation: float
+
+
+UNMEASURED = Limits(0.05, 0.05)  # where no file can keep what was measured, and the next run would measure otherwise
+ALWAYS = Limits(2.0, 2.0)
+
+
+class Place(NamedTuple):
+    """A convolution and its input, as far as its time depends on them."""
+
+    channels: int
+    outputs: int
+    size: int
+    stride: int
+    pad: int
+    height: int
+    width: int
+    frames: int
+    dtype: str
+
+    @property
+    def products(self) -> int:
+        """Multiplications of one frame."""
+        high, wide = ((n + 2 * self.pad - self.size) // self.stride + 1 for n in (self.height, self.width))
+        return max(high, 0) * max(wide, 0) * self.channels * self.outputs * self.size**2
+
+
+class Rule:
+    """What one layer goes by. `limits` None: nothing has been measured yet."""
+
+    def __init__(self, name: str, limits: Limits | None = None) -> None:
+        self.name = name
+        self.limits = limits
+        self.told = ""  # what was chosen for the first batch of training
+
+    def follows(self, x: Tensor | EventFrames, conv: nn.Conv2d, learns: bool) -> bool:
+        """Whether `conv` should follow what is not zero in x, maps [N, C, H, W] or event lists."""
+        from snnexp.models.event_lists import density  # numba takes 0.2 s to import
+
+        place = _place(x, conv)
+        frames = x.num_steps * x.batch_size if isinstance(x, EventFrames) else x.shape[0]
+        if self.limits is not ALWAYS and frames * place.products < LEAST_WORK:
+            return False
+        if self.limits is None:
+            self.limits = limits_of(place)
+        share = density(x)
+        follows = share < (self.limits.training if learns else self.limits.evaluation)
+        if learns and not self.told:
+            self._say(share, follows)
+        return follows
+
+    def _say(self, share: float, follows: bool) -> None:
+        """Tell once what the rule chose, for the first batch."""
+        assert self.limits is not None
+        kind = "event-driven" if follows else "dense"
+        always = self.limits is ALWAYS
+        why = "model.sparse=always" if always else f"event-driven below {100 * self.limits.training:g} %"
+        self.told = f"{100 * share:.2f} % of its inputs are not 0 in the first batch: {kind} ({why})"
+        log.info("%s: %s", self.name, self.told)
+
+
+def _place(x: Tensor | EventFrames, conv: nn.Conv2d) -> Place:
+    channels, height, width = x.shape[-3:]
+    frames = x.num_steps * x.batch_size if isinstance(x, EventFrames) else x.shape[0]
+    stride, pad = conv.stride[0], int(conv.padding[0])
+    dtype = str(conv.weight.dtype).removeprefix("torch.")
+    whole = Place(channels, conv.out_channels, conv.kernel_size[0], stride, pad, height, width, 0, dtype)
+    most = max(int(MEASURED_WORK / max(whole.products, 1)), 16)
+    return whole._replace(frames=1 << (max(min(frames, most), 1).bit_length() - 1))
+
+
+@cache
+def limits_of(place: Place) -> Limits:
+    """What was measured for this shape on this machine, now or earlier."""
+    path = _folder() / f"{_key(place)}.json"
+    with suppress(OSError, ValueError, TypeError):
+        return Limits(*map(float, json.loads(path.read_text())))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path.with_name("writable"), "")  # before a second is spent
+    except OSError:
+        return UNMEASURED
+    limits = measure(place)
+    with suppress(OSError):
+        write_atomically(path, json.dumps(limits))
+        return Limits(*map(float, json.loads(path.read_text())))  # of several processes that measured, the last one's
+    return UNMEASURED
+
+
+def _folder() -> Path:
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return user / "snnexp" / "convolutions"
+
+
+def _key(place: Place) -> str:
+    """Of all that the times depend on."""
+    kernels = b"".join(Path(__file__).with_name(name).read_bytes() for name in _SOURCES)
+    machine = (torch.backends.cpu.get_cpu_capability(), torch.__version__, os.environ.get("NUMBA_CPU_NAME", ""))
+    return hashlib.sha256(repr((place, machine, _processor())).encode() + kernels).hexdigest()[:24]
+
+
+_SOURCES = ("event_conv.py", "event_conv_kernels.py", "event_lists.py", "vectors.py")
+
+
+@cache
+def _processor() -> str:
+    """The processor's name: a cache in a home folder may serve many machines."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line
+    import platform
+
+    return platform.processor()
+
+
+def measure(place: Place) -> Limits:
+    """Find the highest of DENSITIES at which following the spikes takes at most MARGIN of the dense time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+            limits = _measured(place)
+    finally:
+        torch.set_num_threads(threads)
+    name = f"{place.channels} to {place.outputs}, {place.height}x{place.width}, {place.size}x{place.size}"
+    below = (100 * limits.training, 100 * limits.evaluation)
+    log.info("convolution %s: measured to pay below %g %% of non-zero inputs, %g %% in evaluation", name, *below)
+    return limits
+
+
+def _measured(place: Place) -> Limits:
+    from snnexp.models.event_conv import event_conv
+
+    rng, dtype = np.random.default_rng(0), getattr(torch, place.dtype)  # torch's random numbers are the run's
+    shape = (place.outputs, place.channels, place.size, place.size)
+    weight = torch.from_numpy(rng.standard_normal(shape)).to(dtype).requires_grad_()
+
+    def times(x: Tensor, convolve: Callable[..., Tensor]) -> tuple[float, float]:
+        """Of forward alone, and with the weights' gradient."""
+        both = []
+        for _ in range(REPEATS):
+            start = time.thread_time()
+            y = convolve(x, weight, None, place.stride, place.pad)
+            middle = time.thread_time()
+            torch.autograd.grad(y, weight, y.detach())
+            both.append((middle - start, time.thread_time() - start))
+        forward, step = zip(*both, strict=True)
+        return min(forward), min(step)
+
+    def maps(share: float) -> Tensor:
+        spikes = rng.random((place.frames, place.height, place.width, place.channels), np.float32) < share
+        return torch.from_numpy(spikes).to(dtype).permute(0, 3, 1, 2)
+
+    some = maps(DENSITIES[0])
+    times(some[:1], event_conv)  # compiles
+    dense = times(some, F.conv2d)
+    found = [0.0, 0.0]
+    for which in (1, 0):
+        low, high = -1, len(DENSITIES)  # it pays at low, not at high
+        while high - low > 1:
+            middle = (low + high) // 2
+            pays = times(maps(DENSITIES[middle]), event_conv)[which] <= MARGIN * dense[which]
+            low, high = (middle, high) if pays else (low, middle)
+        found[which] = DENSITIES[low] if low >= 0 else 0.0
+    return Limits(found[1], found[0])
+
+
+def limits_in(network: nn.Module) -> dict[str, list[float]]:
+    """What the layers of a network go by, as far as it has been measured; it belongs to a run's state."""
+    return {rule.name: list(rule.limits) for rule in _rules(network) if rule.limits not in (None, ALWAYS)}  # type: ignore[arg-type]
+
+
+def go_by(network: nn.Module, limits: dict[str, list[float]]) -> None:
+    """Go on with the limits of a run's state."""
+    for rule in _rules(network):
+        if rule.name in limits and rule.limits is not ALWAYS:
+            rule.limits = Limits(*limits[rule.name])
+
+
+def tags(network: nn.Module) -> dict[str, str]:
+    """What its layers chose, for the record."""
+    return {f"sparse.{rule.name}": rule.told for rule in _rules(network) if rule.told}
+
+
+def _rules(network: nn.Module) -> list[Rule]:
+    found = (getattr(module, "rule", None) for module in network.modules())
+    return [rule for rule in found if isinstance(rule, Rule)]
