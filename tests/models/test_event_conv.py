@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from snnexp.models import sparsity
 from snnexp.models.event_conv import dense_input_gradient, event_conv
 from snnexp.models.event_lists import density, list_maps
 from snnexp.models.weights import Conv2d
+from snnexp.ranks import Rows
 
 
 def make_maps(
@@ -288,6 +291,41 @@ def test_where_nothing_can_be_kept_nothing_is_measured(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert sparsity.limits_of(sparsity.Place(8, 16, 3, 1, 1, 24, 24, 64, "float32")) == sparsity.UNMEASURED
+    assert not measurements
+
+
+def test_of_processes_that_begin_together_one_measures(
+    measurements: list[sparsity.Place], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def another_was_first(path: Path) -> Any:
+        path.with_name(f"{sparsity._key(place)}.json").write_text("[0.01, 0.02]")
+        return nullcontext()
+
+    place = sparsity.Place(8, 16, 3, 1, 1, 24, 24, 64, "float32")
+    monkeypatch.setattr(sparsity, "file_lock", another_was_first)
+    assert sparsity.limits_of(place) == (0.01, 0.02) and not measurements
+
+
+def test_processes_measure_for_the_same_frames_and_go_by_the_first_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    conv, places = make_conv(), []
+    for start, stop in ((0, 16), (16, 31)):
+        rows = Rows(start, stop, 31, (16, 15))
+        monkeypatch.setattr(sparsity.collectives, "rows", lambda rows=rows: rows)
+        places.append(sparsity._place(torch.zeros(4 * (stop - start), 8, 24, 24), conv))
+    assert places[0] == places[1] and places[0].frames == 64
+    monkeypatch.setattr(sparsity.ranks, "several", lambda: True)
+    monkeypatch.setattr(sparsity.ranks, "from_first", lambda make: {"conv1": [0.1, 0.2]})
+    sparsity.agree(conv)
+    assert sparsity.limits_in(conv) == {"conv1": [0.1, 0.2]}
+
+
+def test_users_without_a_home(measurements: list[sparsity.Place], monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
     assert sparsity.limits_of(sparsity.Place(8, 16, 3, 1, 1, 24, 24, 64, "float32")) == sparsity.UNMEASURED
     assert not measurements
 

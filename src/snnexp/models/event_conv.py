@@ -32,7 +32,6 @@ from snnexp.parallel import run_parallel
 _BLOCK = 8  # frames of a task of the forward product, at most
 _PIECES = 16  # of the frames, at most, that the weights' gradient is summed over
 _PIECE = 32  # frames in one, at least
-LARGEST = 2**31  # numbers of an input or of packed weights: positions have 32 bits
 
 
 @dataclass(frozen=True)

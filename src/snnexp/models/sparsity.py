@@ -24,8 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from snnexp import collectives, ranks
 from snnexp.atomic import write_atomically
 from snnexp.data.base import EventFrames
+from snnexp.locks import file_lock
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +106,8 @@ class Rule:
 def _place(x: Tensor | EventFrames, conv: nn.Conv2d) -> Place:
     channels, height, width = x.shape[-3:]
     frames = x.num_steps * x.batch_size if isinstance(x, EventFrames) else x.shape[0]
+    if (mine := collectives.rows()) is not None:  # all processes measure the same
+        frames = frames // len(range(mine.total)[mine.part]) * max(mine.counts)
     stride, pad = conv.stride[0], int(conv.padding[0])
     dtype = str(conv.weight.dtype).removeprefix("torch.")
     whole = Place(channels, conv.out_channels, conv.kernel_size[0], stride, pad, height, width, 0, dtype)
@@ -113,25 +117,35 @@ def _place(x: Tensor | EventFrames, conv: nn.Conv2d) -> Place:
 
 @cache
 def limits_of(place: Place) -> Limits:
-    """What was measured for this shape on this machine, now or earlier."""
-    path = _folder() / f"{_key(place)}.json"
+    """What was measured for this shape on this machine, now or earlier, by this process or another."""
+    try:
+        path = _folder() / f"{_key(place)}.json"
+        if (kept := _kept(path)) is not None:
+            return kept
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with file_lock(path.with_name("lock")):  # of several processes one measures, and all go by that
+            if (kept := _kept(path)) is None:
+                write_atomically(path, json.dumps(measure(place)))
+                kept = _kept(path)
+    except (OSError, NotImplementedError):  # the lock's word for a file system without locks
+        return UNMEASURED
+    return kept or UNMEASURED
+
+
+def _kept(path: Path) -> Limits | None:
     with suppress(OSError, ValueError, TypeError):
         return Limits(*map(float, json.loads(path.read_text())))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path.with_name("writable"), "")  # before a second is spent
-    except OSError:
-        return UNMEASURED
-    limits = measure(place)
-    with suppress(OSError):
-        write_atomically(path, json.dumps(limits))
-        return Limits(*map(float, json.loads(path.read_text())))  # of several processes that measured, the last one's
-    return UNMEASURED
+    return None
 
 
 def _folder() -> Path:
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return user / "snnexp" / "convolutions"
+    """Raises: OSError if the user has no home."""
+    if cache_home := os.environ.get("XDG_CACHE_HOME"):
+        return Path(cache_home) / "snnexp" / "convolutions"
+    try:
+        return Path.home() / ".cache" / "snnexp" / "convolutions"
+    except RuntimeError as error:  # a container that runs as a user without a name
+        raise OSError(str(error)) from error
 
 
 def _key(place: Place) -> str:
@@ -218,6 +232,12 @@ def go_by(network: nn.Module, limits: dict[str, list[float]]) -> None:
     for rule in _rules(network):
         if rule.name in limits and rule.limits is not ALWAYS:
             rule.limits = Limits(*limits[rule.name])
+
+
+def agree(network: nn.Module) -> None:
+    """Let all processes of a run go by the first one's limits, which are those that its state holds."""
+    if ranks.several():
+        go_by(network, ranks.from_first(lambda: limits_in(network)))
 
 
 def tags(network: nn.Module) -> dict[str, str]:

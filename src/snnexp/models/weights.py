@@ -29,6 +29,7 @@ SPARSE_FROM_OUTPUTS = 256
 SPARSE_HIDDEN_BELOW = 0.07
 
 _PRECISIONS = (torch.float32, torch.float64)  # of the kernels
+_LARGEST = 2**31  # numbers of a convolution's input: positions in lists have 32 bits
 
 
 class Affine(nn.Module):
@@ -143,7 +144,9 @@ def _fits_windows(x: Tensor | EventFrames, weight: Tensor) -> bool:
     """Whether the kernels of a convolution take x: on the CPU, in a precision of theirs."""
     if weight.device.type != "cpu" or weight.dtype not in _PRECISIONS or torch.is_autocast_enabled("cpu"):
         return False
-    return isinstance(x, EventFrames) or (x.dim() == 4 and x.dtype == weight.dtype and x.device.type == "cpu")
+    if isinstance(x, EventFrames):
+        return x.indices.numel() < _LARGEST
+    return x.dim() == 4 and x.dtype == weight.dtype and x.device.type == "cpu" and x.numel() < _LARGEST
 
 
 class RecurrentLinear(Linear):

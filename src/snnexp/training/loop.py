@@ -108,6 +108,7 @@ def fit(
     while state.epoch < conf.trainer.max_epochs and not (state.stopped_early or state.pruned):
         epoch, started = state.epoch + 1, time.perf_counter()
         collectives.same_everywhere(network)
+        sparsity.agree(network)
         with display.epoch(epoch, planned_batches(experiment, "train")) as progress, midway.deferring():
             trained = train_pass(experiment, optimizer, epoch, meters["train"], progress, rescue, midway)
         metrics = trained.metrics("train") | meters["train"].metrics("train")
