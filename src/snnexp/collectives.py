@@ -85,6 +85,11 @@ def words_of_all(value: Value) -> list[Value]:
     return box
 
 
+def in_any(told: bool) -> bool:
+    """Whether any process says so."""
+    return bool(add_up(torch.tensor(int(told))))
+
+
 @torch.no_grad()
 def same_everywhere(module: nn.Module) -> None:
     """Give all processes the first one's parameters and buffers: they are the same, unless processors differ."""

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from composing import compose_words
+from omegaconf import OmegaConf
 from together import on_ranks
 
+from snnexp import collectives, interrupts, ranks
 from snnexp.analysis.activity import ActivityMeter
 from snnexp.config import Config
+from snnexp.errors import ConfigError
 from snnexp.experiment import assemble
 from snnexp.rescue.manager import Rescue
+from snnexp.tracking.follower import SilentTracker, claimed_by_first
+from snnexp.tracking.runs import claim
+from snnexp.tracking.store import OffTracker
 from snnexp.training.display import Display
+from snnexp.training.loop import fit
 from snnexp.training.optimisation import build_optimizer
 from snnexp.training.outcome import test as run_test
 from snnexp.training.passes import evaluation_pass, train_pass
@@ -86,3 +95,60 @@ def test_several_processes_train_the_network_that_one_would(case: str, tmp_path:
     one = numbers(conf)
     for size in (2, 3):
         same(one, on_ranks(size, tmp_path / str(size), numbers, conf), 1e-6)
+
+
+def cut_off(conf: Config, plain: dict[str, Any], folder: Path, at: int | None) -> dict[str, torch.Tensor]:
+    """Train; `at`: as if a signal came while that batch of the second epoch was under way."""
+    held = claimed_by_first(lambda: claim(plain, folder))
+    experiment, batches = assemble(conf), 0
+
+    def counted(*_: Any) -> None:
+        nonlocal batches
+        batches += experiment.network.training
+        if batches == at and ranks.leads():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    experiment.network.register_forward_pre_hook(counted)
+    tracker = OffTracker(held) if ranks.leads() else SilentTracker()
+    interrupts.reset()
+    interrupts.install()
+    fit(experiment, held, tracker, Display(2, quiet=True), plain)
+    return dict(experiment.network.state_dict())
+
+
+@pytest.mark.slow
+def test_what_was_saved_within_an_epoch_goes_on_with_the_same_bits(tmp_path: Path) -> None:
+    cfg = compose_words(*SMALL, CONV, "trainer.max_epochs=2", "trainer.checkpoint_minutes=100", "encoder=rate")
+    conf, plain = validate(cfg), cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    whole = on_ranks(2, tmp_path / "a", cut_off, conf, plain, tmp_path / "whole", None)
+    cut = on_ranks(2, tmp_path / "b", cut_off, conf, plain, tmp_path / "cut", 15)
+    assert all(isinstance(ended, KeyboardInterrupt) for ended in cut), cut
+    assert [path.name for path in (tmp_path / "cut").rglob("midway.pt")]
+    again = on_ranks(2, tmp_path / "c", cut_off, conf, plain, tmp_path / "cut", None)
+    for weights in again:
+        assert all(torch.equal(now, whole[0][name]) for name, now in weights.items())
+
+
+def test_a_process_that_fails_ends_all_with_its_exit_code(tmp_path: Path) -> None:
+    def work() -> None:
+        rank = cast(ranks.World, ranks.world()).rank
+        if rank == 1:
+            raise ConfigError("no good")
+        ranks.from_first(lambda: collectives.add_up(torch.ones(1)) if rank == 0 else None)
+
+    first, second = on_ranks(2, tmp_path, work)
+    assert isinstance(second, ConfigError) and isinstance(first, ranks.EndedElsewhere) and first.exit_code == 2
+
+
+def test_rows_are_shared_out_and_nobody_is_left_out() -> None:
+    for total, size in ((7, 3), (2, 3), (64, 4)):
+        shares = []
+        for rank in range(size):
+            ranks._world = ranks.World(rank, size)
+            try:
+                shares.append(cast(ranks.Rows, ranks.rows_of(total)))
+            finally:
+                ranks._world = None
+        taken = [row for rows in shares for row in range(rows.start, rows.stop)]
+        assert taken == list(range(total)) and not shares[0].absent
+        assert [rows.absent for rows in shares] == [count == 0 for count in shares[0].counts]

@@ -99,7 +99,8 @@ class Counter:
     def state_dict(self) -> dict[str, Any]:
         """All sums, between two batches."""
         near = None if self.near is None else self.near.state_dict()
-        return {**{key: getattr(self, key) for key in (*SUMS, *NUMBERS)}, "near": near}
+        fired = {"fired": list(self._fired)} if self._fired else {}
+        return {**{key: getattr(self, key) for key in (*SUMS, *NUMBERS)}, "near": near, **fired}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
@@ -107,6 +108,7 @@ class Counter:
             getattr(self, key).copy_(state[key])
         for key in NUMBERS:
             setattr(self, key, int(state[key]))
+        self._fired = [fired.to(self.spikes.device) for fired in state.get("fired", [])]
         if self.near is not None and state["near"] is not None:
             self.near.load_state_dict(state["near"])
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from snnexp import ranks
 from snnexp.errors import ConfigError, SnnexpError
 from snnexp.library.borrowed import borrowed_process
 from snnexp.library.composing import as_overrides, composed
@@ -57,6 +58,8 @@ def train(overrides: str | Sequence[str] = (), *, progress: bool = True, config_
         config_dir: a folder of configuration files of your own, as --config-dir.
     Raises: ConfigError, DataError, TrackingError, TrainingError with the command's message; nothing ends the process.
     """
+    if ranks.announced() is not None:
+        raise ConfigError("train(...) in a program that torchrun started: use the command, torchrun ... -m snnexp.")
     words = as_overrides(overrides, "dataset")
     task = [word.partition("=")[2] for word in words if word.lstrip("+").startswith("task=")]
     if task and task[-1] != "train":

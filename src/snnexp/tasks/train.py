@@ -13,7 +13,7 @@ from snnexp import interrupts, ranks, waiting
 from snnexp.collector import importing
 from snnexp.commands import evaluate_command
 from snnexp.config import Config
-from snnexp.errors import ConfigError, SnnexpError
+from snnexp.errors import SnnexpError
 from snnexp.launchers.worker import job_tags
 from snnexp.own_code import with_code
 from snnexp.search.trial import Outcome
@@ -112,8 +112,6 @@ def _meet(conf: Config) -> None:
     """Join the other processes of this run, if there are any."""
     if not ranks.several():
         return
-    if conf.trainer.checkpoint_minutes is not None:
-        raise ConfigError("trainer.checkpoint_minutes: not for several processes yet. Leave it out, or torchrun.")
     with waiting.telling(LOADING), importing(freeze=True):
         from snnexp.experiment import choose_device
     ranks.connect(choose_device(conf.device).type == "cuda")

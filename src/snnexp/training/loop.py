@@ -92,7 +92,7 @@ def fit(
         _before_training(experiment, state, meters, tracker, display, validates, curves, rescue)
         _save(folder, state, experiment, optimizer, scheduler, meters, callbacks, config, rescue)
 
-    midway = Midway() if ranks.several() else Midway(folder, conf.trainer.checkpoint_minutes, state.epoch)
+    midway = Midway(folder, conf.trainer.checkpoint_minutes, state.epoch)
     if resumed:
         where = f", at batch {midway.begun + 1} of the next" if midway.begun else ""
         display.say(f"Continuing after epoch {state.epoch} of {conf.trainer.max_epochs}{where}.")

@@ -6,6 +6,8 @@ goes into `midway.pt`, beside the state of the last finished epoch, which stays 
 the epoch is done again, with the same bits.
 
 When to save is the only thing that a clock decides, in `Midway.wanted`; no number depends on it.
+
+Several processes save together, when the first one's clock says so: what each has counted, and its random generators.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 
 import torch
 
-from snnexp import interrupts
+from snnexp import collectives, interrupts, ranks
 from snnexp.analysis.activity import ActivityMeter
 from snnexp.errors import DataError
 from snnexp.experiment import Experiment
@@ -62,7 +64,7 @@ class Midway:
         self._folder = folder
         self._every = None if minutes is None or folder is None else 60 * minutes
         self._saved_at = time.monotonic()
-        self._left = None if folder is None else self._found(folder, epoch)
+        self._left = None if folder is None else ranks.from_first(lambda: self._found(folder, epoch))
 
     @property
     def begun(self) -> int:
@@ -73,7 +75,10 @@ class Midway:
         """Whether to save now, between two batches: it is time, or a signal waits for it."""
         if self._every is None:
             return False
-        return interrupts.waits() or time.monotonic() - self._saved_at >= self._every
+        due = (
+            ranks.leads() and time.monotonic() - self._saved_at >= self._every
+        )  # of several processes, the first's clock
+        return collectives.in_any(interrupts.waits() or due)
 
     def deferring(self) -> AbstractContextManager[None]:
         """For the length of a training pass: a signal waits for the end of the batch, if it can be saved then."""
@@ -87,15 +92,16 @@ class Midway:
             "network": parts.experiment.network.state_dict(),
             "sparse": sparsity.limits_in(parts.experiment.network),
             "optimizer": parts.optimizer.state_dict(),
-            "meter": parts.meter.pass_state(),
+            "meter": _each(parts.meter.pass_state()),
             "rescue": parts.rescue.state_dict(),
             "prices": None if parts.budget is None else parts.budget.prices,
             "tally": parts.tally.state_dict(),
-            "generators": generators(parts.experiment.device),
+            "generators": _each(generators(parts.experiment.device)),
             "seconds": seconds,
             "waited": waited,
         }
-        save_state(self._folder.midway, state)
+        if ranks.leads():
+            save_state(self._folder.midway, state)
         self._saved_at = time.monotonic()
         self._say(epoch, parts)
         log.info("saved after batch %d of epoch %d", parts.tally.batches, epoch)
@@ -114,12 +120,12 @@ class Midway:
             apply_weights(parts.experiment.network, state["network"], self._folder.midway)
             sparsity.go_by(parts.experiment.network, state.get("sparse") or {})
             load_optimizer(parts.optimizer, state["optimizer"])
-            parts.meter.load_pass_state(state["meter"], device)
+            parts.meter.load_pass_state(_own(state["meter"]), device)
             parts.rescue.load_state_dict(state["rescue"])
             if parts.budget is not None:
                 parts.budget.prices = {name: price.to(device) for name, price in state["prices"].items()}
             parts.tally.load_state_dict(state["tally"])
-            set_generators(state["generators"], device)
+            set_generators(_own(state["generators"]), device)
             self._say(epoch, parts)
             return float(state["seconds"]), float(state["waited"])
         except (DataError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -130,7 +136,7 @@ class Midway:
 
     def epoch_ended(self) -> None:
         """The state of the whole epoch is on the disk."""
-        if self._folder is not None:
+        if self._folder is not None and ranks.leads():
             self._folder.midway.unlink(missing_ok=True)
         self._saved_at = time.monotonic()
         interrupts.keep("")
@@ -153,6 +159,17 @@ class Midway:
             return dict(state)
         folder.midway.unlink(missing_ok=True)
         return None
+
+
+def _each(value: Any) -> Any:
+    """What is kept of a value that differs from process to process: of several processes, all of theirs."""
+    return collectives.words_of_all(value) if ranks.several() else value
+
+
+def _own(kept: Any) -> Any:
+    """This process's of it."""
+    world = ranks.world()
+    return kept if world is None else kept[world.rank]
 
 
 def _marks(folder: RunFolder, epoch: int) -> dict[str, Any]:
