@@ -130,9 +130,9 @@ class _SharedNorm(torch.autograd.Function):
 
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance [C] of x [N, C, ...]; on the CPU by what torch's own batch norm takes, which is faster."""
+    """Mean and biased variance [C] of x [N, C, ...]; on the CPU by torch's own fast way."""
     if x.device.type == "cpu":
-        return cast(tuple[Tensor, Tensor], torch.batch_norm_update_stats(x, None, None, 0.0))
+        return torch.batch_norm_update_stats(x, None, None, 0.0)
     var, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
     return mean, var
 
