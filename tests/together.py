@@ -33,7 +33,7 @@ def _fork(rank: int, size: int, folder: Path, work: Callable[..., Any], argument
         ranks.join(ranks.World(rank, size, rank, size), dist.FileStore(str(folder / "store"), size))
         result = work(*arguments)
     except BaseException as error:
-        if ranks.note_failure(getattr(error, "exit_code", 1)) is None:
+        if ranks.note_failure(130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)) is None:
             traceback.print_exc()
         result = error
     try:
