@@ -100,7 +100,7 @@ def _over(blocks: int, work: Callable[[int, int], None]) -> None:
 
 @numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc"})
 def _count(x, size, every, counts, start, stop):  # type: ignore[no-untyped-def]
-    """counts[i]: what is not 0, and what is neither 0 nor 1, in frame i * every of x [frames * size] flat."""
+    """counts[i]: what is not 0, and whether all else is 1 (0), in frame i * every of x [frames * size] flat."""
     zero, one, short = x.dtype.type(0), x.dtype.type(1), np.uint64(4096)
     for i in range(start, stop):
         at = np.uint64(i * every) * np.uint64(size)
@@ -110,36 +110,40 @@ def _count(x, size, every, counts, start, stop):  # type: ignore[no-untyped-def]
             for j in range(at, min(at + short, end)):
                 v = x[j]
                 some += one if v != zero else zero
-                others += one if v != zero and v != one else zero
+                others += abs(v * (one - v))
             counts[i, 0] += np.int64(some)
-            counts[i, 1] += np.int64(others)
+            counts[i, 1] += np.int64(others != zero)
             at += short
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc"})
 def _list(x, offsets, first, entries, values, height, width, channels, tile, start, stop):  # type: ignore[no-untyped-def]
     """Write the lists of frames start..stop. Sixteen inputs at a time are skipped if all are 0."""
-    zero, wide, group, one = x.dtype.type(0), np.uint64(channels), np.uint64(16), np.uint64(1)
+    zero, wide, one = x.dtype.type(0), np.uint64(width * channels), np.uint64(1)
     for frame in range(start, stop):
         j = np.uint64(offsets[frame])
         for y in range(height):
             row = np.uint64(frame * height + y)
-            begins, at = row * np.uint64(width + 1), row * np.uint64(width) * wide
-            for column in range(np.uint64(width)):
-                first[begins + column] = j
-                pixel = at + column * wide
-                for c in range(np.uint64(0), wide, group):
-                    end, total = min(c + group, wide), zero
-                    for k in range(c, end):
-                        total += abs(x[pixel + k])
-                    if total != zero:
-                        for k in range(c, end):
-                            if x[pixel + k] != zero:
-                                entries[j] = (column * wide + k) * np.uint64(tile)
-                                if values.size > 0:
-                                    values[j] = x[pixel + k]
-                                j += one
-            first[begins + np.uint64(width)] = j
+            at, begins = row * wide, row * np.uint64(width + 1)
+            column = begins  # the next one whose beginning is not known yet
+            for group in range(np.uint64(0), wide, np.uint64(16)):
+                end, total = min(group + np.uint64(16), wide), zero
+                for k in range(group, end):
+                    total += abs(x[at + k])
+                if total != zero:
+                    for k in range(group, end):
+                        if x[at + k] != zero:
+                            here = begins + np.uint64(np.uint32(k) // np.uint32(channels))
+                            while column <= here:
+                                first[column] = j
+                                column += one
+                            entries[j] = k * np.uint64(tile)
+                            if values.size > 0:
+                                values[j] = x[at + k]
+                            j += one
+            while column <= begins + np.uint64(width):
+                first[column] = j
+                column += one
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
