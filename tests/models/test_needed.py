@@ -152,6 +152,18 @@ def trained(network: Network, steps: int = 3) -> list[Tensor]:
     return [p.detach() for p in network.parameters()]
 
 
+def test_what_was_chosen_is_said_once(
+    always: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(needed, "may_pay", lambda products: products > 36)  # conv3 with 5 outputs, not conv2 with 4
+    with caplog.at_level("INFO", logger="snnexp"):
+        trained(plain_network(monkeypatch, "c4k3-SN-c4k3-SN-c5k3-SN-FC-SN"))
+    (line,) = [record.message for record in caplog.records if "gradient is needed" in record.message]
+    assert line.startswith("conv3: ") and line.endswith(
+        "% of its input's gradient is needed in the first batch: only there"
+    )
+
+
 @pytest.mark.parametrize(
     "neuron",
     [
@@ -227,6 +239,7 @@ def test_residual_blocks_and_who_else_is_there(always: None, monkeypatch: pytest
     assert asked("c4k3-SN-c4k3-SN-FC-SN", lambda n: n.conv2.register_forward_pre_hook(lambda *_: None)) == 1
     assert asked("c4k3-SN-DP0.2-c4k3-SN-FC-SN", lambda n: n.dp1.register_forward_hook(lambda *_: None)) == 1
     assert asked("c4k3-SN-c4k3-SN-FC-SN", lambda n: n.eval()) == 0
+    assert asked("c4k3-SN-c4k3-SN-FC-SN", lambda n: setattr(n, "sparse", "never")) == 0
     assert asked("c4k3-SN-c4k3-SN-FC-SN", lambda n: setattr(n, "checkpoint_steps", 2)) == 0
     assert asked("c4k3-SN-c4k3-SN-FC-SN", lambda n: n.added_spikes.update(sn1=lambda layer, out: out.spk)) == 1
     assert asked("c4k3-SN-c4k3-SN-FC-SN", surrogate=SurrogateConf(name="atan")) == 0

@@ -91,17 +91,17 @@ def _packed(weight: Tensor, stride: int, table: NDArray[np.int64]) -> NDArray[An
 
 
 def conv_input_gradient(
-    grad: Tensor, weight: Tensor, stride: int, pad: int, needed: Tensor, share: float
+    grad: Tensor, weight: Tensor, stride: int, pad: int, needed: Tensor, share: float | None
 ) -> Tensor | None:
     """The gradient of a convolution's input where `needed` is 1, else 0; None if the dense one is faster.
 
     grad [N, O, OH, OW]; weight [O, C, k, k]; needed uint8 [N, C, H, W] in channels_last, and so is what is
-    returned; share: of it that is 1.
+    returned; share: of it that is 1, None: whatever it costs.
     """
     (outputs, channels, size, _), (frames, _, height, width) = weight.shape, needed.shape
     table = _table(channels, outputs, size, stride, VECTOR // weight.element_size())
     padded, numbers = float((table[:, 1] * table[:, 2]).mean()), frames * height * width
-    if not pays(share, size * size * outputs / stride**2, padded, numbers, channels):
+    if share is not None and not pays(share, size * size * outputs / stride**2, padded, numbers, channels):
         return None
     pieces = _pieces(height, width, size, stride, pad, outputs)
     found = torch.empty(needed.shape, dtype=grad.dtype, memory_format=torch.channels_last)
@@ -113,12 +113,12 @@ def conv_input_gradient(
     return found
 
 
-def linear_input_gradient(grad: Tensor, columns: Tensor, needed: Tensor, share: float) -> Tensor | None:
+def linear_input_gradient(grad: Tensor, columns: Tensor, needed: Tensor, share: float | None) -> Tensor | None:
     """The same for a fully connected layer: grad [rows, out], columns [in, out], needed uint8 [rows, in]."""
     (rows, outputs), inputs = grad.shape, columns.shape[0]
     lanes = VECTOR // grad.element_size()
     length = -(-outputs // lanes) * lanes
-    if not pays(share, outputs, length, rows, inputs):
+    if share is not None and not pays(share, outputs, length, rows, inputs):
         return None
     weights = F.pad(columns.detach(), (0, length - outputs)).contiguous()
     found = torch.empty(needed.shape, dtype=grad.dtype)

@@ -6,29 +6,42 @@ touches the spikes, and the layer above asks it in backward. Who else reads the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.module import _has_any_global_hook
 
 from snnexp.models.input_gradient import conv_input_gradient, linear_input_gradient, may_pay
 from snnexp.models.spec import WEIGHT_KINDS, LayerPlan
 from snnexp.neurons.equation import Pool
+
+log = logging.getLogger(__name__)
 
 KEEPS = ("dropout", "dropout_step")  # layers that only scale what passes, and its gradient
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # who sees spikes there
 
 
 class Needed:
-    """mask: uint8 [N, C, H, W] in channels_last, or [N, in], like a layer's input: 1 where its gradient is needed."""
+    """What a layer's backward pass asks.
 
-    def __init__(self, mask: Tensor) -> None:
+    Args:
+        mask: uint8 [N, C, H, W] in channels_last, or [N, in], like the layer's input: 1 where its gradient is needed.
+        always: do without the rule for when that is faster.
+        tell: is told in words what was chosen.
+    """
+
+    def __init__(self, mask: Tensor, always: bool = False, tell: Callable[[str], None] | None = None) -> None:
         self.mask = mask
+        self.always = always
+        self.tell = tell
 
     @cached_property
     def share(self) -> float:
@@ -38,17 +51,29 @@ class Needed:
 
     def flattened(self) -> Needed:
         """Of the same input as [N, C*H*W]."""
-        return Needed(self.mask.flatten(1))
+        return Needed(self.mask.flatten(1), self.always, self.tell)
 
     def input_gradient(self, grad: Tensor, weight: Tensor, shape: torch.Size, stride: int, pad: int) -> Tensor:
         """The gradient of a convolution's input of this shape, from that of its output: where needed, or everywhere."""
-        found = conv_input_gradient(grad, weight, stride, pad, self.mask, self.share)
+        found = conv_input_gradient(grad, weight, stride, pad, self.mask, self._judged)
+        self._say(found is not None)
         return dense_input_gradient(grad, weight, shape, stride, pad) if found is None else found
 
     def linear_input_gradient(self, grad: Tensor, columns: Tensor) -> Tensor:
         """The same for a fully connected layer with weights columns [in, out]."""
-        found = linear_input_gradient(grad, columns, self.mask, self.share)
+        found = linear_input_gradient(grad, columns, self.mask, self._judged)
+        self._say(found is not None)
         return grad @ columns.t() if found is None else found
+
+    @property
+    def _judged(self) -> float | None:
+        return None if self.always else self.share
+
+    def _say(self, only_there: bool) -> None:
+        if self.tell is not None:
+            where = "only there" if only_there else "dense"
+            why = " (model.sparse=always)" if self.always else ""
+            self.tell(f"{100 * self.share:.2f} % of its input's gradient is needed in the first batch: {where}{why}")
 
 
 def dense_input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, stride: int, pad: int) -> Tensor:
@@ -65,15 +90,34 @@ def asks(network: Any, layer: LayerPlan, pool: Pool | None) -> bool:
     network: a `Network`; pool: the pooling layer that the engine does with the spikes.
     """
     start = layer.position + (1 if pool is None else 2)
-    above = _above(network.layers, start)
-    if above is None or not network.training or not network.neurons[layer.name].dynamics.surrogate.compact:
+    above = _above(network.layers, start, network.sparse == "always")
+    compact = network.neurons[layer.name].dynamics.surrogate.compact
+    hooked = _has_any_global_hook()  # type: ignore[no-untyped-call]
+    if above is None or not network.training or not compact or network.sparse == "never" or hooked:
         return False
     passed = (part for part in network.layers[start : above.position + 1] if part.kind in (*KEEPS, above.kind))
     modules = [network.neurons[layer.name], *(network.get_submodule(part.name) for part in passed)]
     return not any(getattr(module, hooks) for module in modules for hooks in HOOKS)
 
 
-def _above(layers: Sequence[LayerPlan], start: int) -> LayerPlan | None:
+def needed_of(network: Any, layer: LayerPlan, pool: Pool | None, mask: Tensor | None) -> Needed | None:
+    """What the layer with weights above gets to know, if the engine said it: mask [T, B, ...]."""
+    above = None if mask is None else _above(network.layers, layer.position + (1 if pool is None else 2), True)
+    if mask is None or above is None:
+        return None
+    module = network.get_submodule(above.name)
+
+    def tell(what: str) -> None:
+        _told.add(module)
+        log.info("%s: %s", above.name, what)
+
+    return Needed(mask.flatten(0, 1), network.sparse == "always", None if module in _told else tell)
+
+
+_told: WeakSet[nn.Module] = WeakSet()  # layers of which it was said what was chosen
+
+
+def _above(layers: Sequence[LayerPlan], start: int, always: bool) -> LayerPlan | None:
     """The layer with weights that may leave out gradients of spikes that go on with layer `start`, if there is one."""
     rest = (layer for layer in layers[start:] if layer.kind not in (*KEEPS, "flatten", "fork"))
     layer = next(rest, None)
@@ -82,7 +126,7 @@ def _above(layers: Sequence[LayerPlan], start: int) -> LayerPlan | None:
     products = float(layer.out_shape[0])  # that the gradient of one input is a sum of
     if layer.kind == "conv":
         products *= (layer.args["k"] / layer.args["s"]) ** 2
-    return layer if may_pay(products) else None
+    return layer if always or may_pay(products) else None
 
 
 def fits(x: Tensor, weight: Tensor, needed: Needed | None) -> bool:

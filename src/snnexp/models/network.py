@@ -24,7 +24,7 @@ from snnexp.models.delays import Delay, run_delay
 from snnexp.models.flow import Flow, count_steps
 from snnexp.models.layers import TimeDropout, build_stateless
 from snnexp.models.memory_estimate import step_memory_bytes
-from snnexp.models.needed import KEEPS, Needed, asks
+from snnexp.models.needed import KEEPS, asks, needed_of
 from snnexp.models.observer import Firing, Observer
 from snnexp.models.residual import BRANCHES, inputs_behind
 from snnexp.models.segments import Memory, recomputed, split_time
@@ -80,7 +80,7 @@ class Network(nn.Module):
         self.layers = tuple(layers)
         self.num_steps = info.num_steps
         self.input_shape = tuple(info.shape)
-        self.bn_per_step = model.bn_per_step
+        self.bn_per_step, self.sparse = model.bn_per_step, model.sparse
         self.gain = float(model.gain)  # of the initial weights
         self.normalises_weights = model.weight_norm
         self.channels_last = False
@@ -244,7 +244,7 @@ class Network(nn.Module):
         if sums is not None and out.counts is not None:
             sums.add(layer.name, counted(out.spk, out.counts))
         flow.steps_x = out.spk if added is None else added(neuron, out)
-        flow.needed = None if out.needed is None else Needed(out.needed.flatten(0, 1))
+        flow.needed = needed_of(self, layer, pool, out.needed)
         return out.mem, pool is not None
 
     def _stateless(self, layer: LayerPlan, flow: Flow) -> None:
