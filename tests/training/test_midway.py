@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from snnexp import interrupts
 from snnexp.errors import DataError
 from snnexp.experiment import assemble
+from snnexp.models import sparsity
 from snnexp.tracking.identity import run_identity
 from snnexp.tracking.runs import claim
 from snnexp.tracking.store import OffTracker
@@ -185,6 +186,21 @@ def test_a_state_that_cannot_be_used_costs_time_only(tmp_path: Path, harm: str) 
     same(left(tmp_path / "whole"), left(tmp_path / "cut"))
 
 
+@pytest.mark.parametrize("cut", [(1, 2), (2, 3)])
+def test_what_was_measured_for_a_convolution_is_not_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(sparsity, "LEAST_WORK", 0)
+    measured = iter([(1.0, 1.5), (1.0, 1.5), (0.0, 0.0)])  # whole, cut, and what would be wrong
+    monkeypatch.setattr(sparsity, "limits_of", lambda _: sparsity.Limits(*next(measured)))
+    words = ("model.spec=c8k3-SN-FC-SN", "neuron.threshold=0.3")
+    attempt(tmp_path / "whole", words)
+    attempt(tmp_path / "cut", words, cut)
+    attempt(tmp_path / "cut", words)
+    same(left(tmp_path / "whole"), left(tmp_path / "cut"))
+    assert next(measured) == (0.0, 0.0)
+
+
 def test_a_signal_waits_for_the_end_of_the_batch_and_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = JOBS["homeostasis"]
     attempt(tmp_path / "whole", words)
@@ -202,7 +218,7 @@ def test_a_signal_waits_for_the_end_of_the_batch_and_is_saved(tmp_path: Path, mo
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(torch.optim.Adam, "step", stepped)
             attempt(tmp_path / "cut", words)
-        assert interrupts.kept() == "batch 1 of epoch 1"
+        assert interrupts.kept() == "the end of batch 1 of epoch 1"
     finally:
         interrupts.reset()
         signal.signal(signal.SIGTERM, before)

@@ -142,7 +142,7 @@ class Midway:
         interrupts.keep("")
 
     def _say(self, epoch: int, parts: Parts) -> None:
-        interrupts.keep(f"batch {parts.tally.batches} of epoch {epoch}")
+        interrupts.keep(f"the end of batch {parts.tally.batches} of epoch {epoch}")
 
     def _found(self, folder: RunFolder, epoch: int) -> dict[str, Any] | None:
         """What an earlier attempt left of the epoch after `epoch`; anything else is of no use."""
