@@ -2,6 +2,8 @@
 
 A vector has 64 bytes; a processor with shorter registers takes two or four for it. No fast-math: a sum has one order. A
 product is rounded together with the sum that it goes into where the processor can.
+
+numba keeps compiled kernels by their own file: whoever edits this one touches those that import it.
 """
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, import-untyped"
 
