@@ -52,6 +52,7 @@ def processor(machine: Record) -> str:
 def emulation() -> str | None:
     """The variables that keep this process from instructions that the processor has; None if nothing does."""
     names = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "NUMBA_CPU_NAME")
+    names += ("NUMBA_CPU_FEATURES",)  # empty: those of that name; without it numba takes the processor's own
     set_here = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
     return " ".join(set_here) or None
 
