@@ -23,6 +23,13 @@ from snnexp.terminal import HANDLER, prepare_terminal, says_ascii
 from snnexp.variables import check_variables, threads
 from snnexp.words import all_keys, is_word, kinds_of, parse
 
+
+@pytest.fixture(autouse=True, scope="module")
+def schema() -> None:
+    """Words are read by the schema, which the command registers."""
+    register_schemas()
+
+
 NUMBERS_AND_MORE = (
     "2026_11_25",
     "1234e567",
