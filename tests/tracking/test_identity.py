@@ -60,6 +60,7 @@ def test_every_key_of_the_schema_counts_unless_it_is_bookkeeping() -> None:
         "format",
         "trust_code",
         "trainer.resume",
+        "trainer.checkpoint_minutes",
         "trainer.plots",
         "trainer.diagnose",
         "tracking.name",
