@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
@@ -13,3 +14,13 @@ def conf_dir() -> Path:
         if (folder / "config.yaml").is_file():
             return folder
     raise SystemExit("snnexp: the configuration folder conf/ was not found beside the package. Reinstall snnexp.")
+
+
+def user_cache() -> Path:
+    """The folder for what snnexp keeps for one user. Raises: OSError if the user has no home."""
+    if cache_home := os.environ.get("XDG_CACHE_HOME"):
+        return Path(cache_home) / "snnexp"
+    try:
+        return Path.home() / ".cache" / "snnexp"
+    except RuntimeError as error:  # a container that runs as a user without a name
+        raise OSError(str(error)) from error

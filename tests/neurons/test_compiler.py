@@ -5,6 +5,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -146,3 +147,13 @@ def test_without_a_folder_kernels_live_in_memory(tmp_path, monkeypatch):
     named |= {"beta_values": np.ones(1, np.float32), "threshold_values": np.ones(1, np.float32)}
     kernel.compiled(*(named[name] for name in kernel.arguments), 2, 0, 1)
     assert counts.tolist() == [1, 1] and mem.tolist() == [[2, 2]]
+
+
+def test_users_without_a_home_have_their_kernels_beside_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    (folder,) = source._folders()
+    assert folder.is_relative_to(Path(source.__file__).parent)

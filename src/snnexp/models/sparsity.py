@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from snnexp import collectives, ranks
 from snnexp.atomic import write_atomically
 from snnexp.data.base import EventFrames
+from snnexp.folders import user_cache
 from snnexp.locks import file_lock
 
 log = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ def _place(x: Tensor | EventFrames, conv: nn.Conv2d) -> Place:
 def limits_of(place: Place) -> Limits:
     """What was measured for this shape on this machine, now or earlier, by this process or another."""
     try:
-        path = _folder() / f"{_key(place)}.json"
+        path = user_cache() / "convolutions" / f"{_key(place)}.json"
         if (kept := _kept(path)) is not None:
             return kept
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,16 +137,6 @@ def _kept(path: Path) -> Limits | None:
     with suppress(OSError, ValueError, TypeError):
         return Limits(*map(float, json.loads(path.read_text())))
     return None
-
-
-def _folder() -> Path:
-    """Raises: OSError if the user has no home."""
-    if cache_home := os.environ.get("XDG_CACHE_HOME"):
-        return Path(cache_home) / "snnexp" / "convolutions"
-    try:
-        return Path.home() / ".cache" / "snnexp" / "convolutions"
-    except RuntimeError as error:  # a container that runs as a user without a name
-        raise OSError(str(error)) from error
 
 
 def _key(place: Place) -> str:

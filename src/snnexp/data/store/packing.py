@@ -21,7 +21,7 @@ from filelock import Timeout
 from snnexp.atomic import sync_folder
 from snnexp.data.readers.recordings import EventReader, Recording
 from snnexp.data.store.losses import Tally, judge, total_dropped
-from snnexp.data.store.stamps import SOURCES, note_stamps, source_lines, stamp_sources, user_cache
+from snnexp.data.store.stamps import SOURCES, note_stamps, source_lines, stamp_sources
 from snnexp.data.store.store import (
     ARRAYS,
     PARTS,
@@ -38,6 +38,7 @@ from snnexp.data.store.store import (
     write_manifest,
 )
 from snnexp.errors import DataError
+from snnexp.folders import user_cache
 from snnexp.locks import file_lock
 from snnexp.version import __version__
 from snnexp.waiting import telling

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from snnexp.data.files import check_file, sha256_of, some
 from snnexp.data.readers.recordings import EventReader
+from snnexp.folders import user_cache
 
 log = logging.getLogger(__name__)
 
@@ -91,11 +92,6 @@ def note_stamps(folder: Path, present: str, checksum: str) -> None:
         else:
             return
     log.debug("cannot note the check of the raw files of %s", folder)
-
-
-def user_cache() -> Path:
-    """The folder for what snnexp keeps for one user beside read-only data."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snnexp"
 
 
 def _own_stamps(folder: Path) -> Path:

@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from types import ModuleType
 
+from snnexp.folders import user_cache
 from snnexp.neurons.compiler.plan import Body
 from snnexp.neurons.compiler.symbols import Symbol, in_order
 
@@ -166,8 +167,11 @@ def load(source: str, on_disk: bool = True) -> ModuleType:
 
 def _folders() -> list[Path]:
     """Where generated modules go: the user's cache, else beside this file."""
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return [user / "snnexp" / "kernels", Path(__file__).parent / "__pycache__" / "kernels"]
+    here = Path(__file__).parent / "__pycache__" / "kernels"
+    try:
+        return [user_cache() / "kernels", here]
+    except OSError:  # no home
+        return [here]
 
 
 def _written(path: Path, source: str) -> Path | None:
