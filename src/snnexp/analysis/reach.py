@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from snnexp import collectives
+from snnexp.arrays import number_type
 from snnexp.models.observer import Firing
 from snnexp.neurons.engines.fused import memory_order
 from snnexp.neurons.reach import Reach, Window
@@ -201,7 +202,7 @@ def _in_order(
 ) -> NDArray[np.floating[Any]]:
     """A value that broadcasts to the neurons' shape, flat in the order of memory: one number, or one per neuron."""
     if not isinstance(value, Tensor):
-        return np.full(1, value, np.float64 if dtype == torch.float64 else np.float32)
+        return np.full(1, value, number_type(dtype))
     if value.numel() > 1:
         value = value.expand(shape)
         value = value.permute([d - 2 for d in order]) if order != tuple(sorted(order)) else value

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from snnexp import collectives
+from snnexp.arrays import flat_maps
 from snnexp.models import shared_norm
 from snnexp.parallel import run_parallel
 
@@ -89,7 +90,7 @@ class _BatchNorm(torch.autograd.Function):
     ) -> tuple[Tensor, int, Tensor, Tensor]:
         from snnexp.models.batch_norm_kernels import normalise, sums_of  # numba takes 0.2 s to import
 
-        flat, rows, channels = _flat(x), x.numel() // x.shape[1], x.shape[1]
+        flat, rows, channels = flat_maps(x), x.numel() // x.shape[1], x.shape[1]
         shift = flat[:channels].copy()
         first, second = _over_pieces(sums_of, rows, channels, flat, None, shift) / rows
         with np.errstate(invalid="ignore"):  # inf - inf is the nan that torch gives
@@ -102,7 +103,7 @@ class _BatchNorm(torch.autograd.Function):
         scale = weight.detach().numpy() * inverse
         y = torch.empty_like(x)
         coefficients = (a.astype(flat.dtype) for a in (mean, scale, bias.detach().numpy()))
-        _over_pieces(normalise, rows, channels, flat, _flat(y), *coefficients)
+        _over_pieces(normalise, rows, channels, flat, flat_maps(y), *coefficients)
         ctx.save_for_backward(x, weight)
         ctx.statistics = count, mean, inverse
         ctx.overwrite = overwrite
@@ -118,7 +119,7 @@ class _BatchNorm(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         count, mean, inverse = ctx.statistics
         grad = grad.contiguous(memory_format=torch.channels_last)
-        g, flat, rows, channels = _flat(grad), _flat(x), x.numel() // x.shape[1], x.shape[1]
+        g, flat, rows, channels = flat_maps(grad), flat_maps(x), x.numel() // x.shape[1], x.shape[1]
         total, product = _over_pieces(sums_of, rows, channels, flat, g, mean.astype(flat.dtype))
         grad_weight, grad_bias = (torch.from_numpy(a).to(weight.dtype) for a in (product * inverse, total))
         if collectives.rows() is not None:
@@ -134,15 +135,9 @@ class _BatchNorm(torch.autograd.Function):
             scale = weight.detach().numpy() * inverse
             coefficients = (mean, scale, scale * total / count, scale * inverse * inverse * product / count)
             _over_pieces(
-                input_gradient, rows, channels, flat, _flat(grad_x), *(a.astype(flat.dtype) for a in coefficients)
+                input_gradient, rows, channels, flat, flat_maps(grad_x), *(a.astype(flat.dtype) for a in coefficients)
             )
         return grad_x, grad_weight, grad_bias, None, None
-
-
-def _flat(x: Tensor) -> NDArray[Any]:
-    """The memory of a channels_last tensor: rows (sample and pixel) x channels."""
-    array: NDArray[Any] = x.detach().permute(0, 2, 3, 1).reshape(-1).numpy()
-    return array
 
 
 def _over_pieces(kernel: Any, rows: int, channels: int, *arrays: NDArray[Any] | None) -> NDArray[np.float64]:

@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from snnexp.arrays import flat_maps, number_type
 from snnexp.data.base import EventFrames
 from snnexp.models.event_conv_kernels import forward, weight_gradient
-from snnexp.models.event_lists import Lists, list_events, list_maps, rows_of
+from snnexp.models.event_lists import Lists, list_events, list_maps
 from snnexp.models.needed import Needed, dense_input_gradient
 from snnexp.models.vectors import BYTES
 from snnexp.parallel import run_parallel
@@ -148,11 +149,11 @@ class _EventConv(torch.autograd.Function):
         frames, _, height, width = lists.shape
         shape = packing.out_shape(frames, height, width)
         out = torch.empty(shape, dtype=weight.dtype, memory_format=torch.channels_last)
-        start = np.zeros(packing.tiles * packing.tile, packed_type(weight))
+        start = np.zeros(packing.tiles * packing.tile, number_type(weight.dtype))
         if bias is not None:
             start[: packing.outputs] = bias.detach().numpy()
         block = min(_BLOCK, -(-frames // _PIECES))
-        _run(forward, lists, (packing.pack(weight), start, rows_of(out)), packing, shape, block)
+        _run(forward, lists, (packing.pack(weight), start, flat_maps(out)), packing, shape, block)
         return out
 
     @staticmethod
@@ -166,9 +167,9 @@ class _EventConv(torch.autograd.Function):
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             block = max(-(-frames // _PIECES), min(_PIECE, frames), 1)
             pieces = -(-frames // block)
-            sums = np.zeros((pieces, packing.tiles, packing.rows + 1, packing.tile), packed_type(grad))
+            sums = np.zeros((pieces, packing.tiles, packing.rows + 1, packing.tile), number_type(grad.dtype))
             shape = packing.out_shape(frames, height, width)
-            _run(weight_gradient, lists, (rows_of(grad), sums.reshape(-1)), packing, shape, block)
+            _run(weight_gradient, lists, (flat_maps(grad), sums.reshape(-1)), packing, shape, block)
             total = sums.sum(0)
             grad_weight = torch.empty_like(weight).copy_(packing.unpack(total[:, :-1]))
             grad_bias = torch.from_numpy(total[:, -1].reshape(-1)[: packing.outputs].copy())
@@ -176,11 +177,6 @@ class _EventConv(torch.autograd.Function):
             compute = dense_input_gradient if ctx.needed is None else ctx.needed.input_gradient
             grad_x = compute(grad, weight, torch.Size(lists.shape), packing.stride, packing.pad)
         return grad_x, grad_weight, grad_bias if ctx.needs_input_grad[2] else None, None, None, None
-
-
-def packed_type(x: Tensor) -> type[np.floating[Any]]:
-    """numpy's word for the precision."""
-    return np.float64 if x.dtype == torch.float64 else np.float32
 
 
 def _run(kernel: Any, lists: Lists, arrays: tuple[Any, ...], packing: Packing, shape: Any, block: int) -> None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from snnexp.arrays import number_type
 from snnexp.data.base import EventFrames
 from snnexp.models.needed import Needed
 from snnexp.parallel import run_parallel
@@ -159,7 +160,7 @@ def _run(
     extra: tuple[Any, ...],
     blocks: int,
 ) -> None:
-    dtype = np.float64 if source.dtype == torch.float64 else np.float32
+    dtype = number_type(source.dtype)
     weights = np.empty(0, dtype) if values is None else values.detach().numpy().astype(dtype, copy=False)
     arguments = (source.detach().view(-1).numpy(), indices.numpy(), offsets.numpy(), weights, target.view(-1).numpy())
     width = target.shape[1]

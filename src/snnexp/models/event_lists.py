@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from snnexp.arrays import flat_maps, number_type
 from snnexp.data.base import EventFrames
 from snnexp.models.event_conv_kernels import ROOM
 from snnexp.parallel import run_parallel
@@ -32,12 +33,6 @@ class Lists(NamedTuple):
     shape: tuple[int, int, int, int]  # frames, C, H, W
 
 
-def rows_of(x: Tensor) -> NDArray[Any]:
-    """The memory of maps in channels_last, flat."""
-    flat: NDArray[Any] = x.detach().permute(0, 2, 3, 1).reshape(-1).numpy()
-    return flat
-
-
 def density(x: Tensor | EventFrames) -> float:
     """Share of the input that is not zero; of maps [N, C, H, W] by a sample of the frames."""
     if isinstance(x, EventFrames):
@@ -48,7 +43,7 @@ def density(x: Tensor | EventFrames) -> float:
     counts, every = np.zeros((-(-frames // SAMPLED), 2), np.int64), SAMPLED
     if not x.is_contiguous(memory_format=torch.channels_last):
         x, every = x[::SAMPLED].contiguous(memory_format=torch.channels_last), 1
-    flat = rows_of(x)
+    flat = flat_maps(x)
     _over(len(counts), lambda start, stop: _count(flat, size, every, counts, start, stop))
     return float(counts[:, 0].sum() / (len(counts) * size))
 
@@ -56,7 +51,7 @@ def density(x: Tensor | EventFrames) -> float:
 def list_maps(x: Tensor, tile: int) -> Lists:
     """Lists of maps x [N, C, H, W] in channels_last; tile: the width of a row of packed weights."""
     frames, channels, height, width = x.shape
-    flat, size = rows_of(x), channels * height * width
+    flat, size = flat_maps(x), channels * height * width
     counts = np.zeros((frames, 2), np.int64)
     _over(frames, lambda start, stop: _count(flat, size, 1, counts, start, stop))
     offsets = np.concatenate([[0], np.cumsum(counts[:, 0])])
@@ -73,7 +68,7 @@ def list_events(x: EventFrames, tile: int, dtype: torch.dtype) -> Lists:
     """Lists of event lists, whose rows are in the order [C, H, W]."""
     frames, (channels, height, width) = x.num_steps * x.batch_size, x.shape
     first, entries = _room(frames * height * (width + 1), x.indices.numel())
-    number = np.float64 if dtype == torch.float64 else np.float32
+    number = number_type(dtype)
     given = np.empty(0, number) if x.values is None else x.values.detach().numpy().astype(number, copy=False)
     indices, offsets, values = x.indices.numpy(), x.offsets.numpy(), np.empty_like(given)
     _over(

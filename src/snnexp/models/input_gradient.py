@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from snnexp.arrays import flat_maps
 from snnexp.parallel import run_parallel
 
 VECTOR = 64  # bytes of the kernels' vectors, which rows of weights are multiples of
@@ -108,8 +109,8 @@ def conv_input_gradient(
     geometry = (height, width, channels, grad.shape[2], grad.shape[3], outputs, stride, pad, pieces.taps, pieces.row)
     rows = COPY_BYTES // (pieces.row * grad.element_size()) - pieces.taps
     band = min(height, max(1, rows * stride))
-    flat = _flat(grad.contiguous(memory_format=torch.channels_last)), _packed(weight, stride, table)
-    _run(*flat, _flat(needed), _flat(found), pieces, table, geometry, band, frames * -(-height // band))
+    flat = flat_maps(grad.contiguous(memory_format=torch.channels_last)), _packed(weight, stride, table)
+    _run(*flat, flat_maps(needed), flat_maps(found), pieces, table, geometry, band, frames * -(-height // band))
     return found
 
 
@@ -146,9 +147,3 @@ def _run(
 
     given = (grad, weights, needed, found, pieces.kinds, table, pieces.places, geometry, band)
     run_parallel(lambda start, stop: input_gradient(*given, start, stop), tasks, torch.get_num_threads())
-
-
-def _flat(x: Tensor) -> NDArray[Any]:
-    """The memory of a channels_last tensor."""
-    array: NDArray[Any] = x.detach().permute(0, 2, 3, 1).reshape(-1).numpy()
-    return array

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snnexp.arrays import number_type
 from snnexp.neurons.compiler.plan import SCALARS
 from snnexp.neurons.engines.calls import BackwardCall, ForwardCall, PoolGrid
 from snnexp.neurons.engines.numba_source import BackwardUse, ForwardUse, Kernel, backward_kernel, forward_kernel
@@ -131,7 +132,7 @@ def _backward_arguments(call: BackwardCall) -> dict[str, Any]:
 
 
 def _shared_arguments(call: ForwardCall | BackwardCall, steps: int, rows: dict[str, Tensor]) -> dict[str, Any]:
-    number = np.float64 if call.mem.dtype == torch.float64 else np.float32
+    number = number_type(call.mem.dtype)
     named: dict[str, Any] = {f"{name}_rows": _array(row) for name, row in rows.items()}
     named |= {f"{name}_values": _array(value) for name, value in call.values.items()}
     named |= {f"{name}_columns": _array(column) for name, column in call.columns.items()}
