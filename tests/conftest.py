@@ -38,6 +38,16 @@ def ordinary_floats() -> Iterator[None]:
         sys.modules["torch"].set_flush_denormal(False)
 
 
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """A test may change torch's number of threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

@@ -66,19 +66,16 @@ def test_a_mean_far_from_zero_costs_no_digits() -> None:
     assert (y - exact).abs().max() <= 2 * (other - exact).abs().max() + 1e-3  # the input itself has lost digits
 
 
+@pytest.mark.usefixtures("threads")
 def test_threads_do_not_change_bits() -> None:
-    before = torch.get_num_threads()
     x = maps(50, 8, 30, 30, dtype=torch.float32).requires_grad_()
     results = []
-    try:
-        for count in (1, 2):
-            torch.set_num_threads(count)
-            torch.manual_seed(0)
-            _, ours = pair(8, torch.float32)
-            y = ours(x)
-            results.append((y, *torch.autograd.grad(y.square().sum() + y.sum(), [x, ours.weight, ours.bias])))
-    finally:
-        torch.set_num_threads(before)
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        torch.manual_seed(0)
+        _, ours = pair(8, torch.float32)
+        y = ours(x)
+        results.append((y, *torch.autograd.grad(y.square().sum() + y.sum(), [x, ours.weight, ours.bias])))
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
 

@@ -85,13 +85,6 @@ def gradients(y: Tensor, target: Tensor, inputs: list[Tensor]) -> tuple[Tensor, 
     return torch.autograd.grad((y * target).sum(), inputs)
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("outputs", [12, 70])
 def test_threads_and_the_way_the_spikes_come_change_no_bit(outputs: int) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -61,13 +59,6 @@ def test_float32_is_no_worse_than_the_dense_product() -> None:
     dense = F.linear(x.view(200, 500).float(), weight.float())
     assert ours.dtype == torch.float32
     assert (ours - exact).abs().max() <= 2 * (dense - exact).abs().max()
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("threads")

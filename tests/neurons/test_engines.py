@@ -30,14 +30,6 @@ def rand(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tens
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-@pytest.fixture
-def threads():
-    """Restores torch's thread count."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def test_numba_kernels_as_plain_python_over_the_full_product_of_options():
     options = all_options()
     assert len(options) == 4 * 2**8

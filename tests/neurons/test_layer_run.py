@@ -136,19 +136,16 @@ def test_a_gradient_that_is_the_same_at_all_steps_is_never_written_out(shape):
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("kind", ["max", "avg"])
 def test_threads_do_not_change_pooled_bits(kind):
-    before = torch.get_num_threads()
     x = torch.rand(4, 3, 24, 33, 20).permute(0, 1, 4, 2, 3).requires_grad_()  # channels_last, more than 2**16 elements
     results = []
-    try:
-        for count in (1, 2):
-            torch.set_num_threads(count)
-            threshold = torch.full((20, 1, 1), 0.9, requires_grad=True)
-            run = run_layer(x, None, torch.tensor(0.8), threshold, PLAIN, "numba", pool=Pool(kind, 2), counts=True)
-            results.append((run.spk, run.counts, *torch.autograd.grad(run.spk.square().sum(), [x, threshold])))
-    finally:
-        torch.set_num_threads(before)
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        threshold = torch.full((20, 1, 1), 0.9, requires_grad=True)
+        run = run_layer(x, None, torch.tensor(0.8), threshold, PLAIN, "numba", pool=Pool(kind, 2), counts=True)
+        results.append((run.spk, run.counts, *torch.autograd.grad(run.spk.square().sum(), [x, threshold])))
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
 
