@@ -98,7 +98,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if peers["norse"]:
         logging.getLogger().setLevel(logging.ERROR)  # it reports what it did not compile
     _quiet_spikingjelly()
-    record = describe(" ".join(["python -m benchmarks", *options.arguments]).replace(str(options.data), "DATA"), device)
+    command = " ".join(["python -m benchmarks", *options.arguments])
+    for word, path in (("DATA", options.data), ("OUT", options.out)):  # where they lie here is nobody's business
+        command = command.replace(str(path), word)
+    record = describe(command, device)
     record |= {"quick": options.quick, "clock": options.clock, "workloads": {}, "left_out": {}}  # why, by workload
     record["roofline"] = roofline(device, options.quick, options.clock)
     for name, workload in WORKLOADS.items():

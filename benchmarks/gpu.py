@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -266,16 +266,20 @@ def page(found: Found) -> str:
     return "\n".join(lines)
 
 
+def _measured(part: Found, lines: list[str]) -> Iterator[tuple[str, Found]]:
+    """The rows of a part that were measured; the others are added to `lines`, with what went wrong."""
+    for name, row in part.items():
+        if isinstance(row, dict) and "failed" in row:
+            lines.append(f"| {name} | {row['failed']} | | |")
+        elif isinstance(row, dict):
+            yield name, row
+
+
 def _kernel_table(part: Found) -> list[str]:
     steps, batch, neurons = part["shape"]
     lines = [f"T = {steps}, {batch} x {neurons}; forward and backward", ""]
     lines += ["| | ms | GB/s | of the copy |", "|---|---|---|---|"]
-    for name, row in part.items():
-        if not isinstance(row, dict):
-            continue
-        if "failed" in row:
-            lines.append(f"| {name} | {row['failed']} | | |")
-            continue
+    for name, row in _measured(part, lines):
         copy = part[f"copy, {name.rpartition(', ')[2]}"]["bytes_per_s"]
         rate = row["bytes_per_s"]
         lines.append(f"| {name} | {row['min_ms']:.3f} | {rate / 1e9:.1f} | {100 * rate / copy:.0f} % |")
@@ -284,12 +288,7 @@ def _kernel_table(part: Found) -> list[str]:
 
 def _graph_table(part: Found) -> list[str]:
     lines = ["| | as it is, ms | graph, ms | ratio |", "|---|---|---|---|"]
-    for name, row in part.items():
-        if not isinstance(row, dict):
-            continue
-        if "failed" in row:
-            lines.append(f"| {name} | {row['failed']} | | |")
-            continue
+    for name, row in _measured(part, lines):
         plain, graph = row["as it is"]["median_ms"], row["graph"]["median_ms"]
         lines.append(f"| {name} | {plain:.2f} | {graph:.2f} | {plain / graph:.2f}x |")
     return lines

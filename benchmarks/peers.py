@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from benchmarks.triangle import triangle
 from benchmarks.workloads import BETA, COMPACT, SLOPE, Workload
 from snnexp.models.network import Network
 from snnexp.models.spec import LayerPlan
@@ -137,26 +138,12 @@ class WithoutNeurons(Folded):
 # --- snnTorch -----------------------------------------------------------------------------------------------------
 
 
-class Triangle(torch.autograd.Function):
-    """The compact surrogate as snnTorch calls one; its own `triangular` is another function."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return (x > 0).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return grads[0] * (1 / COMPACT - x.abs() / COMPACT**2).clamp_(min=0)
-
-
 def _snntorch_neuron(w: Workload, layer: LayerPlan) -> nn.Module:
     """Its neuron for a layer. Recurrent layers use it, too: snn.RLeaky's reset to zero wipes the input of that step."""
     import snntorch as snn
     from snntorch import surrogate
 
-    spike_grad = Triangle.apply if w.compact else surrogate.fast_sigmoid(SLOPE)
+    spike_grad = triangle(COMPACT) if w.compact else surrogate.fast_sigmoid(SLOPE)
     options: dict[str, Any] = {"spike_grad": spike_grad, "reset_mechanism": w.reset}
     if w.current_based:
         if w.reset == "zero":

@@ -23,6 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.triangle import triangle
+
 Task = dict[str, Any]
 Frames = tuple[Tensor, Tensor]  # [T, B, 2, 34, 34] and labels
 
@@ -94,24 +96,10 @@ class Network(nn.Module):
         raise NotImplementedError
 
 
-class Triangle(torch.autograd.Function):
-    """max(0, 1 - |x|) as snnTorch calls a surrogate; its own `triangular` is another function."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return (x > 0).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return grads[0] * (1 - x.abs()).clamp_(min=0)
-
-
 def _snntorch_neuron(task: Task) -> nn.Module:
     import snntorch
 
-    made: nn.Module = snntorch.Leaky(beta=task["beta"], spike_grad=Triangle.apply, reset_mechanism="zero")
+    made: nn.Module = snntorch.Leaky(beta=task["beta"], spike_grad=triangle(1.0), reset_mechanism="zero")
     return made
 
 
