@@ -30,6 +30,7 @@ from typing import Any, TypeVar, cast
 
 from snnexp import interrupts
 from snnexp.errors import ConfigError, SnnexpError
+from snnexp.machine import cores
 
 log = logging.getLogger(__name__)
 
@@ -115,8 +116,7 @@ def begin() -> None:
     if _world is None:
         return
     if not _chosen_threads():
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        os.environ["OMP_NUM_THREADS"] = str(max(cores // _world.local_size, 1))
+        os.environ["OMP_NUM_THREADS"] = str(max(cores() // _world.local_size, 1))
     if _world.rank > 0:
         logging.getLogger().addHandler(logging.NullHandler())
         nowhere = os.open(os.devnull, os.O_WRONLY)

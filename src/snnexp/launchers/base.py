@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,6 @@ from typing import Any
 from hydra.plugins.launcher import Launcher
 
 from snnexp.launchers.outcomes import Outcome, say, summary
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class SweepLauncher(Launcher):

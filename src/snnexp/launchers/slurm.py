@@ -22,10 +22,11 @@ from omegaconf import OmegaConf
 from snnexp import interrupts
 from snnexp.errors import ConfigError
 from snnexp.launchers import queue
-from snnexp.launchers.base import SweepLauncher, cores
+from snnexp.launchers.base import SweepLauncher
 from snnexp.launchers.outcomes import counted, names, say
 from snnexp.launchers.watching import LocalJobs, SlurmJobs, Watch
 from snnexp.launchers.worker import Work
+from snnexp.machine import cores
 
 OWN_KEYS = ("executor", "submitit_folder", "max_num_timeout", "array_parallelism", "python", "setup", "additional")
 COMMON = ("timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "name")

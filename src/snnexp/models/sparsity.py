@@ -83,8 +83,7 @@ class Rule:
         from snnexp.models.event_lists import density  # numba takes 0.2 s to import
 
         place = _place(x, conv)
-        frames = x.num_steps * x.batch_size if isinstance(x, EventFrames) else x.shape[0]
-        if self.limits is not ALWAYS and frames * place.products < LEAST_WORK:
+        if self.limits is not ALWAYS and _frames(x) * place.products < LEAST_WORK:
             return False
         if self.limits is None:
             self.limits = limits_of(place)
@@ -104,9 +103,12 @@ class Rule:
         log.info("%s: %s", self.name, self.told)
 
 
+def _frames(x: Tensor | EventFrames) -> int:
+    return x.num_steps * x.batch_size if isinstance(x, EventFrames) else x.shape[0]
+
+
 def _place(x: Tensor | EventFrames, conv: nn.Conv2d) -> Place:
-    channels, height, width = x.shape[-3:]
-    frames = x.num_steps * x.batch_size if isinstance(x, EventFrames) else x.shape[0]
+    (channels, height, width), frames = x.shape[-3:], _frames(x)
     if (mine := collectives.rows()) is not None:  # all processes measure the same
         frames = frames // len(range(mine.total)[mine.part]) * max(mine.counts)
     stride, pad = conv.stride[0], int(conv.padding[0])

@@ -15,10 +15,10 @@ from hydra.core.utils import JobStatus
 from omegaconf import DictConfig, OmegaConf
 
 from snnexp.errors import ConfigError, SnnexpError
-from snnexp.launchers.base import cores
 from snnexp.launchers.slurm import parallelism
 from snnexp.launchers.worker import JobLost
 from snnexp.locks import file_lock
+from snnexp.machine import cores
 from snnexp.search.closing import close
 from snnexp.search.conf import SearchConf, sampler_name
 from snnexp.search.preparing import Search, prepare

@@ -230,12 +230,12 @@ def close_parent(opened: dict[str, str], complete: bool, jobs: Counter[str], int
     folder = Path(opened["folder"])
     going_on = _going_on(folder, complete, counts["RUNNING"])
 
-    closings = int(client.get_run(parent).data.tags.get("closings", "0")) + 1
+    asked = client.get_run(parent).data.tags
+    closings = int(asked.get("closings", "0")) + 1
     metrics = {f"children/{word.lower()}": float(counts[word]) for word in ("FINISHED", "FAILED", "KILLED")}
     if pruned := sum(bool(run.data.tags.get(PRUNED_TAG)) for run in children):
         metrics["children/pruned"] = float(pruned)
     tags = {"closings": str(closings)}
-    asked = client.get_run(parent).data.tags
     searched = SEARCH_TAG in asked
     note = _search_note(folder) if searched else {}
     lines = _how_it_ended(counts, complete, jobs, going_on, pruned, interrupted)
