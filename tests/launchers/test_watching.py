@@ -155,7 +155,12 @@ def test_silence_is_no_word_about_jobs(
     slurm_commands("squeue", down)
     assert sweep_folder.queued(tmp_path) is None
     looks = iter([down, waits, "true"])
-    monkeypatch.setattr(time, "sleep", lambda _: slurm_commands("squeue", next(looks)))
+
+    def sleep(seconds: float) -> None:
+        if seconds == watching.STATES_EVERY_S:  # subprocess sleeps, too, while a command is slow
+            slurm_commands("squeue", next(looks))
+
+    monkeypatch.setattr(time, "sleep", sleep)
     slurm._wait_for_earlier(tmp_path)
     assert next(looks, None) is None
     said = capsys.readouterr().out

@@ -15,6 +15,7 @@ from snnexp.neurons.compiler import source
 from snnexp.neurons.compiler.gradient import gradients, summed
 from snnexp.neurons.compiler.plan import backward_plan, forward_plan
 from snnexp.neurons.compiler.symbols import evaluate, leaf, make, value_of
+from snnexp.neurons.engines import numba_source
 from snnexp.neurons.engines.numba_source import CALLS, BackwardUse, ForwardUse, backward_kernel, forward_kernel
 from snnexp.neurons.equation import Dynamics
 from snnexp.neurons.surrogates import Surrogate, with_value
@@ -140,6 +141,7 @@ def test_without_a_folder_kernels_live_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "_folders", lambda: [blocked / "no", tmp_path / "yes"])
     assert os.fspath(tmp_path / "yes") in source.load("x = 'second folder'").__file__
     monkeypatch.setattr(source, "_folders", lambda: [blocked / "no"])
+    monkeypatch.setattr(numba_source, "load", source.load.__wrapped__)  # another test may have had this kernel
     kernel = forward_kernel.__wrapped__(PLAIN, NAMES, frozenset(), ForwardUse(counting=True))
     assert kernel.plain.__code__.co_filename.startswith("<snnexp_kernel")
     x, spk, mem, kept, counts = (np.zeros(s, np.float32) for s in ((1, 2), (1, 2), (1, 2), 2, 2))
