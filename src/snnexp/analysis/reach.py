@@ -22,8 +22,8 @@ from torch import Tensor
 
 from snnexp import collectives
 from snnexp.arrays import number_type
+from snnexp.layout import memory_order
 from snnexp.models.observer import Firing
-from snnexp.neurons.engines.fused import memory_order
 from snnexp.neurons.reach import Reach, Window
 from snnexp.parallel import run_parallel
 from snnexp.ranks import Rows

@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from snnexp import collectives
 from snnexp.arrays import flat_maps
+from snnexp.layout import stacked
 from snnexp.models import shared_norm
 from snnexp.parallel import run_parallel
 
@@ -59,7 +60,12 @@ class BatchNorm1d(nn.BatchNorm1d):
         return shared_norm.normalised(self, x) if shared_norm.joins(self) else super().forward(x)
 
 
-def regular(step: Tensor) -> Tensor:
+def per_step(norm: nn.Module, x: Tensor) -> Tensor:
+    """Normalise each step of x [T, B, ...] by itself."""
+    return stacked([norm(_regular(step)) for step in x.unbind(0)])
+
+
+def _regular(step: Tensor) -> Tensor:
     """Maps [B, C, H, W] whose strides say channels_last also if B = 1; torch's batch norm misreads others.
 
     `contiguous` leaves them as they are, since strides of dimensions of size 1 do not count.

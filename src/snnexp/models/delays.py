@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from snnexp import layout
 from snnexp.config import DelayConf
 from snnexp.data.base import EventFrames
 from snnexp.models.flow import Flow
@@ -107,7 +108,7 @@ class Delay(nn.Module):
             return cast(Tensor, _SpreadEvents.apply(kernel, x, start))  # type: ignore[no-untyped-call]
         exact = x if x.dtype in (torch.float32, torch.float64) else x.float()
         if isinstance(tail, Tensor):
-            start, exact = tail.shape[0], torch.cat([tail.to(exact.dtype), exact])
+            start, exact = tail.shape[0], layout.joined([tail.to(exact.dtype), exact])
         y: Tensor = _Spread.apply(self.kernel(exact.dtype), exact, start)  # type: ignore[no-untyped-call]
         return y.to(x.dtype)
 
@@ -115,8 +116,8 @@ class Delay(nn.Module):
         """What the next time steps need of x and of the `tail` before it: the last `most` steps, or all there are."""
         if isinstance(x, EventFrames):
             return last_steps(joined(tail, x) if isinstance(tail, EventFrames) else x, self.most)
-        steps = torch.cat([tail, x]) if isinstance(tail, Tensor) and x.shape[0] < self.most else x
-        return steps[-self.most :].clone()  # a view would hold all of x
+        steps = layout.joined([tail, x]) if isinstance(tail, Tensor) and x.shape[0] < self.most else x
+        return layout.last_steps(steps, self.most).clone()  # a view would hold all of x
 
     def describe(self, epochs: int) -> str:
         """The delays as they are now, and what happens to their width, in words."""

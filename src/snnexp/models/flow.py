@@ -8,6 +8,7 @@ from torch import Tensor
 
 from snnexp.data.base import EventFrames
 from snnexp.encoders import Input
+from snnexp.layout import repeated
 from snnexp.models.needed import Needed
 from snnexp.models.observer import Observer
 from snnexp.models.segments import Memory
@@ -106,7 +107,7 @@ class Flow:
         x = self.folded()
         if self.constant:
             self.constant = False  # every caller goes on with what it makes of the expanded view
-            return x.expand(self.steps, *x.shape)
+            return repeated(x, self.steps)
         return x.view(self.steps, self.batch, *x.shape[1:])
 
 

@@ -18,7 +18,7 @@ from snnexp.config import DecoderConf, ModelConf, NeuronConf
 from snnexp.data.base import DataInfo, EventFrames
 from snnexp.encoders import ConstantInput, Input
 from snnexp.errors import ConfigError
-from snnexp.models.batch_norm import BatchNorm2d, regular
+from snnexp.models.batch_norm import BatchNorm2d, per_step
 from snnexp.models.delayed_recurrence import run_with_delays
 from snnexp.models.delays import Delay, run_delay
 from snnexp.models.flow import Flow, count_steps
@@ -286,7 +286,7 @@ class Network(nn.Module):
         elif layer.kind in ("dropout_step", "dropout_rate"):
             flow.x = module(flow.over_time()).flatten(0, 1)
         elif layer.kind == "batch_norm" and self.bn_per_step and not flow.constant:
-            flow.x = torch.stack([module(regular(step)) for step in flow.over_time().unbind(0)]).flatten(0, 1)
+            flow.x = per_step(module, flow.over_time()).flatten(0, 1)
         else:
             flow.x = module(flow.folded())
         if layer.kind in KEEPS:

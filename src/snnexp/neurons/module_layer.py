@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from snnexp.config import NeuronConf
 from snnexp.errors import ConfigError
+from snnexp.layout import laid_as, stacked
 from snnexp.neurons.engines import LayerRun, pooled, spikes_over_time
 from snnexp.neurons.layer import NeuronOutput, SpikingLayer, Within
 from snnexp.neurons.modules import blame, make_module
@@ -121,6 +122,7 @@ class ModuleLayer(SpikingLayer):
 
     def _over_time(self, x: Tensor, state: Any, recurrent: Tensor | None) -> tuple[Tensor, Tensor, Any]:
         state = self.init_state(x.shape[1], x.device, x.dtype) if state is None else state
+        state = laid_as(state, x[0])
         spks, mems = [], []
         for x_t in x.unbind(0):
             if recurrent is not None:
@@ -129,7 +131,7 @@ class ModuleLayer(SpikingLayer):
             spks.append(spk)
             mems.append(mem)
         self._forget()
-        return torch.stack(spks), torch.stack(mems), state
+        return stacked(spks), stacked(mems), state
 
     def _forget(self) -> None:
         """snnTorch's neurons keep their last state, and with it the graph of the batch."""

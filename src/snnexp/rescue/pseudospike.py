@@ -19,6 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from snnexp.layout import joined
 from snnexp.neurons.engines import LayerRun
 from snnexp.neurons.layer import SpikingLayer
 from snnexp.rescue.cure import Cure
@@ -44,4 +45,4 @@ class Pseudospike(Cure):
         assert out.counts is not None
         near = nearness(out.mem[-1], neuron.threshold.detach(), self.conf.drive)
         late = self.conf.height * (out.counts == 0) * near
-        return torch.cat([out.spk[:-1], (out.spk[-1] + late.to(out.spk.dtype)).unsqueeze(0)])
+        return joined([out.spk[:-1], (out.spk[-1] + late.to(out.spk.dtype)).unsqueeze(0)])

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from snnexp.errors import ConfigError, unknown_choice
+from snnexp.layout import memory_order
 from snnexp.neurons.compiler.plan import why_not_compiled
 from snnexp.neurons.engines import reference
-from snnexp.neurons.engines.fused import memory_order, run_fused, run_fused_layer, with_derived
+from snnexp.neurons.engines.fused import run_fused, run_fused_layer, with_derived
 from snnexp.neurons.engines.recurrence import Backend
 from snnexp.neurons.equation import Dynamics, Pool, State, initial_state, value_dict
 from snnexp.neurons.names import ENGINES, FUSED_SURROGATES, RESETS

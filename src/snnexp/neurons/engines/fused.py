@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from snnexp.layout import memory_order
 from snnexp.neurons.compiler.plan import Backward, Forward, backward_plan, derived_values, forward_plan, where_needed
 from snnexp.neurons.compiler.symbols import Symbol, evaluate
 from snnexp.neurons.engines.calls import BackwardCall, ForwardCall, PoolGrid
@@ -144,14 +145,6 @@ def _pool_grid(pool: Pool, flat_x: Tensor, order: list[int]) -> PoolGrid:
     channels, height, width = shape
     out = (batch, channels, height // pool.size, width // pool.size)
     return PoolGrid(pool.kind, pool.size, batch * channels, height, width, 1, out)
-
-
-def memory_order(x: Tensor) -> list[int]:
-    """Return the order of dimensions in which x lies in memory, with time and batch first."""
-    if x.dim() == 5:  # maps are one of two: channels_last, or the order of the shape; strides of size 1 say nothing
-        last = [0, 1, 3, 4, 2]
-        return last if x.permute(last).is_contiguous() and not x.is_contiguous() else [0, 1, 2, 3, 4]
-    return [0, 1, *sorted(range(2, x.dim()), key=lambda d: x.stride()[d], reverse=True)]
 
 
 def _permute_value(value: Tensor, order: list[int]) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from snnexp.layout import laid_as, stacked
 from snnexp.neurons.equation import Dynamics, State, advance, value_dict
 
 
@@ -27,10 +28,11 @@ def run(
     """
     spks, mems, values = [], [], value_dict(alpha, beta, threshold, more)
     steps = x.unbind(0)  # indexing x[t] would make the backward pass quadratic in T
+    state = laid_as(state, steps[0])
     for t, x_t in enumerate(steps):
         if recurrent is not None:
             x_t = torch.addmm(x_t, state.spk, recurrent.t())
         state = advance(x_t, state, values, dynamics, t == len(steps) - 1, None if noise is None else noise[t])
         spks.append(state.spk)
         mems.append(state.mem)
-    return torch.stack(spks), torch.stack(mems), state
+    return stacked(spks), stacked(mems), state
