@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 from weakref import WeakSet
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.module import _has_any_global_hook
 
+from snnexp.models import winograd
 from snnexp.models.input_gradient import conv_input_gradient, linear_input_gradient, may_pay
 from snnexp.models.spec import WEIGHT_KINDS, LayerPlan
 from snnexp.neurons.equation import Pool
@@ -78,6 +79,8 @@ class Needed:
 
 def dense_input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, stride: int, pad: int) -> Tensor:
     """The gradient of a convolution's input [N, C, H, W] from that of the output, at all positions."""
+    if winograd.fits(grad, weight, stride, pad):
+        return winograd.input_gradient(grad, weight, pad)
     x = torch.empty(shape, dtype=grad.dtype, memory_format=torch.channels_last)  # only its layout is looked at
     sides = ([stride] * 2, [pad] * 2, [1, 1], False, [0, 0], 1, [True, False, False])
     grad_x: Tensor = torch.ops.aten.convolution_backward(grad, x, weight, None, *sides)[0]
@@ -141,8 +144,13 @@ def fits(x: Tensor, weight: Tensor, needed: Needed | None) -> bool:
     )
 
 
-def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int, needed: Needed) -> Tensor:
-    """F.conv2d, whose backward gives x its gradient only where it is needed, if that is faster."""
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int, needed: Needed | None) -> Tensor:
+    """F.conv2d, whose backward gives x its gradient only where it is needed, if that is faster; None: everywhere.
+
+    Many 3x3 convolutions are done by Winograd's algorithm (`winograd.py`), exact to rounding.
+    """
+    if needed is None and not winograd.fits(x, weight, stride, pad):
+        return F.conv2d(x, weight, bias, stride, pad)
     y: Tensor = _Conv.apply(x, weight, bias, stride, pad, needed)  # type: ignore[no-untyped-call]
     return y
 
@@ -154,27 +162,35 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, needed: Needed) -> Te
 
 
 class _Conv(torch.autograd.Function):
-    """(x [N, C, H, W], weight, bias or None, stride, pad, needed) -> the convolution, dense forward."""
+    """(x [N, C, H, W], weight, bias or None, stride, pad, needed or None) -> the convolution, dense forward."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int, needed: Needed
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int, needed: Needed | None
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.pad, ctx.needed, ctx.biased = stride, pad, needed, bias is not None
-        return F.conv2d(x, weight, bias, stride, pad)
+        ctx.winograd = winograd.fits(x, weight, stride, pad)
+        return winograd.convolve(x, weight, bias, pad) if ctx.winograd else F.conv2d(x, weight, bias, stride, pad)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        sides = ([ctx.stride] * 2, [ctx.pad] * 2, [1, 1], False, [0, 0], 1, [False, *ctx.needs_input_grad[1:3]])
-        sizes = [weight.shape[0]] if ctx.biased else None
-        _, *grads = torch.ops.aten.convolution_backward(grad, x, weight, sizes, *sides)
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        wanted, grads = ctx.needs_input_grad[1:3], cast(list[Tensor | None], [None, None])
+        if ctx.winograd and any(wanted):
+            grads = [*winograd.weight_gradient(grad, x, weight, ctx.pad)]
+        elif any(wanted):
+            sides = ([ctx.stride] * 2, [ctx.pad] * 2, [1, 1], False, [0, 0], 1, [False, *wanted])
+            sizes = [weight.shape[0]] if ctx.biased else None
+            _, *grads = torch.ops.aten.convolution_backward(grad, x, weight, sizes, *sides)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = ctx.needed.input_gradient(grad, weight, x.shape, ctx.stride, ctx.pad)
-        return grad_x, *grads, None, None, None
+            compute = dense_input_gradient if ctx.needed is None else ctx.needed.input_gradient
+            grad_x = compute(grad, weight, x.shape, ctx.stride, ctx.pad)
+        grad_weight, grad_bias = (g if want else None for g, want in zip(grads, wanted, strict=True))
+        return grad_x, grad_weight, grad_bias, None, None, None
 
 
 class _Linear(torch.autograd.Function):

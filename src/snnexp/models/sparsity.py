@@ -15,13 +15,12 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snnexp import collectives, ranks
@@ -143,12 +142,12 @@ def _kept(path: Path) -> Limits | None:
 
 def _key(place: Place) -> str:
     """Of all that the times depend on."""
-    kernels = b"".join(Path(__file__).with_name(name).read_bytes() for name in _SOURCES)
+    kernels = b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in _NAMES)
     machine = (torch.backends.cpu.get_cpu_capability(), torch.__version__, os.environ.get("NUMBA_CPU_NAME", ""))
     return hashlib.sha256(repr((place, machine, _processor())).encode() + kernels).hexdigest()[:24]
 
 
-_SOURCES = ("event_conv.py", "event_conv_kernels.py", "event_lists.py", "vectors.py")
+_NAMES = ("event_conv", "event_conv_kernels", "event_lists", "vectors", "winograd", "winograd_kernels", "blocks")
 
 
 @cache
@@ -180,6 +179,7 @@ def measure(place: Place) -> Limits:
 
 def _measured(place: Place) -> Limits:
     from snnexp.models.event_conv import event_conv
+    from snnexp.models.needed import conv2d
 
     rng, dtype = np.random.default_rng(0), getattr(torch, place.dtype)  # torch's random numbers are the run's
     shape = (place.outputs, place.channels, place.size, place.size)
@@ -203,7 +203,7 @@ def _measured(place: Place) -> Limits:
 
     some = maps(DENSITIES[0])
     times(some[:1], event_conv)  # compiles
-    dense = times(some, F.conv2d)
+    dense = times(some, partial(conv2d, needed=None))
     found = [0.0, 0.0]
     for which in (1, 0):
         low, high = -1, len(DENSITIES)  # it pays at low, not at high

@@ -32,7 +32,7 @@ class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
         super().__init__(manager, vector, ir.VectorType(element, vector.lanes))
 
 
-def _address(context, builder, signature, arguments, vector):
+def address(context, builder, signature, arguments, vector):
     """Where in memory an array's vector lies, and the size of one number; whole positions, never negative."""
     array = context.make_array(signature.args[0])(context, builder, arguments[0])
     address = builder.gep(array.data, [arguments[1]])
@@ -45,8 +45,8 @@ def load(typing_context, array, at):
 
     def generate(context, builder, signature, arguments):
         vector = context.get_value_type(signature.return_type)
-        address, size = _address(context, builder, signature, arguments, vector)
-        return builder.load(address, align=size)
+        place, size = address(context, builder, signature, arguments, vector)
+        return builder.load(place, align=size)
 
     return Vector(array.dtype)(array, types.int64), generate
 
@@ -56,8 +56,8 @@ def store(typing_context, array, at, vector):
     """array[at : at + lanes] = vector"""
 
     def generate(context, builder, signature, arguments):
-        address, size = _address(context, builder, signature, arguments, arguments[2].type)
-        builder.store(arguments[2], address, align=size)
+        place, size = address(context, builder, signature, arguments, arguments[2].type)
+        builder.store(arguments[2], place, align=size)
         return context.get_dummy_value()
 
     return types.void(array, types.int64, vector), generate
@@ -74,7 +74,7 @@ def zeros(typing_context, array):
     return Vector(array.dtype)(array), generate
 
 
-def _spread(builder, scalar, lanes):
+def spread(builder, scalar, lanes):
     """A vector of one number."""
     kind = ir.VectorType(scalar.type, lanes)
     first = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
@@ -93,12 +93,22 @@ def add(typing_context, a, b):
 
 
 @intrinsic
+def subtract(typing_context, a, b):
+    """a - b"""
+
+    def generate(context, builder, signature, arguments):
+        return builder.fsub(*arguments)
+
+    return a(a, a), generate
+
+
+@intrinsic
 def add_scaled(typing_context, a, b, scale):
     """a + scale * b, rounded once where the processor can."""
 
     def generate(context, builder, signature, arguments):
         x, y, scalar = arguments
-        product = builder.fmul(y, _spread(builder, scalar, a.lanes), flags=("contract",))
+        product = builder.fmul(y, spread(builder, scalar, a.lanes), flags=("contract",))
         return builder.fadd(x, product, flags=("contract",))
 
     return a(a, a, a.dtype), generate
@@ -137,6 +147,6 @@ def moved(typing_context, a, shift):
     """a + shift, of whole numbers."""
 
     def generate(context, builder, signature, arguments):
-        return builder.add(arguments[0], _spread(builder, arguments[1], a.lanes))
+        return builder.add(arguments[0], spread(builder, arguments[1], a.lanes))
 
     return a(a, a.dtype), generate

@@ -133,10 +133,7 @@ class Conv2d(nn.Conv2d):
         else:
             if isinstance(x, EventFrames):
                 x = x.to_dense(weight.dtype).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-            if needed is None:
-                y = self._conv_forward(x, weight, self.bias)
-            else:
-                y = conv2d(x, weight, self.bias, stride, pad, needed)
+            y = conv2d(x, weight, self.bias, stride, pad, needed)
         return y if self.affine is None else cast(Tensor, self.affine(y))
 
 
