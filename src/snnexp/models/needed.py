@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.module import _has_any_global_hook
 
-from snnexp.models import winograd
+from snnexp.models import pointwise, winograd
 from snnexp.models.input_gradient import conv_input_gradient, linear_input_gradient, may_pay
 from snnexp.models.spec import WEIGHT_KINDS, LayerPlan
 from snnexp.neurons.equation import Pool
@@ -81,6 +81,8 @@ def dense_input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, stride
     """The gradient of a convolution's input [N, C, H, W] from that of the output, at all positions."""
     if winograd.fits(grad, weight, stride, pad):
         return winograd.input_gradient(grad, weight, pad)
+    if pointwise.fits(grad, weight, stride, pad):
+        return pointwise.input_gradient(grad, weight, shape, stride)
     x = torch.empty(shape, dtype=grad.dtype, memory_format=torch.channels_last)  # only its layout is looked at
     sides = ([stride] * 2, [pad] * 2, [1, 1], False, [0, 0], 1, [True, False, False])
     grad_x: Tensor = torch.ops.aten.convolution_backward(grad, x, weight, None, *sides)[0]
@@ -147,9 +149,10 @@ def fits(x: Tensor, weight: Tensor, needed: Needed | None) -> bool:
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int, needed: Needed | None) -> Tensor:
     """F.conv2d, whose backward gives x its gradient only where it is needed, if that is faster; None: everywhere.
 
-    Many 3x3 convolutions are done by Winograd's algorithm (`winograd.py`), exact to rounding.
+    Many 3x3 convolutions are done by Winograd's algorithm (`winograd.py`), 1x1 ones with a stride as products of rows
+    (`pointwise.py`), exact to rounding.
     """
-    if needed is None and not winograd.fits(x, weight, stride, pad):
+    if needed is None and not any(way.fits(x, weight, stride, pad) for way in (winograd, pointwise)):
         return F.conv2d(x, weight, bias, stride, pad)
     y: Tensor = _Conv.apply(x, weight, bias, stride, pad, needed)  # type: ignore[no-untyped-call]
     return y
@@ -170,7 +173,9 @@ class _Conv(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.pad, ctx.needed, ctx.biased = stride, pad, needed, bias is not None
-        ctx.winograd = winograd.fits(x, weight, stride, pad)
+        ctx.winograd, ctx.pointwise = (way.fits(x, weight, stride, pad) for way in (winograd, pointwise))
+        if ctx.pointwise:
+            return pointwise.convolve(x, weight, bias, stride)
         return winograd.convolve(x, weight, bias, pad) if ctx.winograd else F.conv2d(x, weight, bias, stride, pad)
 
     @staticmethod
@@ -181,6 +186,8 @@ class _Conv(torch.autograd.Function):
         wanted, grads = ctx.needs_input_grad[1:3], cast(list[Tensor | None], [None, None])
         if ctx.winograd and any(wanted):
             grads = [*winograd.weight_gradient(grad, x, weight, ctx.pad)]
+        elif ctx.pointwise and any(wanted):
+            grads = [*pointwise.weight_gradient(grad, x, weight, ctx.stride)]
         elif any(wanted):
             sides = ([ctx.stride] * 2, [ctx.pad] * 2, [1, 1], False, [0, 0], 1, [False, *wanted])
             sizes = [weight.shape[0]] if ctx.biased else None

@@ -147,7 +147,16 @@ def _key(place: Place) -> str:
     return hashlib.sha256(repr((place, machine, _processor())).encode() + kernels).hexdigest()[:24]
 
 
-_NAMES = ("event_conv", "event_conv_kernels", "event_lists", "vectors", "winograd", "winograd_kernels", "blocks")
+_NAMES = (
+    "event_conv",
+    "event_conv_kernels",
+    "event_lists",
+    "pointwise",
+    "vectors",
+    "winograd",
+    "winograd_kernels",
+    "blocks",
+)
 
 
 @cache
