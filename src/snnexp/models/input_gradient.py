@@ -40,7 +40,19 @@ def pays(share: float, products: float, padded: float, rows: int, channels: int)
     """
     if rows * channels * products < LEAST_WORK:
         return False
-    return share * SLOWDOWN * (padded + FIXED) + FIXED + PACKED * padded / max(rows, 1) < 0.95 * products
+    return _cost(share, padded, rows, channels) < 0.95 * rows * channels * products
+
+
+def _cost(share: float, padded: float, rows: int, channels: int) -> float:
+    """Products of a dense layer in whose time it is worked out here."""
+    return channels * (rows * (share * SLOWDOWN * (padded + FIXED) + FIXED) + PACKED * padded)
+
+
+def conv_cost(share: float, weight: Tensor, shape: torch.Size, stride: int) -> float:
+    """The same for a convolution's input of this shape [N, C, H, W]; weight [O, C, k, k]."""
+    outputs, channels, size, _ = weight.shape
+    table = _table(channels, outputs, size, stride, VECTOR // weight.element_size())
+    return _cost(share, float((table[:, 1] * table[:, 2]).mean()), shape[0] * shape[2] * shape[3], channels)
 
 
 def may_pay(products: float) -> bool:

@@ -1,5 +1,7 @@
 """Where a layer's input needs a gradient, from the spikes below to the backward pass of the layer with weights above.
 
+Which of the ways to a convolution's input gradient is taken, the masked, the listed or the dense one, is decided here.
+
 The spiking layer's engine says it (`neurons.compiler.plan.where_needed`), the flow carries it as long as nothing else
 touches the spikes, and the layer above asks it in backward. Who else reads the gradient of spikes would find zeros.
 """
@@ -20,7 +22,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.module import _has_any_global_hook
 
 from snnexp.models import pointwise, winograd
-from snnexp.models.input_gradient import conv_input_gradient, linear_input_gradient, may_pay
+from snnexp.models.gradient_lists import cost as walking_cost
+from snnexp.models.gradient_lists import listed_input_gradient
+from snnexp.models.input_gradient import LEAST_WORK, conv_cost, conv_input_gradient, linear_input_gradient, may_pay
 from snnexp.models.spec import WEIGHT_KINDS, LayerPlan
 from snnexp.neurons.equation import Pool
 
@@ -34,47 +38,92 @@ class Needed:
     """What a layer's backward pass asks.
 
     Args:
-        mask: uint8 [N, C, H, W] in channels_last, or [N, in], like the layer's input: 1 where its gradient is needed.
-        always: do without the rule for when that is faster.
+        mask: uint8 [N, C, H, W] in channels_last, or [N, in], like the layer's input: 1 where its gradient is needed;
+            None: everywhere.
+        always: do without the rules for when that is faster.
         tell: is told in words what was chosen.
+        zeros: the gradient of a convolution's output is likely to have zeros, and walking the rest may be faster.
     """
 
-    def __init__(self, mask: Tensor, always: bool = False, tell: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        mask: Tensor | None,
+        always: bool = False,
+        tell: Callable[[str], None] | None = None,
+        zeros: bool = False,
+    ) -> None:
         self.mask = mask
         self.always = always
         self.tell = tell
+        self.zeros = zeros
+        self._filled: float | None = None  # the share of the output's gradient that is not 0, if it was counted
 
     @cached_property
     def share(self) -> float:
         """The share of the input whose gradient is needed."""
+        if self.mask is None:
+            return 1.0
         lying = self.mask.permute(0, 2, 3, 1) if self.mask.dim() == 4 else self.mask
         return float(np.count_nonzero(lying.numpy())) / max(self.mask.numel(), 1)
 
     def flattened(self) -> Needed:
         """Of the same input as [N, C*H*W]."""
-        return Needed(self.mask.flatten(1), self.always, self.tell)
+        return Needed(None if self.mask is None else self.mask.flatten(1), self.always, self.tell)
 
     def input_gradient(self, grad: Tensor, weight: Tensor, shape: torch.Size, stride: int, pad: int) -> Tensor:
         """The gradient of a convolution's input of this shape, from that of its output: where needed, or everywhere."""
-        found = conv_input_gradient(grad, weight, stride, pad, self.mask, self._judged)
-        self._say(found is not None)
+        found, how = None, "dense"
+        if self._walks(grad, weight, shape, stride):
+            found, how = listed_input_gradient(grad, weight, shape, stride, pad), "from what is not 0"
+        elif self.mask is not None:
+            found = conv_input_gradient(grad, weight, stride, pad, self.mask, self._judged)
+            how = "dense" if found is None else "only there"
+        self._say(how)
         return dense_input_gradient(grad, weight, shape, stride, pad) if found is None else found
 
     def linear_input_gradient(self, grad: Tensor, columns: Tensor) -> Tensor:
         """The same for a fully connected layer with weights columns [in, out]."""
+        assert self.mask is not None
         found = linear_input_gradient(grad, columns, self.mask, self._judged)
-        self._say(found is not None)
+        self._say("dense" if found is None else "only there")
         return grad @ columns.t() if found is None else found
+
+    def _walks(self, grad: Tensor, weight: Tensor, shape: torch.Size, stride: int) -> bool:
+        """Whether to walk what is not 0 in the gradient of a convolution's output: if that is the fastest way."""
+        if not self.zeros or (self.always and self.mask is not None):
+            return False
+        from snnexp.models.event_lists import density  # numba takes 0.2 s to import
+
+        if self.always:
+            self._filled = None if self.tell is None else density(grad)
+            return True
+        dense = dense_cost(weight, grad.shape)
+        others = 0.9 * dense
+        if self.mask is not None:
+            others = min(others, conv_cost(self.share, weight, shape, stride))
+        if dense < LEAST_WORK or walking_cost(0.0, weight, grad.shape, shape) >= others:
+            return False
+        self._filled = density(grad)
+        return walking_cost(self._filled, weight, grad.shape, shape) < others
 
     @property
     def _judged(self) -> float | None:
         return None if self.always else self.share
 
-    def _say(self, only_there: bool) -> None:
-        if self.tell is not None:
-            where = "only there" if only_there else "dense"
+    def _say(self, how: str) -> None:
+        if self.tell is None:
+            return
+        shares = [] if self.mask is None else [f"{100 * self.share:.2f} % of its input's gradient is needed"]
+        if self._filled is not None:
+            shares.append(f"{100 * self._filled:.2f} % of its output's gradient is not 0")
+        if shares:
             why = " (model.sparse=always)" if self.always else ""
-            self.tell(f"{100 * self.share:.2f} % of its input's gradient is needed in the first batch: {where}{why}")
+            self.tell(f"{' and '.join(shares)} in the first batch: {how}{why}")
+
+
+def dense_cost(weight: Tensor, grad: torch.Size) -> float:
+    """The work of a dense input gradient; grad: the shape of the output's. Few channels do not make it faster."""
+    return float(grad.numel() * weight[0, 0].numel() * max(weight.shape[1], 16))
 
 
 def dense_input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, stride: int, pad: int) -> Tensor:
@@ -110,16 +159,29 @@ def needed_of(network: Any, layer: LayerPlan, pool: Pool | None, mask: Tensor | 
     above = None if mask is None else _above(network.layers, layer.position + (1 if pool is None else 2), True)
     if mask is None or above is None:
         return None
-    module = network.get_submodule(above.name)
-
-    def tell(what: str) -> None:
-        _told.add(module)
-        log.info("%s: %s", above.name, what)
-
-    return Needed(mask.flatten(0, 1), network.sparse == "always", None if module in _told else tell)
+    tell = _teller(network.get_submodule(above.name), above.name)
+    return Needed(mask.flatten(0, 1), network.sparse == "always", tell)
 
 
 _told: WeakSet[nn.Module] = WeakSet()  # layers of which it was said what was chosen
+
+
+def _teller(module: nn.Module, name: str) -> Callable[[str], None] | None:
+    """Logs what was chosen for a layer; None if it was said before."""
+
+    def tell(what: str) -> None:
+        _told.add(module)
+        log.info("%s: %s", name, what)
+
+    return None if module in _told else tell
+
+
+def with_zeros(needed: Needed | None, module: nn.Module, name: str, always: bool) -> Needed:
+    """What is asked of a convolution, the gradient of whose output is likely to have zeros."""
+    if needed is None:
+        return Needed(None, always, _teller(module, name), zeros=True)
+    needed.zeros = True
+    return needed
 
 
 def _above(layers: Sequence[LayerPlan], start: int, always: bool) -> LayerPlan | None:
@@ -136,13 +198,13 @@ def _above(layers: Sequence[LayerPlan], start: int, always: bool) -> LayerPlan |
 
 def fits(x: Tensor, weight: Tensor, needed: Needed | None) -> bool:
     """Whether the kernels take such a layer: on the CPU, in a precision of theirs, maps in channels_last."""
+    mask = None if needed is None else needed.mask
     return (
-        needed is not None
-        and x.requires_grad
-        and x.shape == needed.mask.shape
+        x.requires_grad
+        and (mask is None or x.shape == mask.shape)
         and x.dtype == weight.dtype
         and not torch.is_autocast_enabled("cpu")
-        and all(t.dim() == 2 or t.is_contiguous(memory_format=torch.channels_last) for t in (x, needed.mask))
+        and all(t is None or t.dim() == 2 or t.is_contiguous(memory_format=torch.channels_last) for t in (x, mask))
     )
 
 

@@ -150,3 +150,47 @@ def moved(typing_context, a, shift):
         return builder.add(arguments[0], spread(builder, arguments[1], a.lanes))
 
     return a(a, a.dtype), generate
+
+
+@intrinsic
+def one(typing_context, array, at):
+    """array[at], never tested for a negative position."""
+
+    def generate(context, builder, signature, arguments):
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return builder.load(builder.gep(data, [arguments[1]]))
+
+    return array.dtype(array, types.int64), generate
+
+
+@intrinsic
+def nonzero(typing_context, a):
+    """Which of a vector's numbers are not 0: the first one is the lowest bit."""
+
+    def generate(context, builder, signature, arguments):
+        (vector,) = arguments
+        nothing = ir.Constant(vector.type, [0.0] * a.lanes)
+        bits = builder.bitcast(builder.fcmp_unordered("!=", vector, nothing), ir.IntType(a.lanes))
+        return builder.zext(bits, ir.IntType(64))
+
+    return types.int64(a), generate
+
+
+@intrinsic
+def put_eight(typing_context, array, at, bytes_, start, shift):
+    """array[at : at + 8] = bytes_[start : start + 8] + shift, of bytes."""
+
+    def generate(context, builder, signature, arguments):
+        array, at, bytes_, start, shift = arguments
+        eight = ir.VectorType(ir.IntType(8), 8).as_pointer()
+
+        def place(number, array, at):
+            data = context.make_array(signature.args[number])(context, builder, array).data
+            return builder.bitcast(builder.gep(data, [at]), eight)
+
+        same = spread(builder, builder.trunc(shift, ir.IntType(8)), 8)
+        moved = builder.add(builder.load(place(2, bytes_, start), align=1), same)
+        builder.store(moved, place(0, array, at), align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, bytes_, types.int64, types.int64), generate

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from snnexp.config import ModelConf
 from snnexp.data.base import EventFrames
 from snnexp.models.delays import Delay
-from snnexp.models.needed import Needed, conv2d, fits, linear
+from snnexp.models.needed import Needed, conv2d, fits, linear, with_zeros
 from snnexp.models.sparsity import ALWAYS, Rule
-from snnexp.models.spec import NORMS, LayerPlan
+from snnexp.models.spec import DROPOUT_KINDS, NORMS, LayerPlan
 from snnexp.models.tokens import BRANCHES
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,8 @@ SPARSE_FROM_OUTPUTS = 256
 SPARSE_HIDDEN_BELOW = 0.07
 
 _PRECISIONS = (torch.float32, torch.float64)  # of the kernels
+# Behind these the gradient of a convolution's output has zeros: where the surrogate is 0, or a maximum lies elsewhere.
+_ZEROS_BEHIND = ("spiking", "max_pool", "join", "shortcut", *DROPOUT_KINDS)
 _LARGEST = 2**31  # numbers of a convolution's input: positions in lists have 32 bits
 
 
@@ -108,6 +110,7 @@ class Conv2d(nn.Conv2d):
 
     rule: whether a batch's product follows what is not zero in its input (`event_conv.py`), which is exact to rounding;
         None: always dense.
+    zeros_behind: what follows hands back a gradient that may have zeros (not a norm, not an average).
     """
 
     fresh: Callable[[], nn.Module]  # makes another one, drawn as this one was
@@ -117,6 +120,7 @@ class Conv2d(nn.Conv2d):
         self.sigma: float | None = None
         self.affine: Affine | None = None
         self.rule: Rule | None = None
+        self.zeros_behind = False
 
     def effective_weight(self) -> Tensor:
         """The weights that act, [out, in, k, k]."""
@@ -125,7 +129,7 @@ class Conv2d(nn.Conv2d):
     def forward(self, x: Tensor | EventFrames, needed: Needed | None = None) -> Tensor:
         """needed: where x needs a gradient, as in `Linear`."""
         weight, stride, pad = self.effective_weight(), self.stride[0], int(self.padding[0])
-        needed = needed if isinstance(x, Tensor) and fits(x, weight, needed) else None
+        needed = self._asked(x, weight, needed)
         if self.rule is not None and _fits_windows(x, weight) and self.rule.follows(x, self, self.training):
             from snnexp.models.event_conv import event_conv  # numba takes 0.2 s to import
 
@@ -135,6 +139,14 @@ class Conv2d(nn.Conv2d):
                 x = x.to_dense(weight.dtype).flatten(0, 1).contiguous(memory_format=torch.channels_last)
             y = conv2d(x, weight, self.bias, stride, pad, needed)
         return y if self.affine is None else cast(Tensor, self.affine(y))
+
+    def _asked(self, x: Tensor | EventFrames, weight: Tensor, needed: Needed | None) -> Needed | None:
+        """What the backward pass asks before it computes the gradient of x; None: nothing."""
+        if not isinstance(x, Tensor) or not fits(x, weight, needed):
+            return None
+        if self.rule is None or not self.zeros_behind or not _fits_windows(x, weight):
+            return needed
+        return with_zeros(needed, self, self.rule.name, self.rule.limits is ALWAYS)
 
 
 def _fits_windows(x: Tensor | EventFrames, weight: Tensor) -> bool:
@@ -211,12 +223,16 @@ def normalised(layers: Sequence[LayerPlan], weights: LayerPlan) -> bool:
     return any(layer.kind in NORMS for layer in rest)
 
 
-def follow_spikes(weights: Conv2d | Linear, name: str, model: ModelConf, channels_last: bool) -> None:
+def follow_spikes(
+    weights: Conv2d | Linear, name: str, model: ModelConf, channels_last: bool, behind: LayerPlan | None = None
+) -> None:
     """Let a convolution, or a hidden fully connected layer, follow its input spikes where that is faster.
 
-    channels_last: the network's maps are in that layout, as an event-driven convolution makes them.
+    channels_last: the network's maps are in that layout, as an event-driven convolution makes them; behind: the layer
+    that follows.
     """
     if isinstance(weights, Conv2d):
+        weights.zeros_behind = behind is not None and behind.kind in _ZEROS_BEHIND
         if model.sparse == "always":
             weights.rule = Rule(name, ALWAYS)
         elif model.sparse == "auto" and channels_last:
