@@ -188,7 +188,7 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     def watched(compute: Any) -> Any:
         def spy(*given: Any) -> Any:
-            shares.append(given[-1])
+            shares.append(given[5] if len(given) > 5 else given[-1])  # what a convolution is told more comes after it
             return compute(*given)
 
         return spy

@@ -104,17 +104,17 @@ def _packed(weight: Tensor, stride: int, table: NDArray[np.int64]) -> NDArray[An
 
 
 def conv_input_gradient(
-    grad: Tensor, weight: Tensor, stride: int, pad: int, needed: Tensor, share: float | None
+    grad: Tensor, weight: Tensor, stride: int, pad: int, needed: Tensor, share: float | None, speed: float = 1.0
 ) -> Tensor | None:
     """The gradient of a convolution's input where `needed` is 1, else 0; None if the dense one is faster.
 
     grad [N, O, OH, OW]; weight [O, C, k, k]; needed uint8 [N, C, H, W] in channels_last, and so is what is
-    returned; share: of it that is 1, None: whatever it costs.
+    returned; share: of it that is 1, None: whatever it costs; speed: of the dense one, 1 if it makes all products.
     """
     (outputs, channels, size, _), (frames, _, height, width) = weight.shape, needed.shape
     table = _table(channels, outputs, size, stride, VECTOR // weight.element_size())
     padded, numbers = float((table[:, 1] * table[:, 2]).mean()), frames * height * width
-    if share is not None and not pays(share, size * size * outputs / stride**2, padded, numbers, channels):
+    if share is not None and not pays(share, size * size * outputs / stride**2 / speed, padded, numbers, channels):
         return None
     pieces = _pieces(height, width, size, stride, pad, outputs)
     found = torch.empty(needed.shape, dtype=grad.dtype, memory_format=torch.channels_last)
