@@ -74,11 +74,11 @@ def all_of(x: Tensor, weight: Tensor, grad: Tensor, way: str) -> list[Tensor]:
     return [t.detach().double() for t in (y, *torch.autograd.grad(y, (x, weight), grad))]
 
 
-def test_float32_rounds_no_more_than_the_dense_convolution() -> None:
+def test_rounding_in_float32_is_that_of_dense_sums() -> None:
     given = layer()
     exact, dense, ours = (all_of(*given, way) for way in ("naive", "dense", "winograd"))
-    for e, d, o in zip(exact, dense, ours, strict=True):
-        assert (o - e).norm() <= 2 * (d - e).norm()
+    for e, d, o, times in zip(exact, dense, ours, (1, 2.5, 2.5), strict=True):  # forward, its tiles are smaller
+        assert (o - e).norm() <= times * (d - e).norm()
 
 
 def test_threads_change_no_bit(threads: object) -> None:
@@ -93,9 +93,18 @@ def test_threads_change_no_bit(threads: object) -> None:
     ("what", "fits"),
     [("as it is", True), ("stride", False), ("one frame", False), ("12 channels", False), ("rows last", False)],
 )
-def test_only_where_it_pays(what: str, fits: bool) -> None:
+def test_only_where_it_fits(what: str, fits: bool) -> None:
     x, weight, _ = layer(12 if what == "12 channels" else 32)
-    x = x[:1] if what == "one frame" else x.contiguous() if what == "rows last" else x
+    x = x[:1, :, :4] if what == "one frame" else x.contiguous() if what == "rows last" else x
     assert winograd.fits(x, weight, 2 if what == "stride" else 1, 1) is fits
     with torch.autocast("cpu", torch.bfloat16):
         assert not winograd.fits(x, weight, 1, 1)
+
+
+def test_only_where_it_pays() -> None:
+    few, many = (torch.empty(frames, 512, 4, 4) for frames in (40, 512))
+    weight = torch.empty(512, 512, 3, 3)
+    assert not winograd.pays(few, weight, 1) and winograd.pays(many, weight, 1)
+    few, many = (x.contiguous(memory_format=LAST) for x in (few, many))
+    assert not winograd.makes_gradient(few, weight, 1, 1) and winograd.makes_gradient(many, weight, 1, 1)
+    assert not winograd.weight_gradient_pays(few, weight, 1)

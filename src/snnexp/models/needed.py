@@ -73,7 +73,7 @@ class Needed:
     def input_gradient(self, grad: Tensor, weight: Tensor, shape: torch.Size, stride: int, pad: int) -> Tensor:
         """The gradient of a convolution's input of this shape, from that of its output: where needed, or everywhere."""
         found, how = None, "dense"
-        speed = winograd.speed(weight) if winograd.fits(grad, weight, stride, pad) else 1.0
+        speed = winograd.speed(weight) if winograd.makes_gradient(grad, weight, stride, pad) else 1.0
         if self._walks(grad, weight, shape, stride, speed):
             found, how = listed_input_gradient(grad, weight, shape, stride, pad), "from what is not 0"
         elif self.mask is not None:
@@ -125,7 +125,7 @@ class Needed:
 
 def dense_input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, stride: int, pad: int) -> Tensor:
     """The gradient of a convolution's input [N, C, H, W] from that of the output, at all positions."""
-    if winograd.fits(grad, weight, stride, pad):
+    if winograd.makes_gradient(grad, weight, stride, pad):
         return winograd.input_gradient(grad, weight, pad)
     if pointwise.fits(grad, weight, stride, pad):
         return pointwise.input_gradient(grad, weight, shape, stride)
@@ -235,7 +235,9 @@ class _Conv(torch.autograd.Function):
         ctx.winograd, ctx.pointwise = (way.fits(x, weight, stride, pad) for way in (winograd, pointwise))
         if ctx.pointwise:
             return pointwise.convolve(x, weight, bias, stride)
-        return winograd.convolve(x, weight, bias, pad) if ctx.winograd else F.conv2d(x, weight, bias, stride, pad)
+        if ctx.winograd and winograd.pays(x, weight, pad):
+            return winograd.convolve(x, weight, bias, pad)
+        return F.conv2d(x, weight, bias, stride, pad)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
@@ -243,7 +245,7 @@ class _Conv(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
         wanted, grads = ctx.needs_input_grad[1:3], cast(list[Tensor | None], [None, None])
-        if ctx.winograd and any(wanted):
+        if ctx.winograd and any(wanted) and winograd.weight_gradient_pays(x, weight, ctx.pad):
             grads = [*winograd.weight_gradient(grad, x, weight, ctx.pad)]
         elif ctx.pointwise and any(wanted):
             grads = [*pointwise.weight_gradient(grad, x, weight, ctx.stride)]

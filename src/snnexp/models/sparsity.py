@@ -148,14 +148,8 @@ def _key(place: Place) -> str:
 
 
 _NAMES = (
-    "event_conv",
-    "event_conv_kernels",
-    "event_lists",
-    "pointwise",
-    "vectors",
-    "winograd",
-    "winograd_kernels",
-    "blocks",
+    *("event_conv", "event_conv_kernels", "event_lists", "vectors", "pointwise"),
+    *("winograd", "winograd_kernels", "winograd_transforms", "blocks"),
 )
 
 

@@ -103,6 +103,16 @@ def subtract(typing_context, a, b):
 
 
 @intrinsic
+def scaled(typing_context, a, scale):
+    """a * scale"""
+
+    def generate(context, builder, signature, arguments):
+        return builder.fmul(arguments[0], spread(builder, arguments[1], a.lanes))
+
+    return a(a, a.dtype), generate
+
+
+@intrinsic
 def add_scaled(typing_context, a, b, scale):
     """a + scale * b, rounded once where the processor can."""
 

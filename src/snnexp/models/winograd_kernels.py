@@ -1,4 +1,7 @@
-"""The loops of Winograd's convolution; `winograd.py` says what they compute and how memory lies."""
+"""The loops of Winograd's convolution; `winograd.py` says what they compute and how memory lies.
+
+`side` is that of a tile's outputs, 2 or 4. Its inputs overlap those of its neighbours by two rows and columns.
+"""
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, import-untyped, assignment"
 
 from __future__ import annotations
@@ -7,7 +10,20 @@ import numba
 import numpy as np
 
 from snnexp.models.blocks import ROWS, VECTORS, add_product, product
-from snnexp.models.vectors import BYTES, add, add_scaled, load, store, subtract, zeros
+from snnexp.models.vectors import BYTES, add, load, store, zeros
+from snnexp.models.winograd_transforms import (
+    fan_out,
+    gather_four,
+    gather_two,
+    numbers,
+    spread_four,
+    spread_two,
+    weights_back,
+    weights_of_four,
+    weights_of_two,
+)
+
+ROOM = 54  # vectors between the two halves of a transform
 
 _compile = numba.njit(nogil=True, cache=True, error_model="numpy")
 _inline = numba.njit(error_model="numpy", forceinline=True)
@@ -21,12 +37,12 @@ def _tile(number, shape):
 
 
 @_inline
-def _patch(x, patch, frame, y, left, shape, lanes):
-    """Copy the 4x4 pixels from (y, left) on, with zeros where the map has none."""
+def _patch(x, patch, frame, y, left, size, shape, lanes):
+    """Copy the pixels from (y, left) on, size x size, with zeros where the map has none."""
     height, width, channels = shape[0], shape[1], shape[2]
-    for i in range(4):
-        for j in range(4):
-            at = (i * 4 + j) * channels
+    for i in range(size):
+        for j in range(size):
+            at = (i * size + j) * channels
             source = ((frame * height + y + i) * width + left + j) * channels
             there = 0 <= y + i < height and 0 <= left + j < width
             for c in range(0, channels, lanes):
@@ -34,109 +50,61 @@ def _patch(x, patch, frame, y, left, shape, lanes):
 
 
 @_inline
-def _ends(a, b, c, d):
-    """The transform of four numbers: a - c, b + c, c - b, b - d."""
-    return subtract(a, c), add(b, c), subtract(c, b), subtract(b, d)
-
-
-@_inline
-def _spread_out(source, at, row, pixel, v, place, apart, channels, lanes):
-    """v[16 products][tile] = B' d B of one tile, for all channels."""
-    for c in range(0, channels, lanes):
-        p = at + c
-        a0, a1, a2, a3 = _ends(
-            load(source, p), load(source, p + row), load(source, p + 2 * row), load(source, p + 3 * row)
-        )
-        p += pixel
-        b0, b1, b2, b3 = _ends(
-            load(source, p), load(source, p + row), load(source, p + 2 * row), load(source, p + 3 * row)
-        )
-        p += pixel
-        c0, c1, c2, c3 = _ends(
-            load(source, p), load(source, p + row), load(source, p + 2 * row), load(source, p + 3 * row)
-        )
-        p += pixel
-        d0, d1, d2, d3 = _ends(
-            load(source, p), load(source, p + row), load(source, p + 2 * row), load(source, p + 3 * row)
-        )
-        q = place + c
-        for four in (_ends(a0, b0, c0, d0), _ends(a1, b1, c1, d1), _ends(a2, b2, c2, d2), _ends(a3, b3, c3, d3)):
-            store(v, q, four[0])
-            store(v, q + apart, four[1])
-            store(v, q + 2 * apart, four[2])
-            store(v, q + 3 * apart, four[3])
-            q += 4 * apart
-
-
-@_inline
-def _inputs(x, patch, v, first, count, shape, row, apart, lanes):
-    """Transform the input of `count` tiles from `first` on."""
-    height, width, channels, pad = shape[0], shape[1], shape[2], shape[8]
+def _inputs(x, patch, room, v, first, count, side, shape, row, apart, lanes, k):
+    """Transform the inputs of `count` tiles from `first` on."""
+    height, width, channels, pad, size = shape[0], shape[1], shape[2], shape[8], side + 2
     for t in range(count):
         frame, ty, tx = _tile(first + t, shape)
-        y, left = 2 * ty - pad, 2 * tx - pad
-        if y >= 0 and left >= 0 and y + 4 <= height and left + 4 <= width:
-            at = ((frame * height + y) * width + left) * channels
-            _spread_out(x, at, width * channels, channels, v, t * row, apart, channels, lanes)
-        else:
-            _patch(x, patch, frame, y, left, shape, lanes)
-            _spread_out(patch, 0, 4 * channels, channels, v, t * row, apart, channels, lanes)
+        y, left = side * ty - pad, side * tx - pad
+        source, at, line = x, ((frame * height + y) * width + left) * channels, width * channels
+        if y < 0 or left < 0 or y + size > height or left + size > width:
+            _patch(x, patch, frame, y, left, size, shape, lanes)
+            source, at, line = patch, 0, size * channels
+        for c in range(0, channels, lanes):
+            if side == 2:
+                spread_two(source, at + c, line, channels, v, t * row + c, apart)
+            else:
+                spread_four(source, at + c, line, channels, v, t * row + c, apart, room, lanes, k)
 
 
 @_inline
-def _two(a, b, c, d):
-    """The transform back: a + b + c, b - c - d."""
-    return add(add(a, b), c), subtract(subtract(b, c), d)
-
-
-@_inline
-def _outputs(m, bias, out, first, count, shape, row, apart, lanes):
-    """Transform the products of `count` tiles back, and write their outputs."""
+def _outputs(m, bias, room, out, first, count, side, shape, row, apart, lanes, k):
+    """Transform the products of `count` tiles back, and write what outputs there are."""
     out_height, out_width, outputs = shape[3], shape[4], shape[5]
     for t in range(count):
         frame, ty, tx = _tile(first + t, shape)
-        at = ((frame * out_height + 2 * ty) * out_width + 2 * tx) * outputs
-        below, beside = 2 * ty + 1 < out_height, 2 * tx + 1 < out_width
+        at = ((frame * out_height + side * ty) * out_width + side * tx) * outputs
+        below, beside = min(side, out_height - side * ty), min(side, out_width - side * tx)
         for o in range(0, outputs, lanes):
-            p = t * row + o
-            a0, a1 = _two(load(m, p), load(m, p + 4 * apart), load(m, p + 8 * apart), load(m, p + 12 * apart))
-            p += apart
-            b0, b1 = _two(load(m, p), load(m, p + 4 * apart), load(m, p + 8 * apart), load(m, p + 12 * apart))
-            p += apart
-            c0, c1 = _two(load(m, p), load(m, p + 4 * apart), load(m, p + 8 * apart), load(m, p + 12 * apart))
-            p += apart
-            d0, d1 = _two(load(m, p), load(m, p + 4 * apart), load(m, p + 8 * apart), load(m, p + 12 * apart))
             start = load(bias, o)
-            left, right = _two(a0, b0, c0, d0)
-            store(out, at + o, add(left, start))
-            if beside:
-                store(out, at + outputs + o, add(right, start))
-            if below:
-                left, right = _two(a1, b1, c1, d1)
-                store(out, at + out_width * outputs + o, add(left, start))
-                if beside:
-                    store(out, at + (out_width + 1) * outputs + o, add(right, start))
-
-
-@_inline
-def _four(a, b, c, zero):
-    """The transform of three weights: a, (a + b + c) / 2, (a - b + c) / 2, c."""
-    outer, half = add(a, c), zero.dtype.type(0.5)
-    return a, add_scaled(zeros(zero), add(outer, b), half), add_scaled(zeros(zero), subtract(outer, b), half), c
+            if side == 2:
+                four = gather_two(m, t * row + o, apart)
+                store(out, at + o, add(four[0], start))
+                if beside > 1:
+                    store(out, at + outputs + o, add(four[1], start))
+                if below > 1:
+                    store(out, at + out_width * outputs + o, add(four[2], start))
+                    if beside > 1:
+                        store(out, at + (out_width + 1) * outputs + o, add(four[3], start))
+            else:
+                gather_four(m, t * row + o, apart, room, lanes, k)
+                for i in range(below):
+                    for j in range(beside):
+                        store(out, at + (i * out_width + j) * outputs + o, add(load(room, (4 * i + j) * lanes), start))
 
 
 @_compile
-def pack(weights, packed, inputs, outputs, strides, start, stop):
-    """packed [16, panels, inputs, columns] flat = G w G' of the weights w[input, output, y, x].
+def pack(weights, packed, inputs, outputs, side, strides, start, stop):
+    """packed [products, panels x inputs + 1, columns] flat = G w G' of the weights w[input, output, y, x].
 
     A task is one panel of outputs. strides: where in `weights` the first one is, and how far the next input, output, y
     and x are.
     """
     first, by_input, by_output, by_y, by_x = strides
-    lanes = BYTES // weights.itemsize
+    lanes, k = BYTES // weights.itemsize, numbers(weights)
     columns = lanes * VECTORS
-    apart = (outputs + columns - 1) // columns * inputs * columns
-    nine = np.zeros(9 * columns, weights.dtype)
+    apart = ((outputs + columns - 1) // columns * inputs + 1) * columns  # one more: or all would share sets of caches
+    nine, room = np.zeros(9 * columns, weights.dtype), np.zeros(ROOM * lanes, weights.dtype)
     for panel in range(start, stop):
         begin, held = first + panel * columns * by_output, min(columns, outputs - panel * columns)
         for i in range(inputs):
@@ -145,104 +113,100 @@ def pack(weights, packed, inputs, outputs, strides, start, stop):
                 for j in range(held):
                     nine[tap * columns + j] = weights[at]
                     at += np.uint64(by_output)
+            place = (panel * inputs + i) * columns
             for j in range(0, held, lanes):
-                k = 3 * columns
-                a = _four(load(nine, j), load(nine, j + k), load(nine, j + 2 * k), weights)
-                j += columns
-                b = _four(load(nine, j), load(nine, j + k), load(nine, j + 2 * k), weights)
-                j += columns
-                c = _four(load(nine, j), load(nine, j + k), load(nine, j + 2 * k), weights)
-                place = (panel * inputs + i) * columns + j - 2 * columns
-                for v, w, x in ((a[0], b[0], c[0]), (a[1], b[1], c[1]), (a[2], b[2], c[2]), (a[3], b[3], c[3])):
-                    row = _four(v, w, x, weights)
-                    store(packed, place, row[0])
-                    store(packed, place + apart, row[1])
-                    store(packed, place + 2 * apart, row[2])
-                    store(packed, place + 3 * apart, row[3])
-                    place += 4 * apart
+                if side == 2:
+                    weights_of_two(nine, j, columns, packed, place + j, apart, k)
+                else:
+                    weights_of_four(nine, j, columns, packed, place + j, apart, room, lanes, k)
 
 
 @_compile
-def convolve(x, weights, bias, out, shape, chunk, start, stop):
+def convolve(x, weights, bias, out, side, shape, chunk, start, stop):
     """out [frames, out_height, out_width, outputs] flat = the convolution of x [frames, height, width, channels].
 
-    A task is `chunk` tiles, a multiple of ROWS. weights [16, panels, channels, columns], bias [outputs] flat.
+    A task is `chunk` tiles, a multiple of ROWS. weights [products, panels x channels + 1, columns] and
+    bias [outputs] flat.
     """
     channels, outputs, tiles, lanes = shape[2], shape[5], shape[9], BYTES // x.itemsize
-    columns = lanes * VECTORS
+    columns, count, k = lanes * VECTORS, (side + 2) ** 2, numbers(x)
     panels = (outputs + columns - 1) // columns
     row, out_row = channels + lanes, panels * columns + lanes
     apart, out_apart = chunk * row + lanes, chunk * out_row + lanes
-    v, m, patch = np.zeros(16 * apart, x.dtype), np.zeros(16 * out_apart, x.dtype), np.zeros(16 * channels, x.dtype)
+    v, m = np.zeros(count * apart, x.dtype), np.zeros(count * out_apart, x.dtype)
+    patch, room = np.zeros(count * channels, x.dtype), np.zeros(ROOM * lanes, x.dtype)
     for task in range(start, stop):
         first = task * chunk
-        count = min(chunk, tiles - first)
-        _inputs(x, patch, v, first, count, shape, row, apart, lanes)
-        for i in range(16):
+        held = min(chunk, tiles - first)
+        _inputs(x, patch, room, v, first, held, side, shape, row, apart, lanes, k)
+        for i in range(count):
             for panel in range(panels):
-                w = (i * panels + panel) * channels * columns
-                for r in range(0, count, ROWS):
+                w = ((i * panels + panel) * channels + i) * columns
+                for r in range(0, held, ROWS):
                     a, c = i * apart + r * row, i * out_apart + r * out_row + panel * columns
                     product(v, a, row, 1, weights, w, columns, m, c, out_row, channels)
-        _outputs(m, bias, out, first, count, shape, out_row, out_apart, lanes)
+        _outputs(m, bias, room, out, first, held, side, shape, out_row, out_apart, lanes, k)
 
 
 @_inline
-def _fan(a, b, zero):
-    """The adjoint of the transform back: a, a + b, a - b, -b."""
-    return a, add(a, b), subtract(a, b), subtract(zero, b)
-
-
-@_inline
-def _gradients(g, z, bias, mine, first, count, shape, row, apart, lanes):
-    """Transform the output's gradient of `count` tiles, and add it up for the bias, from `mine` on."""
+def _gradients(g, room, z, bias, mine, first, count, shape, row, apart, lanes, k):
+    """Transform the output's gradients of `count` tiles of 4x4, and add them up for the bias, from `mine` on."""
     out_height, out_width, outputs = shape[3], shape[4], shape[5]
-    zero = zeros(g)
     for t in range(count):
         frame, ty, tx = _tile(first + t, shape)
-        at = ((frame * out_height + 2 * ty) * out_width + 2 * tx) * outputs
-        below, beside = 2 * ty + 1 < out_height, 2 * tx + 1 < out_width
+        at = ((frame * out_height + 4 * ty) * out_width + 4 * tx) * outputs
+        below, beside = min(4, out_height - 4 * ty), min(4, out_width - 4 * tx)
         for o in range(0, outputs, lanes):
-            p, q = at + o, at + o + out_width * outputs
-            a, b, c, d = load(g, p), zero, zero, zero
-            if beside:
-                b = load(g, p + outputs)
-            if below:
-                c = load(g, q)
-                if beside:
-                    d = load(g, q + outputs)
-            place, above, under = t * row + o, _fan(a, c, zero), _fan(b, d, zero)
-            for v, w in ((above[0], under[0]), (above[1], under[1]), (above[2], under[2]), (above[3], under[3])):
-                four = _fan(v, w, zero)
-                store(z, place, four[0])
-                store(z, place + apart, four[1])
-                store(z, place + 2 * apart, four[2])
-                store(z, place + 3 * apart, four[3])
-                place += 4 * apart
-            store(bias, mine + o, add(load(bias, mine + o), add(add(a, b), add(c, d))))
+            total = load(bias, mine + o)
+            for i in range(4):
+                for j in range(4):
+                    p = at + (i * out_width + j) * outputs + o
+                    one = load(g, p) if i < below and j < beside else zeros(g)
+                    store(room, (4 * i + j) * lanes, one)
+                    total = add(total, one)
+            store(bias, mine + o, total)
+            fan_out(room, z, t * row + o, apart, lanes, k)
 
 
 @_compile
 def weight_gradient(x, g, sums, bias, shape, chunk, piece, start, stop):
-    """sums [pieces, 16, padded outputs, padded channels] flat += the gradient of transformed weights.
+    """sums [pieces, 36, padded outputs, padded channels] flat += the gradient of transformed weights.
 
-    A task is a piece of `piece` tiles, which go by in chunks. g [frames, out_height, out_width, outputs] and
-    bias [pieces, outputs] flat; the latter += the gradient of the bias.
+    A task is a piece of `piece` tiles of 4x4 outputs, which go by in chunks. g [frames, out_height, out_width, outputs]
+    and bias [pieces, outputs] flat; the latter += the gradient of the bias.
     """
     channels, outputs, tiles, lanes = shape[2], shape[5], shape[9], BYTES // x.itemsize
-    columns = lanes * VECTORS
+    columns, k = lanes * VECTORS, numbers(x)
     wide, high = (channels + columns - 1) // columns * columns, (outputs + ROWS - 1) // ROWS * ROWS
     row, out_row = wide + lanes, high + lanes
     apart, out_apart = chunk * row + lanes, chunk * out_row + lanes
-    v, z, patch = np.zeros(16 * apart, x.dtype), np.zeros(16 * out_apart, x.dtype), np.zeros(16 * channels, x.dtype)
+    v, z = np.zeros(36 * apart, x.dtype), np.zeros(36 * out_apart, x.dtype)
+    patch, room = np.zeros(36 * channels, x.dtype), np.zeros(ROOM * lanes, x.dtype)
     for task in range(start, stop):
-        total = task * 16 * high * wide
+        total = task * 36 * high * wide
         for first in range(task * piece, min((task + 1) * piece, tiles), chunk):
             count = min(chunk, min((task + 1) * piece, tiles) - first)
-            _inputs(x, patch, v, first, count, shape, row, apart, lanes)
-            _gradients(g, z, bias, task * outputs, first, count, shape, out_row, out_apart, lanes)
-            for i in range(16):
+            _inputs(x, patch, room, v, first, count, 4, shape, row, apart, lanes, k)
+            _gradients(g, room, z, bias, task * outputs, first, count, shape, out_row, out_apart, lanes, k)
+            for i in range(36):
                 for c in range(0, wide, columns):
                     for o in range(0, high, ROWS):
                         at = total + (i * high + o) * wide + c
                         add_product(z, i * out_apart + o, 1, out_row, v, i * apart + c, row, sums, at, wide, count)
+
+
+@_compile
+def unpack(sums, weights, pieces, shape, start, stop):
+    """weights [9, outputs, channels] flat = G' s G of the sums of all pieces, for the outputs from start to stop."""
+    channels, outputs, lanes, k = shape[2], shape[5], BYTES // sums.itemsize, numbers(sums)
+    columns = lanes * VECTORS
+    wide, high = (channels + columns - 1) // columns * columns, (outputs + ROWS - 1) // ROWS * ROWS
+    room = np.zeros(ROOM * lanes, sums.dtype)
+    for o in range(start, stop):
+        for c in range(0, channels, lanes):
+            for i in range(36):
+                total = zeros(sums)
+                for piece in range(pieces):
+                    total = add(total, load(sums, ((piece * 36 + i) * high + o) * wide + c))
+                store(room, i * lanes, total)
+            weights_back(room, weights, o * channels + c, outputs * channels, lanes, k)

@@ -1,0 +1,219 @@
+"""The transforms of Winograd's convolution, in vectors: of tiles with 2x2 outputs, and with 4x4; see `winograd.py`.
+
+A tile of 2x2 outputs has points 0, 1, -1 and infinity, one of 4x4 has 0, +-NEAR, +-FAR and infinity.
+"""
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, import-untyped"
+
+from __future__ import annotations
+
+import numba
+
+from snnexp.models.vectors import add, add_scaled, load, scaled, store, subtract
+
+NEAR, FAR = 0.625, 1.5  # of all eighths the pair whose rounding errors are smallest: of the others' up to a tenth
+
+_inline = numba.njit(error_model="numpy", forceinline=True)
+
+
+@_inline
+def numbers(like):
+    """Constants of the transforms in the precision of an array: half, then what the points make, see `six`."""
+    kind = like.dtype.type
+    near, far = NEAR * NEAR, FAR * FAR
+    to = (kind(near * far), kind(-near - far), kind(-near), kind(-far), kind(NEAR), kind(-NEAR), kind(FAR), kind(-FAR))
+    cubes = (kind(near), kind(far), kind(NEAR * near), kind(FAR * far))
+    weights = (kind(1 / (near * far)), kind(1 / (2 * near * (near - far))), kind(1 / (2 * far * (far - near))))
+    return kind(0.5), to, cubes, weights
+
+
+# --- of one row or column -----------------------------------------------------------------------------------------
+
+
+@_inline
+def four(a, b, c, d):
+    """B' d of a tile of 2x2 outputs."""
+    return subtract(a, c), add(b, c), subtract(c, b), subtract(b, d)
+
+
+@_inline
+def six(a, b, c, d, e, f, k):
+    """B' d of a tile of 4x4 outputs; row j is the polynomial with roots at all points but the j-th."""
+    both, minus, near, far, n, minus_n, r, minus_r = k[1]
+    first, last = add_scaled(add_scaled(e, c, minus), a, both), add_scaled(add_scaled(f, d, minus), b, both)
+    even, odd = add_scaled(e, c, far), add_scaled(d, b, far)
+    other, rest = add_scaled(e, c, near), add_scaled(d, b, near)
+    low = first, add_scaled(even, odd, n), add_scaled(even, odd, minus_n)
+    return low[0], low[1], low[2], add_scaled(other, rest, r), add_scaled(other, rest, minus_r), last
+
+
+@_inline
+def two_of(a, b, c, d):
+    """A' m of a tile of 2x2 outputs."""
+    return add(add(a, b), c), subtract(subtract(b, c), d)
+
+
+@_inline
+def four_of(a, b, c, d, e, f, k):
+    """A' m of a tile of 4x4 outputs: powers of the points."""
+    near, far, near3, far3 = k[2]
+    n, r = k[1][4], k[1][6]
+    inner, outer, left, right = add(b, c), add(d, e), subtract(b, c), subtract(d, e)
+    second, third = add_scaled(scaled(left, n), right, r), add_scaled(scaled(inner, near), outer, far)
+    return add(add(a, inner), outer), second, third, add_scaled(add_scaled(f, left, near3), right, far3)
+
+
+@_inline
+def six_of(a, b, c, d, k):
+    """A g: of the gradients of four outputs."""
+    near, far, near3, far3 = k[2]
+    even, odd = add_scaled(a, c, near), add_scaled(scaled(b, k[1][4]), d, near3)
+    other, rest = add_scaled(a, c, far), add_scaled(scaled(b, k[1][6]), d, far3)
+    return a, add(even, odd), subtract(even, odd), add(other, rest), subtract(other, rest), d
+
+
+@_inline
+def four_from(a, b, c, k):
+    """G w of a tile of 2x2 outputs."""
+    outer = add(a, c)
+    return a, scaled(add(outer, b), k[0]), scaled(subtract(outer, b), k[0]), c
+
+
+@_inline
+def six_from(a, b, c, k):
+    """G w of a tile of 4x4 outputs: powers of the points, each row over the product of its point's distances."""
+    first, inner, outer = k[3]
+    even, odd = scaled(add_scaled(a, c, k[2][0]), inner), scaled(scaled(b, k[1][4]), inner)
+    other, rest = scaled(add_scaled(a, c, k[2][1]), outer), scaled(scaled(b, k[1][6]), outer)
+    return scaled(a, first), add(even, odd), subtract(even, odd), add(other, rest), subtract(other, rest), c
+
+
+@_inline
+def three_back(a, b, c, d, e, f, k):
+    """G' s of a tile of 4x4 outputs."""
+    first, inner, outer = k[3]
+    even, odd = scaled(add(b, c), inner), scaled(subtract(b, c), inner)
+    other, rest = scaled(add(d, e), outer), scaled(subtract(d, e), outer)
+    middle = add_scaled(scaled(odd, k[1][4]), rest, k[1][6])
+    return add_scaled(add(even, other), a, first), middle, add_scaled(add_scaled(f, even, k[2][0]), other, k[2][1])
+
+
+# --- of a tile: of one vector of its channels ---------------------------------------------------------------------
+#
+# source and target lie in rows: `row` and `pixel` apart where they are maps, `apart` where they are the products.
+# Tiles of 4x4 outputs go through `room`, 36 vectors, between their columns and their rows.
+
+
+@_inline
+def _take(source, at, step):
+    return load(source, at), load(source, at + step), load(source, at + 2 * step), load(source, at + 3 * step)
+
+
+@_inline
+def _take_six(source, at, step):
+    low, p = _take(source, at, step), at + 4 * step
+    return low[0], low[1], low[2], low[3], load(source, p), load(source, p + step)
+
+
+@_inline
+def _put(target, at, step, v):
+    store(target, at, v[0])
+    store(target, at + step, v[1])
+    store(target, at + 2 * step, v[2])
+    store(target, at + 3 * step, v[3])
+
+
+@_inline
+def _put_six(target, at, step, v):
+    _put(target, at, step, v)
+    store(target, at + 4 * step, v[4])
+    store(target, at + 5 * step, v[5])
+
+
+@_inline
+def spread_two(source, at, row, pixel, target, place, apart):
+    """target[16] = B' d B of 4x4 inputs."""
+    a, b = four(*_take(source, at, row)), four(*_take(source, at + pixel, row))
+    c, d = four(*_take(source, at + 2 * pixel, row)), four(*_take(source, at + 3 * pixel, row))
+    _put(target, place, apart, four(a[0], b[0], c[0], d[0]))
+    _put(target, place + 4 * apart, apart, four(a[1], b[1], c[1], d[1]))
+    _put(target, place + 8 * apart, apart, four(a[2], b[2], c[2], d[2]))
+    _put(target, place + 12 * apart, apart, four(a[3], b[3], c[3], d[3]))
+
+
+@_inline
+def spread_four(source, at, row, pixel, target, place, apart, room, lanes, k):
+    """target[36] = B' d B of 6x6 inputs."""
+    for j in range(6):
+        _put_six(room, j * lanes, 6 * lanes, six(*_take_six(source, at + j * pixel, row), k))
+    for i in range(6):
+        _put_six(target, place + 6 * i * apart, apart, six(*_take_six(room, 6 * i * lanes, lanes), k))
+
+
+@_inline
+def gather_two(source, at, apart):
+    """The 2x2 outputs A' m A of the products m[16]."""
+    a, b = two_of(*_take(source, at, 4 * apart)), two_of(*_take(source, at + apart, 4 * apart))
+    c, d = two_of(*_take(source, at + 2 * apart, 4 * apart)), two_of(*_take(source, at + 3 * apart, 4 * apart))
+    above, below = two_of(a[0], b[0], c[0], d[0]), two_of(a[1], b[1], c[1], d[1])
+    return above[0], above[1], below[0], below[1]
+
+
+@_inline
+def gather_four(source, at, apart, room, lanes, k):
+    """room[16] = the 4x4 outputs A' m A of the products m[36]."""
+    for j in range(6):
+        _put(room, (16 + j) * lanes, 6 * lanes, four_of(*_take_six(source, at + j * apart, 6 * apart), k))
+    for i in range(4):
+        _put(room, 4 * i * lanes, lanes, four_of(*_take_six(room, (16 + 6 * i) * lanes, lanes), k))
+
+
+@_inline
+def fan_out(room, target, place, apart, lanes, k):
+    """target[36] = A g A' of the gradients of 4x4 outputs, room[16]."""
+    for j in range(4):
+        _put_six(room, (16 + j) * lanes, 4 * lanes, six_of(*_take(room, j * lanes, 4 * lanes), k))
+    for i in range(6):
+        _put_six(target, place + 6 * i * apart, apart, six_of(*_take(room, (16 + 4 * i) * lanes, lanes), k))
+
+
+@_inline
+def weights_of_two(source, at, tap, target, place, apart, k):
+    """target[16] = G w G' of nine weights that lie `tap` apart."""
+    a, b, c = (
+        four_from(load(source, at), load(source, at + 3 * tap), load(source, at + 6 * tap), k),
+        four_from(load(source, at + tap), load(source, at + 4 * tap), load(source, at + 7 * tap), k),
+        four_from(load(source, at + 2 * tap), load(source, at + 5 * tap), load(source, at + 8 * tap), k),
+    )
+    _put(target, place, apart, four_from(a[0], b[0], c[0], k))
+    _put(target, place + 4 * apart, apart, four_from(a[1], b[1], c[1], k))
+    _put(target, place + 8 * apart, apart, four_from(a[2], b[2], c[2], k))
+    _put(target, place + 12 * apart, apart, four_from(a[3], b[3], c[3], k))
+
+
+@_inline
+def weights_of_four(source, at, tap, target, place, apart, room, lanes, k):
+    """target[36] = G w G' of nine weights that lie `tap` apart."""
+    for j in range(3):
+        p = at + j * tap
+        column = six_from(load(source, p), load(source, p + 3 * tap), load(source, p + 6 * tap), k)
+        _put_six(room, j * lanes, 3 * lanes, column)
+    for i in range(6):
+        p = 3 * i * lanes
+        row = six_from(load(room, p), load(room, p + lanes), load(room, p + 2 * lanes), k)
+        _put_six(target, place + 6 * i * apart, apart, row)
+
+
+@_inline
+def weights_back(room, target, place, tap, lanes, k):
+    """target[9], `tap` apart, = G' s G of the sums room[36]."""
+    for j in range(6):
+        at = (j + 36) * lanes
+        column = three_back(*_take_six(room, j * lanes, 6 * lanes), k)
+        store(room, at, column[0])
+        store(room, at + 6 * lanes, column[1])
+        store(room, at + 12 * lanes, column[2])
+    for i in range(3):
+        row, p = three_back(*_take_six(room, (36 + 6 * i) * lanes, lanes), k), place + 3 * i * tap
+        store(target, p, row[0])
+        store(target, p + tap, row[1])
+        store(target, p + 2 * tap, row[2])
