@@ -34,7 +34,8 @@ log = logging.getLogger(__name__)
 LEAST_WORK = 3e7  # products of a batch's dense convolution, below which a Python call costs more than there is to gain
 DENSITIES = (0.004, 0.01, 0.02, 0.035, 0.05, 0.07, 0.1, 0.14, 0.19, 0.25, 0.32, 0.4)  # at which it is measured
 MARGIN = 0.9  # of the dense one's time that it may take there
-MEASURED_WORK = 1e9  # products that are measured, at most
+MEASURED_WORK = 1e9  # products that are measured, at most, unless that is less than 16 frames, or than
+MEASURED_PIXELS = 1024  # of the output: with fewer the weights would count for more than they do
 REPEATS = 3
 
 
@@ -113,7 +114,8 @@ def _place(x: Tensor | EventFrames, conv: nn.Conv2d) -> Place:
     stride, pad = conv.stride[0], int(conv.padding[0])
     dtype = str(conv.weight.dtype).removeprefix("torch.")
     whole = Place(channels, conv.out_channels, conv.kernel_size[0], stride, pad, height, width, 0, dtype)
-    most = max(int(MEASURED_WORK / max(whole.products, 1)), 16)
+    pixels = whole.products // (channels * conv.out_channels * conv.kernel_size[0] ** 2)
+    most = max(int(MEASURED_WORK / max(whole.products, 1)), 16, MEASURED_PIXELS // max(pixels, 1))
     return whole._replace(frames=1 << (max(min(frames, most), 1).bit_length() - 1))
 
 
