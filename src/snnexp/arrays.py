@@ -16,6 +16,12 @@ def flat_maps(x: Tensor) -> NDArray[Any]:
     return array
 
 
+def share_memory(x: Tensor) -> Tensor:
+    """Return a tensor on x's memory that autograd takes for a new one."""
+    alias = torch.empty(0, dtype=x.dtype, device=x.device)
+    return alias.set_(x.untyped_storage(), x.storage_offset(), x.size(), x.stride())  # type: ignore[arg-type]
+
+
 def number_type(dtype: torch.dtype) -> type[np.floating[Any]]:
     """In which precision kernels compute: float64 as it is, anything else as float32."""
     return np.float64 if dtype == torch.float64 else np.float32

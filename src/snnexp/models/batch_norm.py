@@ -8,12 +8,15 @@ the gradient where the gradient of the output came in. Sums are taken over piece
 precision over few rows and then in float64, so that threads change nothing, and shifted by a row of the input, so that
 a mean far from zero costs no digits. Source: Ioffe & Szegedy, arXiv:1502.03167; over time as well as batch.
 
+In front of a spiking layer of the numba engine only the sums of x are taken here, and the engine normalises as it loads
+x (`norm_in_engine.py`).
+
 Where several processes share a batch, the statistics are those of all of them: `shared_norm.py`.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -22,16 +25,17 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from snnexp import collectives
-from snnexp.arrays import flat_maps
+from snnexp.arrays import flat_maps, number_type, share_memory
 from snnexp.layout import stacked
 from snnexp.models import shared_norm
+from snnexp.neurons.engines.calls import InputNorm
 from snnexp.parallel import run_parallel
 
 PIECE = 8192  # rows that one sum is taken over
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """torch's BatchNorm2d, faster in training for float maps in channels_last on the CPU.
+    """torch's BatchNorm2d, faster for float maps in channels_last on the CPU: in training, and without gradients.
 
     overwrite_gradient: backward may write over the gradient that it is given. Safe if nobody else holds that tensor, as
         behind a layer of ours that made it for this one.
@@ -41,15 +45,41 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x [N, C, H, W]."""
-        weight, momentum, means, variances = self.weight, self.momentum, self.running_mean, self.running_var
-        special = momentum is None or means is None or variances is None
-        if special or not (self.training and self.affine and weight.dtype == x.dtype and _is_ours(x)):
+        found = self._prepared(x)
+        if found is None:
             return shared_norm.normalised(self, x) if shared_norm.joins(self) else super().forward(x)
-        y, rows, mean, var = _BatchNorm.apply(  # type: ignore[no-untyped-call]
-            x, weight, self.bias, self.eps, self.overwrite_gradient
+        return self._applied(x, *found, left=False)
+
+    def left_to_engine(self, x: Tensor) -> tuple[Tensor, InputNorm] | None:
+        """x anew, with what it is to be normalised by: for an engine that does it as it loads x (`run_layer`).
+
+        None: `forward` has to do it. What comes back has x's numbers in y's place in the graph: nobody else may see it.
+        """
+        found = self._prepared(x)
+        return None if found is None else (self._applied(x, *found, left=True), found[1])
+
+    def _prepared(self, x: Tensor) -> tuple[_Moments, InputNorm] | None:
+        """The moments to normalise by, and the values that a kernel takes; None: it is torch's to do."""
+        weight, momentum, means, variances = self.weight, self.momentum, self.running_mean, self.running_var
+        special = momentum is None or means is None or variances is None or not self.affine
+        if special or weight.dtype != x.dtype or not _is_ours(x) or not (self.training or not torch.is_grad_enabled()):
+            return None
+        if self.training:
+            moments = _moments(x, self.eps)
+        else:
+            mean, var = (t.detach().double().numpy() for t in (cast(Tensor, means), cast(Tensor, variances)))
+            moments = _Moments(0, mean, var, 1 / np.sqrt(var + self.eps))
+        scale = weight.detach().numpy() * moments.inverse
+        given = (moments.mean, scale, self.bias.detach().numpy())
+        return moments, InputNorm(*(a.astype(number_type(x.dtype)) for a in given))
+
+    def _applied(self, x: Tensor, moments: _Moments, norm: InputNorm, left: bool) -> Tensor:
+        y: Tensor = _BatchNorm.apply(  # type: ignore[no-untyped-call]
+            x, self.weight, self.bias, moments, norm, self.overwrite_gradient, left
         )
-        shared_norm.follow(self, rows, mean, var)  # not while a segment of time is repeated
-        return cast(Tensor, y)
+        if self.training:  # not while a segment of time is repeated
+            shared_norm.follow(self, moments.rows, torch.from_numpy(moments.mean), torch.from_numpy(moments.var))
+        return y
 
 
 class BatchNorm1d(nn.BatchNorm1d):
@@ -87,43 +117,62 @@ def _is_ours(x: Tensor) -> bool:
     )
 
 
+class _Moments(NamedTuple):
+    """Of a batch, or of those before it (running statistics; rows then is 0); in float64."""
+
+    rows: int
+    mean: NDArray[np.float64]  # [C] each
+    var: NDArray[np.float64]  # biased
+    inverse: NDArray[np.float64]  # 1 / sqrt(var + eps)
+
+
+def _moments(x: Tensor, eps: float) -> _Moments:
+    """Of x [N, C, H, W] in channels_last, and of what other processes have of the same batch."""
+    from snnexp.models.batch_norm_kernels import sums_of  # numba takes 0.2 s to import
+
+    flat, rows, channels = flat_maps(x), x.numel() // x.shape[1], x.shape[1]
+    shift = flat[:channels].copy()
+    first, second = _over_pieces(sums_of, rows, channels, flat, None, shift) / rows
+    with np.errstate(invalid="ignore"):  # inf - inf is the nan that torch gives
+        mean, var = shift + first, np.maximum(second - first * first, 0)
+    if collectives.rows() is not None:
+        rows, *joint = shared_norm.moments(rows, torch.from_numpy(mean), torch.from_numpy(var))
+        mean, var = (values.numpy() for values in joint)
+    return _Moments(rows, mean, var, 1 / np.sqrt(var + eps))
+
+
 class _BatchNorm(torch.autograd.Function):
-    """x [N, C, H, W] in channels_last, weight [C], bias [C] -> y, rows, and mean and biased variance [C] in float64."""
+    """x [N, C, H, W] in channels_last, weight [C], bias [C] -> y; `left`: x's numbers in y's place, see `InputNorm`."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, overwrite: bool
-    ) -> tuple[Tensor, int, Tensor, Tensor]:
-        from snnexp.models.batch_norm_kernels import normalise, sums_of  # numba takes 0.2 s to import
-
-        flat, rows, channels = flat_maps(x), x.numel() // x.shape[1], x.shape[1]
-        shift = flat[:channels].copy()
-        first, second = _over_pieces(sums_of, rows, channels, flat, None, shift) / rows
-        with np.errstate(invalid="ignore"):  # inf - inf is the nan that torch gives
-            mean, var = shift + first, np.maximum(second - first * first, 0)
-        count = rows
-        if collectives.rows() is not None:
-            count, *joint = shared_norm.moments(rows, torch.from_numpy(mean), torch.from_numpy(var))
-            mean, var = (values.numpy() for values in joint)
-        inverse = 1 / np.sqrt(var + eps)
-        scale = weight.detach().numpy() * inverse
-        y = torch.empty_like(x)
-        coefficients = (a.astype(flat.dtype) for a in (mean, scale, bias.detach().numpy()))
-        _over_pieces(normalise, rows, channels, flat, flat_maps(y), *coefficients)
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        moments: _Moments,
+        norm: InputNorm,
+        overwrite: bool,
+        left: bool,
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.statistics = count, mean, inverse
-        ctx.overwrite = overwrite
-        means, variances = torch.from_numpy(mean), torch.from_numpy(var)
-        ctx.mark_non_differentiable(means, variances)
-        return y, count, means, variances
+        ctx.moments, ctx.overwrite = moments, overwrite
+        if left:
+            return share_memory(x)
+        from snnexp.models.batch_norm_kernels import normalise, repeated
+
+        y, channels = torch.empty_like(x), x.shape[1]
+        values = map(repeated, (norm.mean, norm.scale, norm.bias))
+        _over_pieces(normalise, x.numel() // channels, channels, flat_maps(x), flat_maps(y), *values)
+        return y
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         from snnexp.models.batch_norm_kernels import input_gradient, sums_of
 
         x, weight = ctx.saved_tensors
-        count, mean, inverse = ctx.statistics
+        count, mean, _, inverse = ctx.moments
         grad = grad.contiguous(memory_format=torch.channels_last)
         g, flat, rows, channels = flat_maps(grad), flat_maps(x), x.numel() // x.shape[1], x.shape[1]
         total, product = _over_pieces(sums_of, rows, channels, flat, g, mean.astype(flat.dtype))
@@ -143,7 +192,7 @@ class _BatchNorm(torch.autograd.Function):
             _over_pieces(
                 input_gradient, rows, channels, flat, flat_maps(grad_x), *(a.astype(flat.dtype) for a in coefficients)
             )
-        return grad_x, grad_weight, grad_bias, None, None
+        return grad_x, grad_weight, grad_bias, None, None, None, None
 
 
 def _over_pieces(kernel: Any, rows: int, channels: int, *arrays: NDArray[Any] | None) -> NDArray[np.float64]:

@@ -10,6 +10,10 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from snnexp.neurons.engines.numba_norm import normalised, repeated
+
+__all__ = ["input_gradient", "normalise", "repeated", "sums_of"]
+
 SHORT = 32  # rows that are added up in the input's precision
 
 _compile = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
@@ -38,11 +42,8 @@ def sums_of(x, g, shift, sums, channels, rows, piece, start, stop):
 
 @_compile
 def normalise(x, y, mean, scale, bias, sums, channels, rows, piece, start, stop):
-    width = np.uint64(channels)
-    for r in range(start * piece, min(stop * piece, rows)):
-        at = np.uint64(r) * width
-        for c in range(width):
-            y[at + c] = (x[at + c] - mean[c]) * scale[c] + bias[c]
+    first, end = start * piece * channels, min(stop * piece, rows) * channels
+    normalised(x[first:end], y[first:end], mean, scale, bias)
 
 
 @_compile

@@ -13,6 +13,7 @@ from snnexp.models.needed import Needed
 from snnexp.models.observer import Observer
 from snnexp.models.segments import Memory
 from snnexp.models.sums import Sums
+from snnexp.neurons.engines.calls import InputNorm
 
 
 class Flow:
@@ -20,7 +21,8 @@ class Flow:
 
     `x` is folded over time, [T*B, ...], or [B, ...] while all steps are the same; `steps_x` is [T, B, ...]. What was
     set last counts, and the other is a view of it: output spikes that are never folded have a gradient that is the same
-    at all steps, which folding would write out T times. `needed` says where x needs a gradient, until x is set anew.
+    at all steps, which folding would write out T times. `needed` says where x needs a gradient, and `norm` what the
+    spiking layer that comes next has to normalise it by, until x is set anew.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Flow:
 
     _steps_x: Tensor | None
     needed: Needed | None
+    norm: InputNorm | None
 
     @property
     def x(self) -> Tensor | EventFrames:
@@ -58,7 +61,7 @@ class Flow:
     def x(self, folded: Tensor | EventFrames) -> None:
         self._folded = folded
         self._steps_x = None
-        self.needed = None
+        self.needed = self.norm = None
 
     @property
     def steps_x(self) -> Tensor:
@@ -68,7 +71,7 @@ class Flow:
     def steps_x(self, x: Tensor) -> None:
         self._steps_x = x
         self.constant = False
-        self.needed = None
+        self.needed = self.norm = None
 
     def folded(self) -> Tensor:
         """[T*B, ...], or [B, ...] while constant."""

@@ -25,6 +25,7 @@ from snnexp.models.flow import Flow, count_steps
 from snnexp.models.layers import TimeDropout, build_stateless
 from snnexp.models.memory_estimate import step_memory_bytes
 from snnexp.models.needed import KEEPS, asks, needed_of
+from snnexp.models.norm_in_engine import leave_to_engine
 from snnexp.models.observer import Firing, Observer
 from snnexp.models.residual import BRANCHES, inputs_behind
 from snnexp.models.segments import Memory, recomputed, split_time
@@ -224,7 +225,7 @@ class Network(nn.Module):
         elif flow.whole:
             private = not is_last and not neuron._forward_hooks and added is None  # a hook may keep what it sees
             needed = private and not flow.reads_spikes and asks(self, layer, pool)
-            within = Within(pool, counts=counts, private=private, needed=needed)
+            within = Within(pool, counts=counts, private=private, needed=needed, norm=flow.norm)
             out = cast(LayerRun, neuron(current, recurrent=recurrent, within=within))
         else:  # the last membranes go on, and gradients come back through them: not private, and nothing is fused
             spk, mem, after = neuron(current, state, recurrent, last=flow.last)
@@ -287,7 +288,7 @@ class Network(nn.Module):
             flow.x = module(flow.over_time()).flatten(0, 1)
         elif layer.kind == "batch_norm" and self.bn_per_step and not flow.constant:
             flow.x = per_step(module, flow.over_time()).flatten(0, 1)
-        else:
+        elif layer.kind != "batch_norm" or not leave_to_engine(self, layer, flow):
             flow.x = module(flow.folded())
         if layer.kind in KEEPS:
             flow.needed = needed
@@ -376,8 +377,7 @@ def build_network(
     votes = decoder.votes if decoder.name == "vote" else 1
     bias = model.bias and model.affine == "none"  # the affine has an offset of its own
     layers = plan(effective_spec(model), info.shape, info.num_classes, votes, bias)
-    problem = why_not_on_engine(layers, neuron.engine)
-    if problem is not None:
+    if (problem := why_not_on_engine(layers, neuron.engine)) is not None:
         raise ConfigError(problem)
     network = Network(layers, model, neuron, info)
     network.checkpoint_steps = checkpoint_steps

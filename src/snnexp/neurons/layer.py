@@ -17,7 +17,8 @@ from snnexp import collectives
 from snnexp.config import NeuronConf
 from snnexp.errors import ConfigError, unknown_choice
 from snnexp.neurons.custom import OURS, Equation, Param, load_equation
-from snnexp.neurons.engines import LayerRun, can_pool, choose_engine, run_layer, run_neurons
+from snnexp.neurons.engines import LayerRun, can_normalise, can_pool, choose_engine, run_layer, run_neurons
+from snnexp.neurons.engines.calls import InputNorm
 from snnexp.neurons.equation import Dynamics, Pool, State, advance, initial_state, reset, state_names, value_dict
 from snnexp.neurons.names import RESETS
 from snnexp.neurons.surrogates import SpikeGrad, build_surrogate, with_value
@@ -38,6 +39,7 @@ class Within(NamedTuple):
     counts: bool = False
     private: bool = False
     needed: bool = False
+    norm: InputNorm | None = None
 
 
 # Options of the equation that are keys of the configuration.
@@ -295,6 +297,11 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
         channels_last = x.shape[2] >= 4 and x.stride(2) == 1 and x.stride(4) == x.shape[2]
         seen = self._forward_hooks or (self.initial_mem is not None and self.training)
         return channels_last and not seen and can_pool(*self._choose(x), x.dtype)
+
+    def can_normalise(self, x: Tensor) -> bool:
+        """Whether a batch norm before this layer is done in the same pass, as far as the engine goes."""
+        dynamics, engine = self._choose(x)
+        return can_normalise(dynamics, tuple(self.values()), engine, x)
 
     def _choose(self, x: Tensor, last: bool = True) -> tuple[Dynamics, str]:
         if tuple(x.shape[2:]) != self.shape:

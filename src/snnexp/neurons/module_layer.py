@@ -89,6 +89,10 @@ class ModuleLayer(SpikingLayer):
         """Pooling is torch's."""
         return False
 
+    def can_normalise(self, x: Tensor) -> bool:
+        """Normalising is batch norm's own."""
+        return False
+
     def forward(
         self,
         x: Tensor,

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from snnexp.errors import ConfigError, unknown_choice
 from snnexp.layout import memory_order
-from snnexp.neurons.compiler.plan import why_not_compiled
+from snnexp.neurons.compiler.plan import derived_values, forward_plan, why_not_compiled
 from snnexp.neurons.engines import reference
+from snnexp.neurons.engines.calls import InputNorm
 from snnexp.neurons.engines.fused import run_fused, run_fused_layer, with_derived
 from snnexp.neurons.engines.recurrence import Backend
 from snnexp.neurons.equation import Dynamics, Pool, State, initial_state, value_dict
@@ -111,6 +112,7 @@ def run_layer(
     noise: Tensor | None = None,
     start: State | None = None,
     needed: bool = False,
+    norm: InputNorm | None = None,
 ) -> LayerRun:
     """Run a layer from `start` (None: rest) to the end, with what follows the spikes in the same pass where it can be.
 
@@ -120,13 +122,15 @@ def run_layer(
         private: the membranes are only looked at, and not after backward has begun: they carry no gradient, and
             backward may put the input's gradient into their memory.
         needed: say where the gradient of spikes is, if the engine can, and the equation lets it (`plan.where_needed`).
+        norm: what x is to be normalised by first; `can_normalise` tells where that is allowed.
     """
     if engine == "numba" and x.dtype in (torch.float32, torch.float64):
         recurrent = _checked(x, value_dict(alpha, beta, threshold, more), recurrent)
         needed = needed and recurrent is None
         more_options = (recurrent, pool, counts, private, more, noise, start)
         given = (x, alpha, beta, threshold, dynamics, _backend(engine), overwrite_input)
-        return LayerRun(*run_fused_layer(*given, *more_options, needed=needed))
+        return LayerRun(*run_fused_layer(*given, *more_options, needed=needed, norm=norm))
+    assert norm is None
     options = (engine, overwrite_input, recurrent, more, noise)
     spk, mem, _ = run_neurons(x, alpha, beta, threshold, dynamics, start, *options)
     counted = spikes_over_time(spk, dynamics.high_spikes) if counts else None
@@ -151,6 +155,18 @@ def can_pool(dynamics: Dynamics, engine: str, dtype: torch.dtype) -> bool:
     forced = dynamics.force_last_spike and not dynamics.fire_once
     plain = dynamics.spiking and not dynamics.high_spikes and not forced
     return engine == "numba" and plain and dtype in (torch.float32, torch.float64)
+
+
+def can_normalise(dynamics: Dynamics, names: tuple[str, ...], engine: str, x: Tensor) -> bool:
+    """Whether `run_layer` takes a `norm` for maps x [T, B, C, H, W] and values of these names.
+
+    Channels lie next to each other in memory, and backward does not read the normalised input, which is never written.
+    """
+    if engine != "numba" or x.dtype not in (torch.float32, torch.float64) or x.dim() != 5:
+        return False
+    names = (*names, *derived_values(dynamics, names))
+    lies = x.permute(0, 1, 3, 4, 2).is_contiguous()
+    return lies and "x" not in forward_plan(dynamics, names, frozenset(names)).stored
 
 
 def spikes_over_time(spk: Tensor, high: bool = False) -> Tensor:

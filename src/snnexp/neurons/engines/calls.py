@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
+from numpy.typing import NDArray
 from torch import Tensor
 
 from snnexp.neurons.equation import Dynamics
@@ -29,6 +31,18 @@ class PoolGrid:
     def columns(self) -> int:
         """Columns after pooling; an incomplete window at the end is left out."""
         return prod(self.out_shape)
+
+
+@dataclass
+class InputNorm:
+    """What batch norm leaves to the engine: its input is to be (x - mean) * scale + bias, values of a channel.
+
+    The channel is the last dimension in memory. The gradient that comes back is that of the normalised input.
+    """
+
+    mean: NDArray[Any]  # [C] each, in x's precision
+    scale: NDArray[Any]
+    bias: NDArray[Any]
 
 
 @dataclass
@@ -57,6 +71,7 @@ class ForwardCall:
     noise: Tensor | None = None  # [T, M]: added to the membranes
     needed: Tensor | None = None  # out, uint8, like spk: where the gradient of spikes is (compiler.plan.where_needed)
     unpooled_needed: Tensor | None = None  # uint8 [M]: scratch for that before pooling
+    norm: InputNorm | None = None  # x is normalised by it
 
 
 @dataclass

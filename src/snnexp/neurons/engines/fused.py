@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from snnexp.arrays import share_memory
 from snnexp.layout import memory_order
 from snnexp.neurons.compiler.plan import Backward, Forward, backward_plan, derived_values, forward_plan, where_needed
 from snnexp.neurons.compiler.symbols import Symbol, evaluate
-from snnexp.neurons.engines.calls import BackwardCall, ForwardCall, PoolGrid
+from snnexp.neurons.engines.calls import BackwardCall, ForwardCall, InputNorm, PoolGrid
 from snnexp.neurons.engines.recurrence import Backend, backward_recurrent
 from snnexp.neurons.equation import Dynamics, Pool, State, state_names, state_of, value_dict
 
@@ -34,6 +35,7 @@ class _Options(NamedTuple):
     pool: PoolGrid | None
     noise: Tensor | None  # like x
     needed: bool = False  # say where the gradient of spikes is
+    norm: InputNorm | None = None  # what x is normalised by
 
 
 def run_fused(
@@ -75,11 +77,12 @@ def run_fused_layer(
     noise: Tensor | None = None,
     start: State | None = None,
     needed: bool = False,
+    norm: InputNorm | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Run a whole layer, with what surrounds it in a network; see `run_layer`."""
     values = value_dict(alpha, beta, threshold, more)
     given = (x, values, dynamics, backend, overwrite_input, recurrent, noise, start)
-    spk, mem, counted, where, *_ = _run(*given, pool, counts, private, needed)
+    spk, mem, counted, where, *_ = _run(*given, pool, counts, private, needed, norm)
     return spk, mem, counted, where
 
 
@@ -96,6 +99,7 @@ def _run(
     counts: bool = False,
     private: bool = False,
     needed: bool = False,
+    norm: InputNorm | None = None,
 ) -> list[Any]:
     """Spikes, membranes, counts or None, where the spikes' gradient is or None, and the last of the extra states.
 
@@ -105,11 +109,12 @@ def _run(
     values, flat_x = with_derived(dynamics, values), x.permute(order)
     if not flat_x.is_contiguous():
         flat_x, overwrite_input = flat_x.contiguous(), True
-    overwrite_input = overwrite_input and not (x.is_leaf and x.requires_grad)
+    overwrite_input = overwrite_input and not (x.is_leaf and x.requires_grad) and norm is None
     flat_noise = None if noise is None else noise.permute(order).contiguous()
     grid = None if pool is None else _pool_grid(pool, flat_x, order)
     needed = needed and where_needed(dynamics, tuple(values)) is not None
-    options = _Options(dynamics, tuple(values), backend, overwrite_input, counts, private, grid, flat_noise, needed)
+    options = _Options(dynamics, tuple(values), backend, overwrite_input, counts, private, grid, flat_noise)
+    options = options._replace(needed=needed, norm=norm)
     flat_values = (_permute_value(v, order) for v in values.values())
     outputs = _Fused.apply(flat_x, recurrent, options, *flat_values, *given)  # type: ignore[no-untyped-call]
     back = [order.index(d) for d in range(len(order))]
@@ -272,7 +277,7 @@ def _forward_call(
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     steps, columns = x.shape[0], x[0].numel()
     in_place = options.overwrite_input and "x" not in plan.stored and x.dtype == dtype
-    mem = _share_memory(x) if in_place else torch.empty(x.shape, dtype=dtype, device=x.device)
+    mem = share_memory(x) if in_place else torch.empty(x.shape, dtype=dtype, device=x.device)
     if pool is not None:
         spk = torch.empty((steps, pool.columns), dtype=x.dtype, device=x.device)
     else:
@@ -297,6 +302,7 @@ def _forward_call(
         noise=None if options.noise is None else options.noise.view(steps, columns),
         needed=torch.empty(spk.shape, dtype=torch.uint8) if options.needed else None,
         unpooled_needed=torch.empty(columns, dtype=torch.uint8) if options.needed and pool is not None else None,
+        norm=options.norm,
     )
 
 
@@ -355,9 +361,3 @@ def _first_step(
         spk = found["spk"]
         found["spk"] = from_first if spk is None else spk + from_first
     return list(found.values())
-
-
-def _share_memory(x: Tensor) -> Tensor:
-    """Return a tensor on x's memory that autograd takes for a new one."""
-    alias = torch.empty(0, dtype=x.dtype, device=x.device)
-    return alias.set_(x.untyped_storage(), x.storage_offset(), x.size(), x.stride())  # type: ignore[arg-type]

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from snnexp.arrays import number_type
 from snnexp.neurons.compiler.plan import SCALARS
-from snnexp.neurons.engines.calls import BackwardCall, ForwardCall, PoolGrid
+from snnexp.neurons.engines.calls import BackwardCall, ForwardCall, InputNorm, PoolGrid
+from snnexp.neurons.engines.numba_norm import repeated
 from snnexp.neurons.engines.numba_source import BackwardUse, ForwardUse, Kernel, backward_kernel, forward_kernel
 from snnexp.neurons.engines.recurrence import Backend, some_steps
 from snnexp.parallel import run_parallel
@@ -33,9 +34,10 @@ class NumbaBackend(Backend):
 
     def forward(self, call: ForwardCall) -> None:
         use = ForwardUse(call.in_place, call.counts is not None, call.pool.kind if call.pool else "")
-        use = use._replace(needed=call.needed is not None)
+        use = use._replace(needed=call.needed is not None, norm=call.norm is not None)
         kernel = forward_kernel(call.dynamics, call.names, call.wants, use, self.compiled)
-        self._launch(kernel, _forward_arguments(call), call.pool, *call.x.shape)
+        steps, columns = call.x.shape
+        self._launch(kernel, _forward_arguments(call), call.pool, steps, columns, _norm_block(call.norm))
 
     def backward(self, call: BackwardCall) -> None:
         kernel = self._backward_kernel(call)
@@ -116,6 +118,8 @@ def _forward_arguments(call: ForwardCall) -> dict[str, Any]:
     named = _shared_arguments(call, call.x.shape[0], rows | {"x": call.x})
     if "x" in call.stored:
         named["input_rows"] = _array(call.stored["x"])
+    if call.norm is not None:
+        named |= _norm_arguments(call.norm)
     for name in ("counts", "unpooled", "unpooled_needed"):
         if (tensor := getattr(call, name)) is not None:
             named[name] = _array(tensor)
@@ -129,6 +133,15 @@ def _backward_arguments(call: BackwardCall) -> dict[str, Any]:
     named = _shared_arguments(call, call.mem.shape[0], rows)
     named["grad_step"] = 0 if call.grad_spk is not None and call.grad_spk.shape[0] < call.mem.shape[0] else 1
     return named
+
+
+def _norm_block(norm: InputNorm | None) -> int | None:
+    """Columns of a block that is normalised: whole pixels."""
+    return None if norm is None else norm.mean.size * max(1, BLOCK // norm.mean.size)
+
+
+def _norm_arguments(norm: InputNorm) -> dict[str, Any]:
+    return {f"norm_{name}": repeated(getattr(norm, name)) for name in ("mean", "scale", "bias")}
 
 
 def _shared_arguments(call: ForwardCall | BackwardCall, steps: int, rows: dict[str, Tensor]) -> dict[str, Any]:

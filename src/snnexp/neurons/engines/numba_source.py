@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from snnexp.neurons.compiler.plan import Body, Names, backward_plan, forward_plan
 from snnexp.neurons.compiler.source import StepWriter, body_lines, file_hash, load, local
 from snnexp.neurons.compiler.symbols import Symbol, in_order
-from snnexp.neurons.engines import numba_helpers, numba_needed
+from snnexp.neurons.engines import numba_helpers, numba_needed, numba_norm
 from snnexp.neurons.equation import Dynamics
 
 CALLS: dict[str, Callable[..., str]] = {
@@ -39,6 +39,7 @@ from snnexp.neurons.engines.numba_helpers import block_at, compiled, exp_of_nega
 
 
 NEEDED = "from snnexp.neurons.engines.numba_needed import marked, pool_needed  # {by}\n"
+NORM = "from snnexp.neurons.engines.numba_norm import normalised  # {by}\n"
 
 
 class ForwardUse(NamedTuple):
@@ -50,6 +51,7 @@ class ForwardUse(NamedTuple):
     recurrent: bool = False  # a block is one sample, and the last step's spikes add to its input
     store_input: bool = False  # of a recurrent layer: the input with what the spikes added
     needed: bool = False  # where the gradient of the spikes is
+    norm: bool = False  # the input is normalised as it is loaded, into the membranes' memory
 
 
 class BackwardUse(NamedTuple):
@@ -120,6 +122,7 @@ class _Frame(StepWriter):
         head = HEAD.format(kind=kind, by=__name__, helpers=file_hash(numba_helpers.__file__))
         signature = ", ".join([*arguments, *geometry, "block", "start", "stop"])
         head += NEEDED.format(by=file_hash(numba_needed.__file__)) * ("unpooled_needed" in frame)
+        head += NORM.format(by=file_hash(numba_norm.__file__)) * ("norm_mean" in frame)
         source = f"{head}def {kind}({signature}):\n" + "".join(f"    {line}\n" for line in self.lines)
         source += f"\n\n{kind}_compiled = compiled({kind})\n" if on_disk else ""
         module = load(source, on_disk)
@@ -134,7 +137,10 @@ def forward_kernel(
     body = forward_plan(dynamics, names, wants, use.needed).body
     out = _Frame(body, use.pool)
     rows = list(dict.fromkeys(["x", *body.reads("row"), *body.rows, *(["input"] if use.store_input else [])]))
-    local_rows = {"mem": "x_row"} if use.in_place else {}
+    local_rows = {"mem": "x_row"} if use.in_place or use.norm else {}
+    if use.norm:
+        arrays = ", ".join(f"{name}_rows[t, c : c + width]" for name in ("x", "mem"))
+        local_rows["x"] = f"normalised({arrays}, norm_mean, norm_scale, norm_bias)"
     if use.pool:
         local_rows |= {"spk": "unpooled[c : c + width]", "needed": "unpooled_needed[c : c + width]"}
     out.begin("x_rows", ["pushed = x_rows[0, :1].repeat(block)"] if use.recurrent else [])
@@ -170,6 +176,7 @@ def forward_kernel(
                         out("pooled_needed = needed_rows[t, pooled_row * wide : (pooled_row + bands) * wide]")
                         out(f"pool_needed(needed_row, pooled_needed, bands, row, inner, size, {use.pool == 'avg'})")
     frame = (["counts"] if use.counting else []) + (["unpooled"] if use.pool else [])
+    frame += ["norm_mean", "norm_scale", "norm_bias"] if use.norm else []
     frame += ["unpooled_needed"] if use.pool and use.needed else []
     frame += ["before", "weight", *([] if "spk" in rows else ["spk_rows"])] if use.recurrent else []
     return out.finish("forward", [r for r in rows if r != "mem" or not use.in_place], frame, on_disk)

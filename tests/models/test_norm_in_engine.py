@@ -1,0 +1,154 @@
+"""Batch norm that the spiking layer behind it does: the bits of the two apart, and who keeps them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from networks import make_info, make_network
+from torch import Tensor, nn
+
+import snnexp.models.network
+import snnexp.neurons.engines
+from snnexp.config import NeuronConf
+from snnexp.encoders import ConstantInput
+from snnexp.models.network import Network
+from snnexp.models.norm_in_engine import leave_to_engine
+from snnexp.neurons.engines.numba_engine import NumbaBackend
+
+SPEC = "c6k3-BN-SN-MP2-+(c6k3-BN-SN)-FC10-SN"
+LEFT = {"bn1": True, "bn2": True}
+
+
+def network(engine: str = "numba", spec: str = SPEC, **more: Any) -> Network:
+    keys = {"learn_threshold": True, "threshold_per": "channel", "learn_beta": True, "beta": 0.6, "threshold": 0.4}
+    neuron = NeuronConf(name="fixed", engine=engine, **keys, **more.pop("neuron", {}))
+    build = {"channels_last": True, **more.pop("build", {})}
+    made = make_network(spec, make_info(kind="image"), neuron=neuron, build=build, gain=2.0, **more)
+    for module in made.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            torch.manual_seed(1)
+            nn.init.uniform_(module.weight, 0.5, 2)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    return made
+
+
+def frames(batch: int = 3, size: int = 8) -> Tensor:
+    return torch.rand(4, batch, 2, size, size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+@pytest.fixture
+def left(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
+    """Which batch norms the engine did, by name."""
+    found: dict[str, bool] = {}
+
+    def spy(network: Network, layer: Any, flow: Any) -> bool:
+        found[layer.name] = leave_to_engine(network, layer, flow)
+        return found[layer.name]
+
+    monkeypatch.setattr(snnexp.models.network, "leave_to_engine", spy)
+    return found
+
+
+@pytest.fixture
+def apart(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    return lambda: monkeypatch.setattr(snnexp.models.network, "leave_to_engine", lambda *_: False)
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels as plain Python: nothing to compile."""
+    monkeypatch.setattr(snnexp.neurons.engines, "_backend", lambda engine: NumbaBackend(compiled=False))
+
+
+def trained(made: Network, x: Any) -> list[Tensor]:
+    """Spikes, membranes, gradients and running statistics of a step, then the membranes in evaluation."""
+    out = made(x)
+    (out.mem.square().mean() + out.spk.mean()).backward()
+    found = [out.spk, out.mem, *(p.grad for p in made.parameters()), *made.buffers()]
+    with torch.no_grad():
+        return [t.detach() for t in (*found, made.eval()(x).mem)]
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("alpha", [None, 0.5])
+def test_values_and_gradients_are_those_of_the_reference(left: dict[str, bool], alpha: float | None) -> None:
+    """The reference engine behind torch's own batch norm, in float64."""
+    torchs = network("reference", neuron={"alpha": alpha}, build={"channels_last": False}).double()
+    expected = trained(torchs, frames())
+    assert not any(left.values())
+    found = trained(network(neuron={"alpha": alpha}).double(), frames())
+    assert left == LEFT and found[0].sum() > 0
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).abs().max() <= 1e-10 * max(1.0, float(b.abs().max()))
+
+
+@pytest.mark.usefixtures("threads")
+def test_bits_are_those_of_the_two_apart_whatever_the_threads(left: dict[str, bool], apart: Callable[[], None]) -> None:
+    spec, found = "c6k3-BN-SN-MP2-c6k3-BN-SN-FC10-SN", []
+    info = make_info((2, 35, 33), kind="image")  # more than 2**16 values in a map
+    for count in (1, 2, 2):
+        torch.set_num_threads(count)
+        if len(found) == 2:
+            assert left == LEFT
+            apart()
+        neuron = NeuronConf(name="fixed", engine="numba", beta=0.6, threshold=0.4, learn_threshold=True)
+        made = make_network(spec, info, neuron=neuron, build={"channels_last": True}, gain=2.0)
+        x = torch.rand(4, 3, *info.shape, generator=torch.Generator().manual_seed(2))
+        found.append(trained(made, x))
+    one, two, by_itself = found
+    assert all(torch.equal(a, b) for a, b in zip(two, by_itself, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip((*one[:2], one[-1]), (*two[:2], two[-1]), strict=True))
+
+
+def hooked(name: str) -> Callable[[Network], None]:
+    return lambda made: made.get_submodule(name).register_forward_hook(lambda *_: None) and None
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ({"change": hooked("bn1")}, {"bn1": False, "bn2": True}),
+        ({"change": hooked("sn2")}, {"bn1": True, "bn2": False}),
+        ({"bn_per_step": True}, {}),
+        ({"build": {"channels_last": False}}, {"bn1": False, "bn2": False}),
+        ({"build": {"checkpoint_steps": 2}, "eval": True}, {"bn1": False, "bn2": False}),
+        ({"constant": True}, {"bn1": False, "bn2": True}),
+        ({"spec": "c6k3-BN-c6k3-BN-SN-FC10-SN"}, {"bn1": False, "bn2": True}),
+        ({"spec": "c3k3-BN-SN-FC10-SN"}, {"bn1": False}),  # too few channels for the kernels
+    ],
+)
+def test_who_keeps_them_apart(
+    left: dict[str, bool], apart: Callable[[], None], case: dict[str, Any], expected: dict[str, bool]
+) -> None:
+    change, evaluates = case.pop("change", None), case.pop("eval", False)
+    x = ConstantInput(frames()[0], 4) if case.pop("constant", False) else frames()
+    results = []
+    for number in range(2):
+        made = network(**case).double()
+        if change is not None:
+            change(made)
+        if evaluates:  # segments refuse batch norm in training
+            with torch.no_grad():
+                results.append([made.eval()(x).mem])
+        else:
+            results.append(trained(made, x))
+        if number == 0:
+            assert left == expected
+            apart()
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.usefixtures("plain")
+def test_evaluation_with_gradients_is_torchs(left: dict[str, bool]) -> None:
+    made = network().double().eval()
+    with_gradients = made(frames()).mem
+    assert left == {"bn1": False, "bn2": False}
+    with torch.no_grad():
+        without = made(frames()).mem
+    assert left == LEFT
+    torch.testing.assert_close(without, with_gradients, rtol=1e-10, atol=1e-10)
