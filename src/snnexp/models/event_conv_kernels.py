@@ -14,6 +14,7 @@ from snnexp.models.vectors import add as _add
 from snnexp.models.vectors import add_scaled as _add_scaled
 from snnexp.models.vectors import load as _load
 from snnexp.models.vectors import moved as _moved
+from snnexp.models.vectors import nonzero as _nonzero
 from snnexp.models.vectors import store as _store
 
 ROOM = 16  # entries that are copied at once: so many may be read behind the end of a list
@@ -157,8 +158,6 @@ def weight_gradient(first, entries, values, grad, sums, shape, output, block, st
         for frame in range(task % blocks * block, min((task % blocks + 1) * block, frames)):
             for oy in range(out_height):
                 for ox in range(0, out_width, pixels):
-                    x0 = ox * stride - pad
-                    count = _window(first, entries, values, weighted, local, scales, shape, frame, oy, x0)
                     at = ((frame * out_height + oy) * out_width + ox) * outputs + o
                     if (
                         ox + pixels <= out_width and at <= last
@@ -170,6 +169,10 @@ def weight_gradient(first, entries, values, grad, sums, shape, output, block, st
                             for c in range(min(tile, outputs - o)):
                                 part[q * tile + c] = grad[at + q * outputs + c]
                         g = _take(part, 0, side)
+                    if _nonzero(g[0]) | _nonzero(g[1]) | _nonzero(g[2]) | _nonzero(g[3]) == 0:
+                        continue  # behind pooling, whole rows and columns may be
+                    x0 = ox * stride - pad
+                    count = _window(first, entries, values, weighted, local, scales, shape, frame, oy, x0)
                     total = _plus(total, g)
                     if weighted:
                         for i in range(count):
