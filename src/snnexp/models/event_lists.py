@@ -113,19 +113,37 @@ def _count(x, size, every, counts, start, stop):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc"})
 def _list(x, offsets, first, entries, values, height, width, channels, tile, start, stop):  # type: ignore[no-untyped-def]
-    """Write the lists of frames start..stop. Sixteen inputs at a time are skipped if all are 0."""
-    zero, wide, one = x.dtype.type(0), np.uint64(width * channels), np.uint64(1)
+    """Write the lists of frames start..stop.
+
+    Sixteen inputs of a pixel (or of neighbours, if it has few) are skipped if all are 0. Else each is written and stays
+    if it is not 0: a wrong guess of the processor costs more. Not where a frame's list ends: behind it is another's.
+    """
+    zero, many, wide, one = x.dtype.type(0), np.uint64(channels), np.uint64(width * channels), np.uint64(1)
+    sixteen, pixel = np.uint64(16), np.uint64(channels if channels >= 8 else width * channels)
     for frame in range(start, stop):
-        j = np.uint64(offsets[frame])
+        j, last = np.uint64(offsets[frame]), np.uint64(offsets[frame + 1])
         for y in range(height):
             row = np.uint64(frame * height + y)
             at, begins = row * wide, row * np.uint64(width + 1)
             column = begins  # the next one whose beginning is not known yet
-            for group in range(np.uint64(0), wide, np.uint64(16)):
-                end, total = min(group + np.uint64(16), wide), zero
-                for k in range(group, end):
-                    total += abs(x[at + k])
-                if total != zero:
+            for left in range(np.uint64(0), wide, pixel):
+                if pixel == many:
+                    first[column] = j
+                    column += one
+                for group in range(left, left + pixel, sixteen):
+                    end, total = min(group + sixteen, left + pixel), zero
+                    for k in range(group, end):
+                        total += abs(x[at + k])
+                    if total == zero:
+                        continue
+                    if pixel == many and j + sixteen <= last:
+                        for k in range(group, end):
+                            v = x[at + k]
+                            entries[j] = k * np.uint64(tile)
+                            if values.size > 0:
+                                values[j] = v
+                            j += np.uint64(v != zero)
+                        continue
                     for k in range(group, end):
                         if x[at + k] != zero:
                             here = begins + np.uint64(np.uint32(k) // np.uint32(channels))
