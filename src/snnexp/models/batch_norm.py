@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from snnexp import collectives
+from snnexp import buffers, collectives
 from snnexp.arrays import flat_maps, number_type, share_memory
 from snnexp.layout import stacked
 from snnexp.models import shared_norm
@@ -161,7 +161,7 @@ class _BatchNorm(torch.autograd.Function):
             return share_memory(x)
         from snnexp.models.batch_norm_kernels import normalise, repeated
 
-        y, channels = torch.empty_like(x), x.shape[1]
+        y, channels = buffers.empty_like(x), x.shape[1]
         values = map(repeated, (norm.mean, norm.scale, norm.bias))
         _over_pieces(normalise, x.numel() // channels, channels, flat_maps(x), flat_maps(y), *values)
         return y

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from snnexp import buffers
 from snnexp.arrays import flat_maps, number_type
 from snnexp.data.base import EventFrames
 from snnexp.models.event_conv_kernels import forward, weight_gradient
@@ -148,7 +149,7 @@ class _EventConv(torch.autograd.Function):
         ctx.save_for_backward(weight)
         frames, _, height, width = lists.shape
         shape = packing.out_shape(frames, height, width)
-        out = torch.empty(shape, dtype=weight.dtype, memory_format=torch.channels_last)
+        out = buffers.empty(shape, weight.dtype, channels_last=True)
         start = np.zeros(packing.tiles * packing.tile, number_type(weight.dtype))
         if bias is not None:
             start[: packing.outputs] = bias.detach().numpy()

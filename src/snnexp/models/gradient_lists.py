@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from snnexp import buffers
 from snnexp.arrays import flat_maps
 from snnexp.parallel import run_parallel
 
@@ -60,7 +61,7 @@ def listed_input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, strid
 
     (outputs, channels, size, _), (frames, _, height, width) = weight.shape, shape
     out_height, out_width = grad.shape[2:]
-    found = torch.empty(shape, dtype=grad.dtype, memory_format=torch.channels_last)
+    found = buffers.empty(shape, grad.dtype, channels_last=True)
     if found.numel() == 0:
         return found
     run, bytes_ = size * channels, grad.element_size()

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from snnexp import buffers
 from snnexp.arrays import flat_maps
 from snnexp.parallel import run_parallel
 
@@ -117,7 +118,7 @@ def conv_input_gradient(
     if share is not None and not pays(share, size * size * outputs / stride**2 / speed, padded, numbers, channels):
         return None
     pieces = _pieces(height, width, size, stride, pad, outputs)
-    found = torch.empty(needed.shape, dtype=grad.dtype, memory_format=torch.channels_last)
+    found = buffers.empty(needed.shape, grad.dtype, channels_last=True)
     geometry = (height, width, channels, grad.shape[2], grad.shape[3], outputs, stride, pad, pieces.taps, pieces.row)
     rows = COPY_BYTES // (pieces.row * grad.element_size()) - pieces.taps
     band = min(height, max(1, rows * stride))

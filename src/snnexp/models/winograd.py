@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from snnexp import buffers
 from snnexp.arrays import flat_maps, number_type
 from snnexp.models.input_gradient import LEAST_WORK, VECTOR
 from snnexp.parallel import run_parallel
@@ -117,7 +118,7 @@ def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, pad: int, side: i
     outputs, channels = weight.shape[:2] if side == FORWARD else weight.shape[1::-1]
     shape = _shape_of(x, outputs, pad, side)
     size = (x.shape[0], outputs, shape.out_height, shape.out_width)
-    out = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
+    out = buffers.empty(size, x.dtype, channels_last=True)
     start = np.zeros(outputs, number_type(x.dtype))
     if bias is not None:
         start[:] = bias.detach().numpy()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from snnexp import buffers
 from snnexp.arrays import share_memory
 from snnexp.layout import memory_order
 from snnexp.neurons.compiler.plan import Backward, Forward, backward_plan, derived_values, forward_plan, where_needed
@@ -225,7 +226,7 @@ class _Fused(torch.autograd.Function):
         kept = (*ctx.row_names, *ctx.first_names)
         given, rows = saved[: len(saved) - len(kept)], dict(zip(kept, saved[len(saved) - len(kept) :], strict=True))
         in_place = options.private and ctx.input_dtype == mem.dtype and recurrent is None
-        grad_x = mem if in_place else torch.empty_like(mem, dtype=ctx.input_dtype)
+        grad_x = mem if in_place else buffers.empty_like(mem, ctx.input_dtype)
         steps = mem.shape[0]
         repeats = recurrent is None and options.pool is None and steps > 1
         call = BackwardCall(
@@ -277,11 +278,11 @@ def _forward_call(
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     steps, columns = x.shape[0], x[0].numel()
     in_place = options.overwrite_input and "x" not in plan.stored and x.dtype == dtype
-    mem = share_memory(x) if in_place else torch.empty(x.shape, dtype=dtype, device=x.device)
+    mem = share_memory(x) if in_place else buffers.empty_like(x, dtype)
     if pool is not None:
-        spk = torch.empty((steps, pool.columns), dtype=x.dtype, device=x.device)
+        spk = buffers.empty((steps, pool.columns), x.dtype, x.device)
     else:
-        spk = (torch.empty_like(x) if dynamics.spiking else torch.zeros_like(x)).view(steps, columns)
+        spk = (buffers.empty_like(x) if dynamics.spiking else torch.zeros_like(x)).view(steps, columns)
     flat_values = {name: _flat(v, x.shape[2:], dtype) for name, v in zip(names, values, strict=True)}
     started = dict(zip(state_names(dynamics, names), given, strict=False))
     return ForwardCall(
@@ -291,7 +292,7 @@ def _forward_call(
         x=x.detach().view(steps, columns),
         spk=spk,
         mem=mem.view(steps, columns),
-        stored={n: torch.empty_like(mem).view(steps, columns) for n in plan.stored if n != "x" or is_recurrent},
+        stored={n: buffers.empty_like(mem).view(steps, columns) for n in plan.stored if n != "x" or is_recurrent},
         values=flat_values,
         columns=_start(plan, started, flat_values, mem),
         in_place=in_place,
