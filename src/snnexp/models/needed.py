@@ -177,8 +177,7 @@ def with_zeros(needed: Needed | None, module: nn.Module, name: str, always: bool
     """What is asked of a convolution, the gradient of whose output is likely to have zeros."""
     if needed is None:
         return Needed(None, always, _teller(module, name), zeros=True)
-    needed.zeros = True
-    return needed
+    return Needed(needed.mask, needed.always, needed.tell, zeros=True)  # of a fork's, a shortcut asks the same
 
 
 def _above(layers: Sequence[LayerPlan], start: int, always: bool) -> LayerPlan | None:
