@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
@@ -32,11 +32,13 @@ from snnexp.locks import file_lock
 log = logging.getLogger(__name__)
 
 LEAST_WORK = 3e7  # products of a batch's dense convolution, below which a Python call costs more than there is to gain
-DENSITIES = (0.004, 0.01, 0.02, 0.035, 0.05, 0.07, 0.1, 0.14, 0.19, 0.25, 0.32, 0.4)  # at which it is measured
-MARGIN = 0.9  # of the dense one's time that it may take there
-MEASURED_WORK = 1e9  # products that are measured, at most, unless that is less than 16 frames, or than
-MEASURED_PIXELS = 1024  # of the output: with fewer the weights would count for more than they do
-REPEATS = 3
+DENSITIES = (0.004, 0.01, 0.02, 0.035, 0.05, 0.07, 0.1, 0.14, 0.19, 0.25, 0.32, 0.4)  # that limits are rounded to
+MEASURED = (0.02, 0.08, 0.25)  # between which time goes with density, nearly
+MARGIN = 0.9  # of the dense one's time that it may take at the limit
+LISTS = 1.5  # times as high is the limit for event lists, of which a dense convolution must make the tensor first
+MEASURED_WORK = 4e8  # products that are measured, at most, unless that is less than 16 frames, or than
+MEASURED_PIXELS = 4096  # of the output, if there are so many: with fewer the weights would count for more than they do
+REPEATS, ENOUGH = 6, 0.4  # rounds at most; seconds after which three will do
 
 
 class Limits(NamedTuple):
@@ -88,17 +90,19 @@ class Rule:
         if self.limits is None:
             self.limits = limits_of(place)
         share = density(x)
-        follows = share < (self.limits.training if learns else self.limits.evaluation)
+        limit = self.limits.training if learns else self.limits.evaluation
+        limit *= LISTS if isinstance(x, EventFrames) else 1
+        follows = share < limit
         if learns and not self.told:
-            self._say(share, follows)
+            self._say(share, follows, limit)
         return follows
 
-    def _say(self, share: float, follows: bool) -> None:
+    def _say(self, share: float, follows: bool, limit: float) -> None:
         """Tell once what the rule chose, for the first batch."""
         assert self.limits is not None
         kind = "event-driven" if follows else "dense"
         always = self.limits is ALWAYS
-        why = "model.sparse=always" if always else f"event-driven below {100 * self.limits.training:g} %"
+        why = "model.sparse=always" if always else f"event-driven below {100 * limit:g} %"
         self.told = f"{100 * share:.2f} % of its inputs are not 0 in the first batch: {kind} ({why})"
         log.info("%s: %s", self.name, self.told)
 
@@ -192,32 +196,34 @@ def _measured(place: Place) -> Limits:
 
     def times(x: Tensor, convolve: Callable[..., Tensor]) -> tuple[float, float]:
         """Of forward alone, and with the weights' gradient."""
-        both = []
-        for _ in range(REPEATS):
-            start = time.thread_time()
-            y = convolve(x, weight, None, place.stride, place.pad)
-            middle = time.thread_time()
-            torch.autograd.grad(y, weight, y.detach())
-            both.append((middle - start, time.thread_time() - start))
-        forward, step = zip(*both, strict=True)
-        return min(forward), min(step)
+        start = time.thread_time()
+        y = convolve(x, weight, None, place.stride, place.pad)
+        middle = time.thread_time()
+        torch.autograd.grad(y, weight, y.detach())
+        return middle - start, time.thread_time() - start
 
     def maps(share: float) -> Tensor:
         spikes = rng.random((place.frames, place.height, place.width, place.channels), np.float32) < share
         return torch.from_numpy(spikes).to(dtype).permute(0, 3, 1, 2)
 
-    some = maps(DENSITIES[0])
-    times(some[:1], event_conv)  # compiles
-    dense = times(some, partial(conv2d, needed=None))
-    found = [0.0, 0.0]
-    for which in (1, 0):
-        low, high = -1, len(DENSITIES)  # it pays at low, not at high
-        while high - low > 1:
-            middle = (low + high) // 2
-            pays = times(maps(DENSITIES[middle]), event_conv)[which] <= MARGIN * dense[which]
-            low, high = (middle, high) if pays else (low, middle)
-        found[which] = DENSITIES[low] if low >= 0 else 0.0
-    return Limits(found[1], found[0])
+    ways = [(maps(share), event_conv) for share in MEASURED] + [(maps(MEASURED[0]), partial(conv2d, needed=None))]
+    times(ways[0][0][:1], event_conv)  # compiles
+    rounds, start = list[list[tuple[float, float]]](), time.thread_time()
+    while len(rounds) < 3 or (len(rounds) < REPEATS and time.thread_time() - start < ENOUGH):
+        rounds.append([times(*way) for way in ways])  # in turns: a busy moment meets all
+    forward, step = np.array(rounds).min(0).T
+    return Limits(*(_crossing(MEASURED, t[:-1], MARGIN * t[-1]) for t in (step, forward)))
+
+
+def _crossing(shares: Sequence[float], seconds: Sequence[float], allowed: float) -> float:
+    """The highest of DENSITIES at which lines through (shares, seconds) stay within `allowed`; 0: at none."""
+
+    def at(share: float) -> float:
+        i = max(1, min(int(np.searchsorted(shares, share)), len(shares) - 1))
+        slope = (seconds[i] - seconds[i - 1]) / (shares[i] - shares[i - 1])
+        return seconds[i] + slope * (share - shares[i])
+
+    return max((share for share in DENSITIES if at(share) <= allowed), default=0.0)
 
 
 def limits_in(network: nn.Module) -> dict[str, list[float]]:

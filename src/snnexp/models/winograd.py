@@ -76,9 +76,10 @@ def fits(x: Tensor, weight: Tensor, stride: int, pad: int) -> bool:
 
 
 def pays(x: Tensor, weight: Tensor, pad: int) -> bool:
-    """Whether `convolve` is faster than the dense sums: transforming the weights takes as long as some 60 tiles."""
+    """Whether `convolve` is faster than the dense sums; transforming weights, or inputs for few outputs, costs time."""
     outputs, channels = weight.shape[:2]
-    return _shape_of(x, outputs, pad, FORWARD).tiles >= max(256, channels * outputs // 256)
+    many = max(256, channels * outputs // 256)
+    return outputs * weight.element_size() >= 128 and _shape_of(x, outputs, pad, FORWARD).tiles >= many
 
 
 def makes_gradient(grad: Tensor, weight: Tensor, stride: int, pad: int) -> bool:
@@ -91,7 +92,8 @@ def makes_gradient(grad: Tensor, weight: Tensor, stride: int, pad: int) -> bool:
 def weight_gradient_pays(x: Tensor, weight: Tensor, pad: int) -> bool:
     """Whether `weight_gradient` is faster than the dense sums: the last transform counts, too."""
     outputs, channels = weight.shape[:2]
-    return _shape_of(x, outputs, pad, BACKWARD).tiles >= max(128, channels * outputs // 256)
+    many = max(128, channels * outputs // 256)
+    return channels * weight.element_size() >= 128 and _shape_of(x, outputs, pad, BACKWARD).tiles >= many
 
 
 def speed(weight: Tensor) -> float:
@@ -160,7 +162,7 @@ def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, pad: int) -> tuple[
     shape, columns = tuple(_shape_of(x, outputs, pad, BACKWARD)), columns_of(size)
     padded = -(-outputs // ROWS) * ROWS, -(-channels // columns) * columns
     bytes_of_sums = 36 * size * padded[0] * padded[1]
-    pieces = min(PIECES, max(2, SUMS // bytes_of_sums))
+    pieces = min(PIECES, max(2, SUMS // bytes_of_sums), max(1, shape[-1] // SHORT))
     piece = max(-(-shape[-1] // pieces), 1)
     pieces = -(-shape[-1] // piece)
     least = SHORT if bytes_of_sums < CACHE else LONG
