@@ -3,6 +3,7 @@
 import itertools
 import random
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from engine_cases import all_options, pairwise_options
 from torch import Tensor
 
 from snnexp.neurons.engines import can_pool, run_layer, run_neurons
+from snnexp.neurons.engines import numba_helpers as helpers
 from snnexp.neurons.engines.fused import run_fused_layer
 from snnexp.neurons.engines.numba_engine import BUSY_SHARE, NumbaBackend
 from snnexp.neurons.equation import Dynamics, Pool, State
@@ -208,3 +210,21 @@ def test_recurrent_layers_count_their_spikes(share: float) -> None:
     beta, threshold = torch.tensor(0.0), torch.tensor(1.05 - share)
     run = run_layer(x, None, beta, threshold, PLAIN, "numba", recurrent=weight, counts=True)
     assert 0 < run.spk.mean() < 1 and torch.equal(run.counts, run.spk.sum(0))
+
+
+def test_windows_of_any_number_of_channels_pool_alike_and_nothing_else_is_touched():
+    """Vectors that reach into neighbouring pixels, against the loops for what is too short for them."""
+    rng = np.random.default_rng(0)
+    one, zero = np.float32(1), np.float32(0)
+    for inner, width, bands, average in itertools.product(
+        (1, 3, 4, 7, 12, 16, 21, 40), (2, 3, 8, 11), (1, 3), (False, True)
+    ):
+        row, wide = inner * width, width // 2
+        spk = (rng.random(bands * 2 * row) < 0.3).astype(np.float32)
+        grad_out, free = rng.standard_normal(bands * wide * inner, np.float32), np.empty(inner, np.float32)
+        pooled, routed = np.full((2, grad_out.size + 64), 7.0, np.float32), np.full((2, spk.size + 64), 7.0, np.float32)
+        ways = (helpers.pool, helpers.unpool), (helpers._pool_any, helpers._unpool_any)
+        for which, (forward, backward) in enumerate(ways):
+            forward(spk, pooled[which, : grad_out.size], bands, row, inner, 2, average)
+            backward(spk, grad_out, routed[which, : spk.size], free, bands, row, inner, 2, average, one, zero)
+        assert np.array_equal(pooled[0], pooled[1]) and np.array_equal(routed[0], routed[1]), (inner, width, bands)

@@ -64,6 +64,27 @@ def store(typing_context, array, at, vector):
 
 
 @intrinsic
+def store_behind(typing_context, array, at, vector, kept):
+    """array[at + kept : at + lanes] = vector[kept:]; what is before stays as it is."""
+
+    def generate(context, builder, signature, arguments):
+        value, kept = arguments[2:]
+        place, size = address(context, builder, signature, arguments, value.type)
+        lanes, count = value.type.count, ir.Constant(kept.type, 0)
+        with builder.if_else(builder.icmp_signed("==", kept, count)) as (all_of_it, a_part):
+            with all_of_it:
+                builder.store(value, place, align=size)
+            with a_part:
+                numbers = ir.Constant(ir.VectorType(kept.type, lanes), list(range(lanes)))
+                before = builder.icmp_signed("<", numbers, spread(builder, kept, lanes))
+                there = builder.load(place, align=size)
+                builder.store(builder.select(before, there, value), place, align=size)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, vector, types.int64), generate
+
+
+@intrinsic
 def zeros(typing_context, array):
     """A vector of zeros of the array's type."""
 
@@ -80,6 +101,16 @@ def spread(builder, scalar, lanes):
     first = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
     same = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
     return builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), same)
+
+
+@intrinsic
+def filled(typing_context, array, value):
+    """A vector of one number, of the array's type."""
+
+    def generate(context, builder, signature, arguments):
+        return spread(builder, arguments[1], context.get_value_type(signature.return_type).count)
+
+    return Vector(array.dtype)(array, array.dtype), generate
 
 
 @intrinsic
@@ -110,6 +141,47 @@ def scaled(typing_context, a, scale):
         return builder.fmul(arguments[0], spread(builder, arguments[1], a.lanes))
 
     return a(a, a.dtype), generate
+
+
+@intrinsic
+def product(typing_context, a, b):
+    """a * b"""
+
+    def generate(context, builder, signature, arguments):
+        return builder.fmul(*arguments)
+
+    return a(a, a), generate
+
+
+@intrinsic
+def divided(typing_context, a, divisor):
+    """a / divisor, a number."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.fdiv(arguments[0], spread(builder, arguments[1], a.lanes))
+
+    return a(a, a.dtype), generate
+
+
+@intrinsic
+def larger(typing_context, a, b):
+    """The larger ones of a and b, which are numbers."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.select(builder.fcmp_ordered(">", *arguments), *arguments)
+
+    return a(a, a), generate
+
+
+@intrinsic
+def where_positive(typing_context, condition, a):
+    """a where the condition is above 0, else 0."""
+
+    def generate(context, builder, signature, arguments):
+        zero = ir.Constant(arguments[0].type, [0.0] * condition.lanes)
+        return builder.select(builder.fcmp_ordered(">", arguments[0], zero), arguments[1], zero)
+
+    return a(condition, a), generate
 
 
 @intrinsic

@@ -14,6 +14,20 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic, overload
 
+from snnexp.models.vectors import (
+    BYTES,
+    add,
+    divided,
+    filled,
+    larger,
+    load,
+    product,
+    store,
+    store_behind,
+    subtract,
+    where_positive,
+)
+
 
 def compiled(kernel):
     """Compile on the first call, with the GIL released, and keep the result on disk where that is possible."""
@@ -97,22 +111,71 @@ def block_at(index, block, columns, height, row, size):
     return c, min(block * size, height - band * size) * row, outer * out_height + band, min(block, out_height - band)
 
 
-@numba.njit(error_model="numpy")
+# 2x2 windows, the usual ones, are worked on by vectors. A pixel of few channels fills none: a vector then reaches into
+# the next pixel, whose own numbers are written later, and at the end of a row, where there is no next one, back into
+# the pixel before, whose numbers it keeps. What pools is compiled once and not for each kernel.
+
+
+@numba.njit(error_model="numpy", forceinline=True)
+def _vectors(row, inner, lanes):
+    """Windows in a row; where vectors may begin; vectors of a pixel; how far the others reach back.
+
+    No vectors if the row is too short for that.
+    """
+    wide, back = row // inner // 2, max(lanes - inner, 0)
+    if back == 0:
+        return wide, wide, (inner + lanes - 1) // lanes, 0
+    if (wide + 1) * inner < 2 * lanes:
+        return wide, 0, 0, 0
+    return wide, wide - (lanes - 1) // inner, 1, back
+
+
+@compiled
 def pool(spk, out, bands, row, inner, size, average):
     """Pool `bands` bands of spikes [bands, size, row] into out [bands, row // inner // size, inner], both flat."""
+    if size != 2 or _vectors(row, inner, BYTES // out.itemsize)[2] == 0:
+        _pool_any(spk, out, bands, row, inner, size, average)
+    elif average:  # a constant in what is inlined
+        _pool(spk, out, bands, row, inner, True)
+    else:
+        _pool(spk, out, bands, row, inner, False)
+
+
+@numba.njit(error_model="numpy", forceinline=True)
+def _pool(spk, out, bands, row, inner, average):
+    wide, whole, vectors, back = _vectors(row, inner, BYTES // out.itemsize)
+    lanes, last, share = BYTES // out.itemsize, max(inner - BYTES // out.itemsize, 0), out.dtype.type(4)
+    for band in range(bands):
+        for w in range(whole):
+            for v in range(vectors):
+                i = w * inner + min(v * lanes, last)
+                four = _four(spk, 2 * (band * row + w * inner) + min(v * lanes, last), row, inner)
+                store(out, band * wide * inner + i, _pooled(four, average, share))
+        for w in range(whole, wide):
+            four = _four(spk, 2 * (band * row + w * inner) - back, row, inner)
+            store_behind(out, (band * wide + w) * inner - back, _pooled(four, average, share), back)
+
+
+@numba.njit(error_model="numpy", forceinline=True)
+def _four(spk, at, row, inner):
+    """The pixels of a 2x2 window."""
+    return load(spk, at), load(spk, at + inner), load(spk, at + row), load(spk, at + row + inner)
+
+
+@numba.njit(error_model="numpy", forceinline=True)
+def _pooled(four, average, share):
+    a, b, c, d = four
+    return divided(add(add(add(a, b), c), d), share) if average else larger(larger(a, b), larger(c, d))
+
+
+@numba.njit(error_model="numpy")
+def _pool_any(spk, out, bands, row, inner, size, average):
+    """The same for any size and row, number by number."""
     wide = row // inner // size
     share = out.dtype.type(size * size)
     for band in range(bands):
         for w in range(wide):
             o, first = (band * wide + w) * inner, band * size * row + w * size * inner
-            if size == 2:  # the usual one, in one pass over its four corners
-                a, b, c, d = _corners(first, row, inner)
-                for i in range(np.uint64(inner)):
-                    if average:
-                        out[np.uint64(o) + i] = (spk[a + i] + spk[b + i] + spk[c + i] + spk[d + i]) / share
-                    else:
-                        out[np.uint64(o) + i] = max(max(spk[a + i], spk[b + i]), max(spk[c + i], spk[d + i]))
-                continue
             for h in range(size):
                 for k in range(size):
                     s = first + h * row + k * inner
@@ -128,19 +191,63 @@ def pool(spk, out, bands, row, inner, size, average):
                     out[o + i] = out[o + i] / share
 
 
-@numba.njit(error_model="numpy", forceinline=True)
-def _corners(first, row, inner):
-    """Where the four pixels of a 2x2 window begin; unsigned, so that nothing is tested for being negative."""
-    a, below, right = np.uint64(first), np.uint64(row), np.uint64(inner)
-    return a, a + right, a + below, a + below + right
-
-
-@numba.njit(error_model="numpy")
+@compiled
 def unpool(spk, grad_out, grad, free, bands, row, inner, size, average, one, zero):
     """Hand the gradient of each pooled value back: for the maximum to the first of its spikes, else to the first one.
 
     As torch does it. `grad` [bands, size, row] is zero wherever no window reaches; free [inner] is scratch.
     """
+    if size != 2 or _vectors(row, inner, BYTES // grad.itemsize)[2] == 0:
+        _unpool_any(spk, grad_out, grad, free, bands, row, inner, size, average, one, zero)
+    elif average:
+        _unpool(spk, grad_out, grad, bands, row, inner, True, one)
+    else:
+        _unpool(spk, grad_out, grad, bands, row, inner, False, one)
+
+
+@numba.njit(error_model="numpy", forceinline=True)
+def _unpool(spk, grad_out, grad, bands, row, inner, average, one):
+    wide, whole, vectors, back = _vectors(row, inner, BYTES // grad.itemsize)
+    lanes, last, share = BYTES // grad.itemsize, max(inner - BYTES // grad.itemsize, 0), grad.dtype.type(4)
+    for band in range(bands):
+        for w in range(whole):
+            for v in range(vectors):
+                i, at = min(v * lanes, last), 2 * (band * row + w * inner) + min(v * lanes, last)
+                g = load(grad_out, (band * wide + w) * inner + i)
+                a, b, c, d = _routed(_four(spk, at, row, inner), g, average, share, filled(spk, one))
+                store(grad, at, a)
+                store(grad, at + inner, b)
+                store(grad, at + row, c)
+                store(grad, at + row + inner, d)
+        for w in range(whole, wide):
+            at, g = 2 * (band * row + w * inner) - back, load(grad_out, (band * wide + w) * inner - back)
+            a, b, c, d = _routed(_four(spk, at, row, inner), g, average, share, filled(spk, one))
+            store_behind(grad, at, a, back)
+            store_behind(grad, at + inner, b, back)
+            store_behind(grad, at + row, c, back)
+            store_behind(grad, at + row + inner, d, back)
+
+
+@numba.njit(error_model="numpy", forceinline=True)
+def _routed(four, g, average, share, ones):
+    """The gradients of a window's pixels, g that of what was pooled from them."""
+    if average:
+        g = divided(g, share)
+        return g, g, g, g
+    a, b, c, d = four
+    left = subtract(ones, a)
+    b = product(left, b)
+    left = subtract(left, b)
+    c = product(left, c)
+    left = subtract(left, c)
+    d = product(left, d)
+    own = add(a, subtract(left, d))  # its own spike, or nobody's
+    return where_positive(own, g), where_positive(b, g), where_positive(c, g), where_positive(d, g)
+
+
+@numba.njit(error_model="numpy")
+def _unpool_any(spk, grad_out, grad, free, bands, row, inner, size, average, one, zero):
+    """The same for any size and row, number by number; free [inner] is scratch."""
     wide = row // inner // size
     share = grad.dtype.type(size * size)
     for band in range(bands):
@@ -152,21 +259,6 @@ def unpool(spk, grad_out, grad, free, bands, row, inner, size, average, one, zer
                         s = first + h * row + k * inner
                         for i in range(inner):
                             grad[s + i] = grad_out[o + i] / share
-                continue
-            if size == 2:
-                a, b, c, d = _corners(first, row, inner)
-                for i in range(np.uint64(inner)):
-                    g, left = grad_out[np.uint64(o) + i], one - spk[a + i]
-                    taken_b = left * spk[b + i]
-                    left -= taken_b
-                    taken_c = left * spk[c + i]
-                    left -= taken_c
-                    taken_d = left * spk[d + i]
-                    left -= taken_d
-                    grad[a + i] = g if spk[a + i] + left > zero else zero  # its own spike, or nobody's
-                    grad[b + i] = g if taken_b > zero else zero
-                    grad[c + i] = g if taken_c > zero else zero
-                    grad[d + i] = g if taken_d > zero else zero
                 continue
             for i in range(inner):
                 free[i] = one - spk[first + i]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from snnexp.neurons.engines.numba_helpers import _corners
+from snnexp.neurons.engines.numba_helpers import compiled
 
 
 @numba.njit(error_model="numpy", forceinline=True)
@@ -15,7 +15,14 @@ def marked(needed, spk):
     return np.uint8(needed) | (np.uint8(2) if spk > 0 else np.uint8(0))
 
 
-@numba.njit(error_model="numpy")
+@numba.njit(error_model="numpy", forceinline=True)
+def _corners(first, row, inner):
+    """Where the four pixels of a 2x2 window begin; unsigned, so that nothing is tested for being negative."""
+    a, below, right = np.uint64(first), np.uint64(row), np.uint64(inner)
+    return a, a + right, a + below, a + below + right
+
+
+@compiled
 def pool_needed(marks, out, bands, row, inner, size, average):
     """out = whether a pooled value's gradient is needed, 0 or 1, of `marked` pixels in the windows of `pool`.
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from snnexp.models import vectors
 from snnexp.neurons.compiler.plan import Body, Names, backward_plan, forward_plan
 from snnexp.neurons.compiler.source import StepWriter, body_lines, file_hash, load, local
 from snnexp.neurons.compiler.symbols import Symbol, in_order
@@ -119,7 +120,8 @@ class _Frame(StepWriter):
         like = f"{rows[0]}_rows"
         self.lines[1] = "; ".join(f"{name} = {like}.dtype.type({value!r})" for value, name in self.numbers.items())
         geometry = ["height", "row", "inner", "size"] if self.pool else []
-        head = HEAD.format(kind=kind, by=__name__, helpers=file_hash(numba_helpers.__file__))
+        hashes = "".join(file_hash(module.__file__) for module in (numba_helpers, vectors))
+        head = HEAD.format(kind=kind, by=__name__, helpers=hashes)
         signature = ", ".join([*arguments, *geometry, "block", "start", "stop"])
         head += NEEDED.format(by=file_hash(numba_needed.__file__)) * ("unpooled_needed" in frame)
         head += NORM.format(by=file_hash(numba_norm.__file__)) * ("norm_mean" in frame)
