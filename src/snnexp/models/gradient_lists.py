@@ -27,9 +27,11 @@ ROOM = 1 << 18  # bytes of maps and lists that a task works on: half of a small 
 LEAST_TASKS = 16  # that the frames make, if there are so many
 # Products of a dense layer in whose time (measured: docs/benchmarks.md)
 PRODUCT = 1.4  # a product here
-VISIT = 160.0  # a pixel's list is begun, for one ky and tile
-NUMBER = 43.0  # a number of either gradient is read, listed, written
+VISIT = 260.0  # a pixel's list is begun, for one ky and tile
+NUMBER = 46.0  # a number of either gradient is read, listed, written
 PACKED = 220.0  # a weight is packed
+LOADED = (4.0, 20.0)  # a task loads a packed weight from a cache, or from memory
+CACHED = 1 << 22  # bytes of packed weights that stay in a cache
 
 
 def cost(share: float, weight: Tensor, grad: torch.Size, shape: torch.Size) -> float:
@@ -40,7 +42,10 @@ def cost(share: float, weight: Tensor, grad: torch.Size, shape: torch.Size) -> f
     outputs, channels, size, _ = weight.shape
     tiles, tile = _tiles(size * channels, weight.element_size())
     rows = grad[0] * grad[2] * grad[3] * size * tiles  # pixels, each for every ky and tile
-    moved = NUMBER * (grad.numel() + shape.numel()) + PACKED * weight.numel()
+    numbers, packed = grad.numel() + shape.numel(), outputs * size * tiles * tile
+    tasks = min(shape[0] * shape[2], numbers * weight.element_size() // ROOM + LEAST_TASKS)
+    loaded = LOADED[packed * weight.element_size() > CACHED] * tasks
+    moved = NUMBER * numbers + PACKED * weight.numel() + loaded * packed
     return rows * (share * outputs * tile * PRODUCT + -(-outputs // BLOCK) * VISIT) + moved
 
 
@@ -69,7 +74,7 @@ def listed_input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, strid
     rows = weight.detach().permute(2, 0, 3, 1).reshape(size, outputs, run)
     packed = F.pad(rows, (0, tiles * tile - run)).view(size, outputs, tiles, tile).permute(2, 0, 1, 3).reshape(-1)
     row = max((out_width - 1) * stride + size, pad + width) * channels + tiles * tile - run
-    band, group = _split(frames, height, row * bytes_ + out_width * outputs * (bytes_ + 1) / stride)
+    band, group = _split(frames, height, row * bytes_ + out_width * outputs * (bytes_ + 1) / stride, size)
     tasks = -(-frames // group) * -(-height // band)
     maps = flat_maps(grad.contiguous(memory_format=torch.channels_last)), packed.numpy(), flat_maps(found)
     geometry = (height, width, channels, out_height, out_width, outputs, size, stride, pad)
@@ -78,9 +83,12 @@ def listed_input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, strid
     return found
 
 
-def _split(frames: int, height: int, row: float) -> tuple[int, int]:
-    """Rows of the input, and frames, of a task, if a row takes so many bytes."""
-    rows = max(int(ROOM / row), 1)
+def _split(frames: int, height: int, row: float, least: int) -> tuple[int, int]:
+    """Rows of the input, and frames, of a task, if a row takes so many bytes.
+
+    least: rows; with fewer, most of what a task lists is listed by others, too.
+    """
+    rows = max(int(ROOM / row), least)
     if rows >= height:
         return height, max(min(rows // height, frames // LEAST_TASKS), 1)
     return -(-height // -(-height // rows)), 1
