@@ -19,6 +19,7 @@ from snnexp.neurons.engines.recurrence import Backend, some_steps
 from snnexp.parallel import run_parallel
 
 BLOCK = 1024  # columns that a thread walks through time together: about ten rows of them stay in the first-level cache
+NORM_BLOCK = 1 << 14  # of what is normalised: memory that is written elsewhere than it is read wants longer pieces
 WATCHED_STEPS = 16  # of a recurrent layer, before it is decided anew how to go on
 BUSY_SHARE = 0.25  # of spikes, above which one dense product per step is faster than adding up single weights
 BUSY_SHARE_LARGE = 0.08  # for weights that the second-level cache does not hold
@@ -37,7 +38,8 @@ class NumbaBackend(Backend):
         use = use._replace(needed=call.needed is not None, norm=call.norm is not None)
         kernel = forward_kernel(call.dynamics, call.names, call.wants, use, self.compiled)
         steps, columns = call.x.shape
-        self._launch(kernel, _forward_arguments(call), call.pool, steps, columns, _norm_block(call.norm))
+        pixel = 0 if call.norm is None else call.norm.mean.size
+        self._launch(kernel, _forward_arguments(call), call.pool, steps, columns, pixel=pixel)
 
     def backward(self, call: BackwardCall) -> None:
         kernel = self._backward_kernel(call)
@@ -92,10 +94,14 @@ class NumbaBackend(Backend):
         steps: int,
         columns: int,
         block: int | None = None,
+        pixel: int = 0,
     ) -> None:
+        """block: columns of one, if they are not to be chosen; pixel: channels of what is normalised."""
         arguments = [named[name] for name in kernel.arguments]
         threads = torch.get_num_threads() if self.compiled and steps * columns >= SERIAL_BELOW else 1
         if pool is None:
+            if pixel:  # whole pixels, and at least four blocks for each thread
+                block = pixel * -(-min(NORM_BLOCK, -(-columns // (4 * threads))) // pixel)
             if block is None:
                 share = -(-columns // threads)
                 block = min(BLOCK, -(-share // 64) * 64) if self.compiled else columns
@@ -103,7 +109,7 @@ class NumbaBackend(Backend):
         else:
             arguments += [pool.height, pool.row, pool.inner, pool.size]
             bands = -(-pool.height // pool.size)
-            block = max(1, min(bands, BLOCK // (pool.size * pool.row)))
+            block = max(1, min(bands, (NORM_BLOCK if pixel else BLOCK) // (pool.size * pool.row)))
             blocks = pool.outer * -(-bands // block)
         if self.compiled:
             run_parallel(lambda start, stop: kernel.compiled(*arguments, block, start, stop), blocks, threads)
@@ -133,11 +139,6 @@ def _backward_arguments(call: BackwardCall) -> dict[str, Any]:
     named = _shared_arguments(call, call.mem.shape[0], rows)
     named["grad_step"] = 0 if call.grad_spk is not None and call.grad_spk.shape[0] < call.mem.shape[0] else 1
     return named
-
-
-def _norm_block(norm: InputNorm | None) -> int | None:
-    """Columns of a block that is normalised: whole pixels."""
-    return None if norm is None else norm.mean.size * max(1, BLOCK // norm.mean.size)
 
 
 def _norm_arguments(norm: InputNorm) -> dict[str, Any]:
