@@ -99,9 +99,14 @@ class Flow:
             assert isinstance(kept[1], Tensor)
             self.x = kept[1] + self.folded()
         else:
+            one_frame = self.constant or kept[2]
             now = self.over_time()
             self._steps_x, self._folded, self.constant, _ = kept
-            self.steps_x = self.over_time() + now
+            before = self.over_time()
+            if one_frame:
+                self.steps_x = before + now
+            else:  # in four dimensions: torch adds five of them, channels last, at a third of the speed
+                self.x = before.flatten(0, 1) + now.flatten(0, 1)
 
     def over_time(self) -> Tensor:
         """[T, B, ...]; from here on the steps differ."""

@@ -86,7 +86,7 @@ def makes_gradient(grad: Tensor, weight: Tensor, stride: int, pad: int) -> bool:
     """Whether `input_gradient` may be called, and is faster than the dense sums."""
     outputs, channels = weight.shape[:2]
     tiles = _shape_of(grad, channels, 2 - pad, BACKWARD).tiles
-    return fits(grad, weight, stride, pad) and tiles >= max(48, channels * outputs // 2048)
+    return fits(grad, weight, stride, pad) and tiles >= 48
 
 
 def weight_gradient_pays(x: Tensor, weight: Tensor, pad: int) -> bool:
@@ -145,8 +145,10 @@ def _packed(weight: Tensor, side: int) -> NDArray[Any]:
         outputs, channels = channels, outputs
         strides = (2 * (by_y + by_x), by_output, by_channel, -by_y, -by_x)
     columns = columns_of(weight.element_size())
-    panels, make = -(-outputs // columns), np.zeros if outputs % columns else np.empty
-    packed = make((side + 2) ** 2 * (panels * channels + 1) * columns, number_type(weight.dtype))
+    panels = -(-outputs // columns)
+    packed = buffers.empty([(side + 2) ** 2 * (panels * channels + 1) * columns], weight.dtype).numpy()
+    if outputs % columns:
+        packed[:] = 0
     flat = weight.as_strided((weight.numel(),), (1,)).numpy()
     _run(lambda start, stop: pack(flat, packed, channels, outputs, side, strides, start, stop), panels)
     return packed
