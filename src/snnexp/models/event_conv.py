@@ -31,6 +31,7 @@ from snnexp.models.needed import Needed, dense_input_gradient
 from snnexp.models.vectors import BYTES
 from snnexp.parallel import run_parallel
 
+CACHE = 640 << 10  # bytes of a tile's packed weights that stay in a second-level cache
 _BLOCK = 8  # frames of a task of the forward product, at most
 _PIECES = 16  # of the frames, at most, that the weights' gradient is summed over
 _PIECE = 32  # frames in one, at least
@@ -82,6 +83,14 @@ class Packing:
         """Rows of a tile."""
         return self.size * self.columns * self.channels
 
+    @property
+    def step(self) -> int:
+        """Rows of a window that the kernels go through at once: as many as have their weights in a cache."""
+        size = self.rows * self.tile * self.itemsize
+        if size <= CACHE or self.outputs % self.tile:
+            return self.size
+        return max(self.size * CACHE // size, 1)
+
     def pack(self, weight: Tensor) -> NDArray[Any]:
         """weight [O, C, k, k] as [tiles, rows, tile], flat."""
         grid = torch.zeros(self.tiles * self.tile, self.size, self.columns, self.channels, dtype=weight.dtype)
@@ -99,7 +108,7 @@ class Packing:
         """What the kernels ask of the input and the weights."""
         return (
             *(height, width, self.channels, self.size, self.stride, self.pad),
-            *(self.columns, self.size + self.extra, self.pixels, self.tile),
+            *(self.columns, self.size + self.extra, self.pixels, self.tile, self.step),
         )
 
     def out_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:

@@ -24,16 +24,18 @@ _inline = numba.njit(error_model="numpy", forceinline=True)
 
 
 @_inline
-def _window(first, entries, values, weighted, local, scales, shape, frame, oy, x0):
+def _window(first, entries, values, weighted, local, scales, shape, frame, oy, x0, above):
     """Collect the spikes of a window of `span` columns from x0 on: where their weights are. Returns how many there are.
+
+    Of `step` rows of the window from `above` on.
 
     The first ROOM entries of a row of it are copied without asking whether they are there: a wrong guess of the
     processor costs more.
     """
-    height, width, channels, size, stride, pad, columns, span, pixels, tile = shape
+    height, width, channels, size, stride, pad, columns, span, pixels, tile, step = shape
     y0, count = oy * stride - pad, np.int64(0)
     low, high = min(max(x0, 0), width), max(min(x0 + span, width), 0)
-    for ky in range(max(0, -y0), min(size, height - y0)):
+    for ky in range(max(above, -y0), min(above + step, size, height - y0)):
         row = (frame * height + y0 + ky) * (width + 1)
         j, end = np.int64(first[row + low]), np.int64(first[row + high])
         shift = np.int32((ky * columns + (pixels - 1) * stride - x0) * channels * tile)
@@ -101,9 +103,10 @@ def _plus_scaled(a, b, s):
 def forward(first, entries, values, weights, bias, out, shape, output, block, start, stop):
     """out [frames, out_height, out_width, outputs] flat = the convolution.
 
-    A task is one tile of outputs for `block` frames. weights [tiles, rows, tile] and bias [tiles, tile] flat.
+    A task is one tile of outputs for `block` frames. weights [tiles, rows, tile] and bias [tiles, tile] flat. Weights
+    that no second-level cache holds are gone through in parts, `step` rows of the window each, for all the frames.
     """
-    stride, pad, pixels, tile = shape[4], shape[5], shape[8], shape[9]
+    size, stride, pad, pixels, tile, step = shape[3], shape[4], shape[5], shape[8], shape[9], shape[10]
     frames, out_height, out_width, outputs, rows = output
     blocks, lanes, weighted = (frames + block - 1) // block, tile * pixels // 4, values.size > 0
     local, scales, part = _scratch(shape, weighted, weights)
@@ -115,27 +118,27 @@ def forward(first, entries, values, weights, bias, out, shape, output, block, st
             part[v * tile : (v + 1) * tile] = bias[o : o + tile]
         begin = _take(part, 0, side)
         last = end * out_height * out_width * outputs - places[2] - lanes
-        for frame in range(task % blocks * block, end):
-            for oy in range(out_height):
-                for group in range(0, out_width, pixels):
-                    ox = min(group, max(out_width - pixels, 0))
-                    x0 = ox * stride - pad
-                    count = _window(first, entries, values, weighted, local, scales, shape, frame, oy, x0)
-                    y = begin
-                    if weighted:
-                        for i in range(count):
-                            y = _plus_scaled(y, _take(weights, base + local[i], apart), scales[i])
-                    else:
-                        for i in range(count):
-                            y = _plus(y, _take(weights, base + local[i], apart))
-                    at = ((frame * out_height + oy) * out_width + ox) * outputs + o
-                    if fits and at <= last:  # a vector may reach into the next pixel, which is written later
-                        _put(out, at, places, y)
-                        continue
-                    _put(part, 0, side, y)
-                    for q in range(min(pixels, out_width)):
-                        for c in range(min(tile, outputs - o)):
-                            out[at + q * outputs + c] = part[q * tile + c]
+        for above in range(0, size, step):
+            for frame in range(task % blocks * block, end):
+                for oy in range(out_height):
+                    for group in range(0, out_width, pixels):
+                        ox = min(group, max(out_width - pixels, 0))
+                        x0, at = ox * stride - pad, ((frame * out_height + oy) * out_width + ox) * outputs + o
+                        count = _window(first, entries, values, weighted, local, scales, shape, frame, oy, x0, above)
+                        y = _take(out, at, places) if above else begin
+                        if weighted:
+                            for i in range(count):
+                                y = _plus_scaled(y, _take(weights, base + local[i], apart), scales[i])
+                        else:
+                            for i in range(count):
+                                y = _plus(y, _take(weights, base + local[i], apart))
+                        if fits and at <= last:  # a vector may reach into the next pixel, which is written later
+                            _put(out, at, places, y)
+                            continue
+                        _put(part, 0, side, y)
+                        for q in range(min(pixels, out_width)):
+                            for c in range(min(tile, outputs - o)):
+                                out[at + q * outputs + c] = part[q * tile + c]
 
 
 @_compile
@@ -144,7 +147,7 @@ def weight_gradient(first, entries, values, grad, sums, shape, output, block, st
 
     A task is one tile of outputs for a piece of `block` frames, and adds in order to a part of `sums` of its own.
     """
-    stride, pad, pixels, tile = shape[4], shape[5], shape[8], shape[9]
+    size, stride, pad, pixels, tile, step = shape[3], shape[4], shape[5], shape[8], shape[9], shape[10]
     frames, out_height, out_width, outputs, rows = output
     blocks, lanes, weighted = (frames + block - 1) // block, tile * pixels // 4, values.size > 0
     local, scales, part = _scratch(shape, weighted, grad)
@@ -155,33 +158,35 @@ def weight_gradient(first, entries, values, grad, sums, shape, output, block, st
         base = (task % blocks * tiles + task // blocks) * (rows + 1) * tile
         part[:] = 0
         total = _take(part, 0, side)
-        for frame in range(task % blocks * block, min((task % blocks + 1) * block, frames)):
-            for oy in range(out_height):
-                for ox in range(0, out_width, pixels):
-                    at = ((frame * out_height + oy) * out_width + ox) * outputs + o
-                    if (
-                        ox + pixels <= out_width and at <= last
-                    ):  # what belongs to the next pixel lands in no output's row
-                        g = _take(grad, at, places)
-                    else:
-                        part[:] = 0
-                        for q in range(min(pixels, out_width - ox)):
-                            for c in range(min(tile, outputs - o)):
-                                part[q * tile + c] = grad[at + q * outputs + c]
-                        g = _take(part, 0, side)
-                    if _nonzero(g[0]) | _nonzero(g[1]) | _nonzero(g[2]) | _nonzero(g[3]) == 0:
-                        continue  # behind pooling, whole rows and columns may be
-                    x0 = ox * stride - pad
-                    count = _window(first, entries, values, weighted, local, scales, shape, frame, oy, x0)
-                    total = _plus(total, g)
-                    if weighted:
-                        for i in range(count):
-                            w = base + local[i]
-                            _put(sums, w, apart, _plus_scaled(_take(sums, w, apart), g, scales[i]))
-                    else:
-                        for i in range(count):
-                            w = base + local[i]
-                            _put(sums, w, apart, _plus(_take(sums, w, apart), g))
+        for above in range(0, size, step):
+            for frame in range(task % blocks * block, min((task % blocks + 1) * block, frames)):
+                for oy in range(out_height):
+                    for ox in range(0, out_width, pixels):
+                        at = ((frame * out_height + oy) * out_width + ox) * outputs + o
+                        if (
+                            ox + pixels <= out_width and at <= last
+                        ):  # what belongs to the next pixel lands in no output's row
+                            g = _take(grad, at, places)
+                        else:
+                            part[:] = 0
+                            for q in range(min(pixels, out_width - ox)):
+                                for c in range(min(tile, outputs - o)):
+                                    part[q * tile + c] = grad[at + q * outputs + c]
+                            g = _take(part, 0, side)
+                        if _nonzero(g[0]) | _nonzero(g[1]) | _nonzero(g[2]) | _nonzero(g[3]) == 0:
+                            continue  # behind pooling, whole rows and columns may be
+                        x0 = ox * stride - pad
+                        count = _window(first, entries, values, weighted, local, scales, shape, frame, oy, x0, above)
+                        if above == 0:
+                            total = _plus(total, g)
+                        if weighted:
+                            for i in range(count):
+                                w = base + local[i]
+                                _put(sums, w, apart, _plus_scaled(_take(sums, w, apart), g, scales[i]))
+                        else:
+                            for i in range(count):
+                                w = base + local[i]
+                                _put(sums, w, apart, _plus(_take(sums, w, apart), g))
         _put(part, 0, side, total)
         for q in range(pixels):
             for c in range(tile):

@@ -84,9 +84,7 @@ def pays(x: Tensor, weight: Tensor, pad: int) -> bool:
 
 def makes_gradient(grad: Tensor, weight: Tensor, stride: int, pad: int) -> bool:
     """Whether `input_gradient` may be called, and is faster than the dense sums."""
-    outputs, channels = weight.shape[:2]
-    tiles = _shape_of(grad, channels, 2 - pad, BACKWARD).tiles
-    return fits(grad, weight, stride, pad) and tiles >= 48
+    return fits(grad, weight, stride, pad) and _shape_of(grad, weight.shape[1], 2 - pad, BACKWARD).tiles >= 48
 
 
 def weight_gradient_pays(x: Tensor, weight: Tensor, pad: int) -> bool:
