@@ -16,7 +16,7 @@ from networks import as_events, make_info, make_network, make_spikes
 from torch import Tensor
 
 from snnexp.analysis.synops import SynopsMeter
-from snnexp.models import sparsity
+from snnexp.models import event_spread, sparsity
 from snnexp.models.event_conv import dense_input_gradient, event_conv
 from snnexp.models.event_lists import density, list_maps
 from snnexp.models.weights import Conv2d
@@ -101,6 +101,28 @@ def test_threads_and_the_way_the_spikes_come_change_no_bit(outputs: int) -> None
             results.append((y, *gradients(y, target, [weight, bias])))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["spikes", "numbers"])
+def test_spikes_that_add_to_outputs_and_windows_that_collect_spikes_give_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, kind: str, dtype: torch.dtype
+) -> None:
+    for outputs, size, pad, width in ((1, 1, 0, 5), (7, 3, 1, 2), (8, 5, 4, 3), (3, 4, 0, 9), (16, 2, 3, 1)):
+        x = make_maps((3, 2, 6, width), 0.4, kind, dtype)
+        weight, bias = torch.randn(outputs, 2, size, size, dtype=dtype), torch.randn(outputs, dtype=dtype)
+        found = []
+        for spread in (True, False):
+            monkeypatch.setattr(event_spread, "pays", lambda *_, answer=spread: answer)
+            found.append(event_conv(x, weight, bias, 1, pad))
+        assert torch.equal(*found)
+
+
+def test_few_spikes_add_to_few_outputs() -> None:
+    lists, weight = list_maps(make_maps((4, 2, 20, 20), 0.02), 16), torch.zeros(8, 2, 3, 3, dtype=torch.float64)
+    assert event_spread.pays(lists, weight, 1)
+    assert not event_spread.pays(list_maps(make_maps((4, 2, 20, 20), 0.2), 16), weight, 1)
+    assert event_spread.pays(list_maps(make_maps((4, 2, 20, 20), 0.2, "numbers"), 16), weight, 1)
 
 
 def test_float32_is_no_worse_than_the_dense_convolution() -> None:

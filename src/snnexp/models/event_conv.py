@@ -8,7 +8,8 @@ packed as [tiles, ky, kx, c, tile] (O cut into tiles), so that what one spike ad
 piece of memory, and the entries of a window's row (x C + c) are its rows, up to a shift. A window makes four vectors of
 sums: of one pixel, or of 2 or 4 neighbours if a pixel has few outputs; then the columns kx go on with zeros to both
 sides, for spikes that only a neighbour sees. Sums run in the order of the entries; the weights' gradient is summed over
-fixed pieces of the frames, and these in order: threads change no bit.
+fixed pieces of the frames, and these in order: threads change no bit. Few spikes into few outputs go another way
+forward, with the same sums: `event_spread.py`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch.autograd.function import once_differentiable
 from snnexp import buffers
 from snnexp.arrays import flat_maps, number_type
 from snnexp.data.base import EventFrames
+from snnexp.models import event_spread
 from snnexp.models.event_conv_kernels import forward, weight_gradient
 from snnexp.models.event_lists import Lists, list_events, list_maps
 from snnexp.models.needed import Needed, dense_input_gradient
@@ -162,6 +164,9 @@ class _EventConv(torch.autograd.Function):
         start = np.zeros(packing.tiles * packing.tile, number_type(weight.dtype))
         if bias is not None:
             start[: packing.outputs] = bias.detach().numpy()
+        if packing.pixels == 4 and packing.stride == 1 and event_spread.pays(lists, weight, packing.pad):
+            event_spread.convolve(lists, weight, start, flat_maps(out), packing.pad, packing.tile)
+            return out
         block = min(_BLOCK, -(-frames // _PIECES))
         _run(forward, lists, (packing.pack(weight), start, flat_maps(out)), packing, shape, block)
         return out

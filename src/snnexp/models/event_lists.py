@@ -32,6 +32,11 @@ class Lists(NamedTuple):
     values: NDArray[Any]  # [nnz], or empty: 1 each
     shape: tuple[int, int, int, int]  # frames, C, H, W
 
+    @property
+    def nonzero(self) -> int:
+        """How much is not zero."""
+        return len(self.entries) - ROOM
+
 
 def density(x: Tensor | EventFrames) -> float:
     """Share of the input that is not zero; of maps [N, C, H, W] by a sample of the frames."""

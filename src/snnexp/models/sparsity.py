@@ -154,8 +154,8 @@ def _key(place: Place) -> str:
 
 
 _NAMES = (
-    *("event_conv", "event_conv_kernels", "event_lists", "vectors", "pointwise"),
-    *("winograd", "winograd_kernels", "winograd_transforms", "blocks"),
+    *("event_conv", "event_conv_kernels", "event_lists", "event_spread", "event_spread_kernels"),
+    *("vectors", "pointwise", "winograd", "winograd_kernels", "winograd_transforms", "blocks"),
 )
 
 
