@@ -28,8 +28,9 @@ from snnexp.parallel import run_parallel
 VECTOR = 64  # bytes of the kernels' vectors, which rows of weights are multiples of
 COPY_BYTES = 1 << 17  # of the output's gradient that a task holds: half of a small second-level cache
 SLOWDOWN = 2.4  # of a product here against one of a dense layer
+NEAR = 2048  # weights of a channel that stay in a first-level cache; more take a third longer
 FIXED = 110.0  # products in whose time a number of the gradient is listed, or summed up in the end
-PACKED = 60.0  # products in whose time a weight is packed
+PACKED = 200.0  # products in whose time a weight is packed
 LEAST_WORK = 3e7  # products of a dense gradient, below which the calls cost more than there is to gain
 ROWS = 64  # of a fully connected layer that a task does together
 
@@ -41,12 +42,13 @@ def pays(share: float, products: float, padded: float, rows: int, channels: int)
     """
     if rows * channels * products < LEAST_WORK:
         return False
-    return _cost(share, padded, rows, channels) < 0.95 * rows * channels * products
+    return _cost(share, padded, rows, channels) < 0.9 * rows * channels * products
 
 
 def _cost(share: float, padded: float, rows: int, channels: int) -> float:
     """Products of a dense layer in whose time it is worked out here."""
-    return channels * (rows * (share * SLOWDOWN * (padded + FIXED) + FIXED) + PACKED * padded)
+    slowdown = SLOWDOWN * (1.3 if padded > NEAR else 1)
+    return channels * (rows * (share * slowdown * (padded + FIXED) + FIXED) + PACKED * padded)
 
 
 def conv_cost(share: float, weight: Tensor, shape: torch.Size, stride: int) -> float:
@@ -58,7 +60,7 @@ def conv_cost(share: float, weight: Tensor, shape: torch.Size, stride: int) -> f
 
 def may_pay(products: float) -> bool:
     """Whether it ever is, so that anybody need say what is needed."""
-    return 0.95 * products > FIXED
+    return 0.9 * products > FIXED
 
 
 class Pieces(NamedTuple):
@@ -115,7 +117,9 @@ def conv_input_gradient(
     (outputs, channels, size, _), (frames, _, height, width) = weight.shape, needed.shape
     table = _table(channels, outputs, size, stride, VECTOR // weight.element_size())
     padded, numbers = float((table[:, 1] * table[:, 2]).mean()), frames * height * width
-    if share is not None and not pays(share, size * size * outputs / stride**2 / speed, padded, numbers, channels):
+    taps = [_taps(*sides, size, stride, pad) for sides in zip(grad.shape[2:], (height, width), strict=True)]
+    products = frames * outputs * taps[0] * taps[1] / max(numbers, 1) / speed  # of a number, edges among them
+    if share is not None and not pays(share, products, padded, numbers, channels):
         return None
     pieces = _pieces(height, width, size, stride, pad, outputs)
     found = buffers.empty(needed.shape, grad.dtype, channels_last=True)
@@ -125,6 +129,12 @@ def conv_input_gradient(
     flat = flat_maps(grad.contiguous(memory_format=torch.channels_last)), _packed(weight, stride, table)
     _run(*flat, flat_maps(needed), flat_maps(found), pieces, table, geometry, band, frames * -(-height // band))
     return found
+
+
+def _taps(out: int, side: int, size: int, stride: int, pad: int) -> int:
+    """Pairs of an output and an input row that one takes part in the other: the padding is in none."""
+    first = np.arange(out) * stride - pad
+    return int((np.minimum(first + size, side) - np.maximum(first, 0)).clip(0).sum())
 
 
 def linear_input_gradient(grad: Tensor, columns: Tensor, needed: Tensor, share: float | None) -> Tensor | None:
