@@ -27,7 +27,7 @@ from snnexp import buffers
 from snnexp.arrays import flat_maps, number_type
 from snnexp.data.base import EventFrames
 from snnexp.models import event_spread
-from snnexp.models.event_conv_kernels import forward, weight_gradient
+from snnexp.models.event_conv_kernels import forward, pack, unpack, weight_gradient
 from snnexp.models.event_lists import Lists, list_events, list_maps
 from snnexp.models.needed import Needed, dense_input_gradient
 from snnexp.models.vectors import BYTES
@@ -95,16 +95,18 @@ class Packing:
 
     def pack(self, weight: Tensor) -> NDArray[Any]:
         """weight [O, C, k, k] as [tiles, rows, tile], flat."""
-        grid = torch.zeros(self.tiles * self.tile, self.size, self.columns, self.channels, dtype=weight.dtype)
-        inner = slice(self.extra, self.extra + self.size)
-        grid[: self.outputs, :, inner] = weight.detach().permute(0, 2, 3, 1)
-        packed: NDArray[Any] = grid.view(self.tiles, self.tile, self.rows).transpose(1, 2).reshape(-1).numpy()
+        packed = np.empty(self.tiles * self.rows * self.tile, number_type(weight.dtype))
+        weight = weight if weight.is_contiguous(memory_format=torch.channels_last) else weight.contiguous()
+        given = _flat(weight), packed, weight.stride(), self.outputs, self.shape(0, 0)
+        run_parallel(lambda start, stop: pack(*given, start, stop), self.tiles, torch.get_num_threads())
         return packed
 
-    def unpack(self, sums: NDArray[Any]) -> Tensor:
-        """[O, C, k, k] of [tiles, rows, tile]."""
-        grid = torch.from_numpy(sums).transpose(1, 2).reshape(-1, self.size, self.columns, self.channels)
-        return grid[: self.outputs, :, self.extra : self.extra + self.size].permute(0, 3, 1, 2)
+    def unpack(self, sums: NDArray[Any], like: Tensor) -> Tensor:
+        """[O, C, k, k], in memory as the weight `like`, of sums [pieces, tiles, rows + 1, tile] over all pieces."""
+        weight = torch.empty_like(like if like.is_contiguous(memory_format=torch.channels_last) else like.contiguous())
+        given = sums.reshape(-1), _flat(weight), weight.stride(), self.outputs, len(sums), self.shape(0, 0)
+        run_parallel(lambda start, stop: unpack(*given, start, stop), self.tiles, torch.get_num_threads())
+        return weight
 
     def shape(self, height: int, width: int) -> tuple[int, ...]:
         """What the kernels ask of the input and the weights."""
@@ -117,6 +119,12 @@ class Packing:
         """Frames, outputs, height and width of the output."""
         high, wide = ((n + 2 * self.pad - self.size) // self.stride + 1 for n in (height, width))
         return frames, self.outputs, high, wide
+
+
+def _flat(weight: Tensor) -> NDArray[Any]:
+    """The memory of weights that lie there without gaps."""
+    array: NDArray[Any] = weight.detach().as_strided((weight.numel(),), (1,)).numpy()
+    return array
 
 
 def packing_of(weight: Tensor, stride: int, pad: int) -> Packing:
@@ -181,13 +189,12 @@ class _EventConv(torch.autograd.Function):
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             block = max(-(-frames // _PIECES), min(_PIECE, frames), 1)
-            pieces = -(-frames // block)
+            pieces = max(-(-frames // block), 1)
             sums = np.zeros((pieces, packing.tiles, packing.rows + 1, packing.tile), number_type(grad.dtype))
             shape = packing.out_shape(frames, height, width)
             _run(weight_gradient, lists, (flat_maps(grad), sums.reshape(-1)), packing, shape, block)
-            total = sums.sum(0)
-            grad_weight = torch.empty_like(weight).copy_(packing.unpack(total[:, :-1]))
-            grad_bias = torch.from_numpy(total[:, -1].reshape(-1)[: packing.outputs].copy())
+            grad_weight = packing.unpack(sums, weight)
+            grad_bias = torch.from_numpy(sums[:, :, -1].sum(0).reshape(-1)[: packing.outputs].copy())
         if ctx.needs_input_grad[0]:
             compute = dense_input_gradient if ctx.needed is None else ctx.needed.input_gradient
             grad_x = compute(grad, weight, torch.Size(lists.shape), packing.stride, packing.pad)

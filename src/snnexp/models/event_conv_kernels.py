@@ -100,6 +100,52 @@ def _plus_scaled(a, b, s):
 
 
 @_compile
+def pack(weights, packed, strides, outputs, shape, start, stop):
+    """packed [tiles, ky, columns, channels, tile] flat = the weights, and 0 where there are none. A task is a tile.
+
+    strides: how far the next output, channel, ky and kx are in `weights`.
+    """
+    by_output, by_channel, by_y, by_x = strides
+    channels, size, columns, tile = shape[2], shape[3], shape[6], shape[9]
+    extra = (columns - size) // 2
+    for t in range(start, stop):
+        to, held = np.uint64(t * size * columns * channels * tile), min(tile, outputs - t * tile)
+        for ky in range(size):
+            for column in range(columns):
+                there = held if extra <= column < extra + size else 0
+                for c in range(channels):
+                    at = np.uint64(t * tile * by_output + ky * by_y + max(column - extra, 0) * by_x + c * by_channel)
+                    for _ in range(there):
+                        packed[to] = weights[at]
+                        at += np.uint64(by_output)
+                        to += np.uint64(1)
+                    for _ in range(there, tile):
+                        packed[to] = 0
+                        to += np.uint64(1)
+
+
+@_compile
+def unpack(sums, weights, strides, outputs, pieces, shape, start, stop):
+    """weights = the sums [pieces, tiles, rows + 1, tile] flat of all pieces, in order. A task is a tile."""
+    by_output, by_channel, by_y, by_x = strides
+    channels, size, columns, tile = shape[2], shape[3], shape[6], shape[9]
+    extra, apart = (columns - size) // 2, (size * columns * channels + 1) * tile
+    tiles = (outputs + tile - 1) // tile
+    for t in range(start, stop):
+        for ky in range(size):
+            for kx in range(size):
+                for c in range(channels):
+                    at = np.uint64(t * tile * by_output + ky * by_y + kx * by_x + c * by_channel)
+                    row = t * apart + ((ky * columns + extra + kx) * channels + c) * tile
+                    for j in range(np.uint64(row), np.uint64(row + min(tile, outputs - t * tile))):
+                        total = sums[j]
+                        for piece in range(np.uint64(1), np.uint64(pieces)):
+                            total += sums[j + piece * np.uint64(tiles * apart)]
+                        weights[at] = total
+                        at += np.uint64(by_output)
+
+
+@_compile
 def forward(first, entries, values, weights, bias, out, shape, output, block, start, stop):
     """out [frames, out_height, out_width, outputs] flat = the convolution.
 
