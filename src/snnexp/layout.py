@@ -10,7 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from snnexp.arrays import flat_maps
+from snnexp.parallel import run_parallel
+
+TURNED = 1 << 16  # numbers, below which torch is fast enough
 
 
 def memory_order(x: Tensor) -> list[int]:
@@ -53,6 +60,42 @@ def laid_as(state: Any, step: Tensor) -> Any:
     if step.dim() != 4 or memory_order(step.unsqueeze(0))[2] != 3:
         return state
     return type(state)(*(x if x is None else x.contiguous(memory_format=torch.channels_last) for x in state))
+
+
+def flattened(x: Tensor) -> Tensor:
+    """x.flatten(1): maps [N, C, H, W] in channels_last are turned by a kernel, faster than by torch."""
+    large = (
+        x.dim() == 4 and x.device.type == "cpu" and x.numel() >= TURNED and x.dtype in (torch.float32, torch.float64)
+    )
+    if not large or x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+        return x.flatten(1)
+    y: Tensor = _Flattened.apply(x)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _Flattened(torch.autograd.Function):
+    """x [N, C, H, W] in channels_last -> [N, C*H*W], and the gradient back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.shape = x.shape
+        y = torch.empty(x.shape[0], x[0].numel(), dtype=x.dtype)
+        _turn(flat_maps(x), y.view(-1).numpy(), len(x), x.shape[2] * x.shape[3], x.shape[1])
+        return y
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        frames, channels, height, width = ctx.shape
+        x = torch.empty(ctx.shape, dtype=grad.dtype, memory_format=torch.channels_last)
+        _turn(grad.contiguous().view(-1).numpy(), flat_maps(x), frames, channels, height * width)
+        return x
+
+
+def _turn(x: NDArray[Any], out: NDArray[Any], frames: int, rows: int, columns: int) -> None:
+    from snnexp.layout_kernels import turn  # numba takes 0.2 s to import
+
+    run_parallel(lambda start, stop: turn(x, out, rows, columns, start, stop), frames, torch.get_num_threads())
 
 
 class _Repeated(torch.autograd.Function):

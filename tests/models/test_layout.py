@@ -138,3 +138,17 @@ def test_what_is_put_together_keeps_its_layout_and_values(last: bool) -> None:
     state = State(maps.contiguous(), maps)
     assert all(part.stride() == maps.stride() for part in layout.laid_as(state, maps)[:2])
     assert layout.memory_order(maps.expand(7, *maps.shape))[2] == (3 if last else 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_flattening_keeps_values_and_hands_a_gradient_back_in_channels_last(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(layout, "TURNED", 0)
+    maps = torch.randn(6, 5, 3, 4, dtype=dtype)
+    x = maps.contiguous(memory_format=torch.channels_last).requires_grad_()
+    y, grad = layout.flattened(x), torch.randn(6, 60, dtype=dtype)
+    (found,) = torch.autograd.grad(y, x, grad.expand(1, 6, 60)[0])
+    assert torch.equal(y, maps.flatten(1)) and torch.equal(found, grad.view(6, 5, 3, 4))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert layout.flattened(maps).data_ptr() == maps.data_ptr()  # lies there flat already

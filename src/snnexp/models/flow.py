@@ -8,7 +8,7 @@ from torch import Tensor
 
 from snnexp.data.base import EventFrames
 from snnexp.encoders import Input
-from snnexp.layout import repeated
+from snnexp.layout import flattened, repeated
 from snnexp.models.needed import Needed
 from snnexp.models.observer import Observer
 from snnexp.models.segments import Memory
@@ -82,7 +82,7 @@ class Flow:
     def flatten(self) -> None:
         """Maps become vectors; event lists are flat already."""
         if isinstance(self.x, Tensor):
-            needed, self.x = self.needed, self.x.flatten(1)
+            needed, self.x = self.needed, flattened(self.x)
             self.needed = None if needed is None else needed.flattened()
 
     def branch(self, kind: str) -> None:
