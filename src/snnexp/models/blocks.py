@@ -13,7 +13,7 @@ from numba import types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-from snnexp.models.vectors import BYTES, Vector, spread
+from snnexp.vectors import BYTES, Vector, spread
 
 # Of AVX-512's 32 registers of 64 bytes, or 16 of 32 (AVX2), or 32 of 16.
 _FEATURES = cpu_target.target_context.codegen()._tm_features.split(",")
@@ -26,7 +26,7 @@ def columns_of(itemsize: int) -> int:
 
 
 @intrinsic
-def product(typing_context, a, a_at, a_row, a_step, b, b_at, b_step, c, c_at, c_row, depth):
+def block_product(typing_context, a, a_at, a_row, a_step, b, b_at, b_step, c, c_at, c_row, depth):
     """c[c_at + r c_row + j] = sum over k < depth of a[a_at + r a_row + k a_step] b[b_at + k b_step + j]
 
     For r < ROWS and j < columns_of(...). Flat arrays of one type; depth is at least 1. k runs upwards.
@@ -36,14 +36,14 @@ def product(typing_context, a, a_at, a_row, a_step, b, b_at, b_step, c, c_at, c_
 
 
 @intrinsic
-def add_product(typing_context, a, a_at, a_row, a_step, b, b_at, b_step, c, c_at, c_row, depth):
+def add_block_product(typing_context, a, a_at, a_row, a_step, b, b_at, b_step, c, c_at, c_row, depth):
     """The same, added to what c holds."""
     place = types.int64
     return types.void(a, place, place, place, b, place, place, c, place, place, place), _block_of(added=True)
 
 
 def _block_of(added):
-    """What makes the code of `product`, or of `add_product`."""
+    """What makes the code of `block_product`, or of `add_block_product`."""
 
     def generate(context, builder, signature, arguments):
         _, a_at, a_row, a_step, _, b_at, b_step, _, c_at, c_row, depth = arguments

@@ -30,8 +30,8 @@ from snnexp.models import event_spread
 from snnexp.models.event_conv_kernels import forward, pack, unpack, weight_gradient
 from snnexp.models.event_lists import Lists, list_events, list_maps
 from snnexp.models.needed import Needed, dense_input_gradient
-from snnexp.models.vectors import BYTES
 from snnexp.parallel import run_parallel
+from snnexp.vectors import BYTES
 
 CACHE = 640 << 10  # bytes of a tile's packed weights that stay in a second-level cache
 _BLOCK = 8  # frames of a task of the forward product, at most

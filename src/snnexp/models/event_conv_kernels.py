@@ -10,12 +10,12 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from snnexp.models.vectors import add as _add
-from snnexp.models.vectors import add_scaled as _add_scaled
-from snnexp.models.vectors import load as _load
-from snnexp.models.vectors import moved as _moved
-from snnexp.models.vectors import nonzero as _nonzero
-from snnexp.models.vectors import store as _store
+from snnexp.vectors import add as _add
+from snnexp.vectors import add_scaled as _add_scaled
+from snnexp.vectors import load as _load
+from snnexp.vectors import moved as _moved
+from snnexp.vectors import nonzero as _nonzero
+from snnexp.vectors import store as _store
 
 ROOM = 16  # entries that are copied at once: so many may be read behind the end of a list
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from snnexp.models.event_lists import Lists
-from snnexp.models.vectors import BYTES
 from snnexp.parallel import run_parallel
+from snnexp.vectors import BYTES
 
 ADDED = 0.5  # vectors added per four windows and row of the kernel, above which collecting the spikes is faster
 ADDED_SCALED = 2.0  # the same of spikes that are not 1 each, whose values would be collected, too

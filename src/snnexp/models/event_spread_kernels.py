@@ -6,7 +6,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from snnexp.models.vectors import BYTES, add, add_scaled, load, store
+from snnexp.vectors import BYTES, add, add_scaled, load, store
 
 
 # "contract": single numbers are rounded as those of vectors are

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from snnexp.models.vectors import BYTES, add, add_scaled, load, nonzero, one, put_eight, store, zeros
+from snnexp.vectors import BYTES, add, add_scaled, load, nonzero, one, put_eight, store, zeros
 
 END = 255  # of a pixel's list, which has bytes
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from snnexp.models.vectors import BYTES, add_product, load, total, zeros
+from snnexp.vectors import BYTES, add_product, load, total, zeros
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")

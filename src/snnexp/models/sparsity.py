@@ -66,10 +66,15 @@ class Place(NamedTuple):
     dtype: str
 
     @property
+    def pixels(self) -> int:
+        """Of one frame's output."""
+        high, wide = ((n + 2 * self.pad - self.size) // self.stride + 1 for n in (self.height, self.width))
+        return max(high, 0) * max(wide, 0)
+
+    @property
     def products(self) -> int:
         """Multiplications of one frame."""
-        high, wide = ((n + 2 * self.pad - self.size) // self.stride + 1 for n in (self.height, self.width))
-        return max(high, 0) * max(wide, 0) * self.channels * self.outputs * self.size**2
+        return self.pixels * self.channels * self.outputs * self.size**2
 
 
 class Rule:
@@ -118,8 +123,7 @@ def _place(x: Tensor | EventFrames, conv: nn.Conv2d) -> Place:
     stride, pad = conv.stride[0], int(conv.padding[0])
     dtype = str(conv.weight.dtype).removeprefix("torch.")
     whole = Place(channels, conv.out_channels, conv.kernel_size[0], stride, pad, height, width, 0, dtype)
-    pixels = whole.products // (channels * conv.out_channels * conv.kernel_size[0] ** 2)
-    most = max(int(MEASURED_WORK / max(whole.products, 1)), 16, MEASURED_PIXELS // max(pixels, 1))
+    most = max(int(MEASURED_WORK / max(whole.products, 1)), 16, MEASURED_PIXELS // max(whole.pixels, 1))
     return whole._replace(frames=1 << (max(min(frames, most), 1).bit_length() - 1))
 
 
@@ -148,14 +152,20 @@ def _kept(path: Path) -> Limits | None:
 
 def _key(place: Place) -> str:
     """Of all that the times depend on."""
-    kernels = b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in _NAMES)
+    kernels = b"".join((Path(__file__).parents[1] / name).read_bytes() for name in _SOURCES)
     machine = (torch.backends.cpu.get_cpu_capability(), torch.__version__, os.environ.get("NUMBA_CPU_NAME", ""))
     return hashlib.sha256(repr((place, machine, _processor())).encode() + kernels).hexdigest()[:24]
 
 
-_NAMES = (
-    *("event_conv", "event_conv_kernels", "event_lists", "event_spread", "event_spread_kernels"),
-    *("vectors", "pointwise", "winograd", "winograd_kernels", "winograd_transforms", "blocks"),
+_SOURCES = (
+    "vectors.py",
+    *(
+        f"models/{name}.py"
+        for name in (
+            *("event_conv", "event_conv_kernels", "event_lists", "event_spread", "event_spread_kernels"),
+            *("pointwise", "winograd", "winograd_kernels", "winograd_transforms", "blocks"),
+        )
+    ),
 )
 
 

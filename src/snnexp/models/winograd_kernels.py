@@ -9,8 +9,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from snnexp.models.blocks import ROWS, VECTORS, add_product, product
-from snnexp.models.vectors import BYTES, add, load, store, zeros
+from snnexp.models.blocks import ROWS, VECTORS, add_block_product, block_product
 from snnexp.models.winograd_transforms import (
     fan_out,
     gather_four,
@@ -22,6 +21,7 @@ from snnexp.models.winograd_transforms import (
     weights_of_four,
     weights_of_two,
 )
+from snnexp.vectors import BYTES, add, load, store, zeros
 
 ROOM = 54  # vectors between the two halves of a transform
 
@@ -144,7 +144,7 @@ def convolve(x, weights, bias, out, side, shape, chunk, start, stop):
                 w = ((i * panels + panel) * channels + i) * columns
                 for r in range(0, held, ROWS):
                     a, c = i * apart + r * row, i * out_apart + r * out_row + panel * columns
-                    product(v, a, row, 1, weights, w, columns, m, c, out_row, channels)
+                    block_product(v, a, row, 1, weights, w, columns, m, c, out_row, channels)
         _outputs(m, bias, room, out, first, held, side, shape, out_row, out_apart, lanes, k)
 
 
@@ -192,7 +192,9 @@ def weight_gradient(x, g, sums, bias, shape, chunk, piece, start, stop):
                 for c in range(0, wide, columns):
                     for o in range(0, high, ROWS):
                         at = total + (i * high + o) * wide + c
-                        add_product(z, i * out_apart + o, 1, out_row, v, i * apart + c, row, sums, at, wide, count)
+                        add_block_product(
+                            z, i * out_apart + o, 1, out_row, v, i * apart + c, row, sums, at, wide, count
+                        )
 
 
 @_compile

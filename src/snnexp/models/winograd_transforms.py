@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numba
 
-from snnexp.models.vectors import add, add_scaled, load, scaled, store, subtract
+from snnexp.vectors import add, add_scaled, load, scaled, store, subtract
 
 NEAR, FAR = 0.625, 1.5  # of all eighths the pair whose rounding errors are smallest: of the others' up to a tenth
 

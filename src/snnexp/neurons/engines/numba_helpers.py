@@ -14,7 +14,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic, overload
 
-from snnexp.models.vectors import (
+from snnexp.vectors import (
     BYTES,
     add,
     divided,

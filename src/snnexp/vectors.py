@@ -113,54 +113,59 @@ def filled(typing_context, array, value):
     return Vector(array.dtype)(array, array.dtype), generate
 
 
+def _made_by(operation):
+    """Code that is one operation on two vectors."""
+
+    def generate(context, builder, signature, arguments):
+        return getattr(builder, operation)(*arguments)
+
+    return generate
+
+
+def _made_with_number(operation):
+    """Code that is one operation on a vector and a number."""
+
+    def generate(context, builder, signature, arguments):
+        vector, number = arguments
+        return getattr(builder, operation)(vector, spread(builder, number, vector.type.count))
+
+    return generate
+
+
 @intrinsic
 def add(typing_context, a, b):
     """a + b"""
-
-    def generate(context, builder, signature, arguments):
-        return builder.fadd(*arguments)
-
-    return a(a, a), generate
+    return a(a, a), _made_by("fadd")
 
 
 @intrinsic
 def subtract(typing_context, a, b):
     """a - b"""
-
-    def generate(context, builder, signature, arguments):
-        return builder.fsub(*arguments)
-
-    return a(a, a), generate
-
-
-@intrinsic
-def scaled(typing_context, a, scale):
-    """a * scale"""
-
-    def generate(context, builder, signature, arguments):
-        return builder.fmul(arguments[0], spread(builder, arguments[1], a.lanes))
-
-    return a(a, a.dtype), generate
+    return a(a, a), _made_by("fsub")
 
 
 @intrinsic
 def product(typing_context, a, b):
     """a * b"""
+    return a(a, a), _made_by("fmul")
 
-    def generate(context, builder, signature, arguments):
-        return builder.fmul(*arguments)
 
-    return a(a, a), generate
+@intrinsic
+def scaled(typing_context, a, scale):
+    """a * scale"""
+    return a(a, a.dtype), _made_with_number("fmul")
 
 
 @intrinsic
 def divided(typing_context, a, divisor):
     """a / divisor, a number."""
+    return a(a, a.dtype), _made_with_number("fdiv")
 
-    def generate(context, builder, signature, arguments):
-        return builder.fdiv(arguments[0], spread(builder, arguments[1], a.lanes))
 
-    return a(a, a.dtype), generate
+@intrinsic
+def moved(typing_context, a, shift):
+    """a + shift, of whole numbers."""
+    return a(a, a.dtype), _made_with_number("add")
 
 
 @intrinsic
@@ -222,16 +227,6 @@ def total(typing_context, a):
         return builder.extract_element(vector, ir.Constant(whole, 0))
 
     return a.dtype(a), generate
-
-
-@intrinsic
-def moved(typing_context, a, shift):
-    """a + shift, of whole numbers."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.add(arguments[0], spread(builder, arguments[1], a.lanes))
-
-    return a(a, a.dtype), generate
 
 
 @intrinsic
