@@ -14,7 +14,7 @@ from snnexp.models.winograd_transforms import (
     fan_out,
     gather_four,
     gather_two,
-    numbers,
+    points_of,
     spread_four,
     spread_two,
     weights_back,
@@ -101,7 +101,7 @@ def pack(weights, packed, inputs, outputs, side, strides, start, stop):
     and x are.
     """
     first, by_input, by_output, by_y, by_x = strides
-    lanes, k = BYTES // weights.itemsize, numbers(weights)
+    lanes, k = BYTES // weights.itemsize, points_of(weights)
     columns = lanes * VECTORS
     apart = ((outputs + columns - 1) // columns * inputs + 1) * columns  # one more: or all would share sets of caches
     nine, room = np.zeros(9 * columns, weights.dtype), np.zeros(ROOM * lanes, weights.dtype)
@@ -129,7 +129,7 @@ def convolve(x, weights, bias, out, side, shape, chunk, start, stop):
     bias [outputs] flat.
     """
     channels, outputs, tiles, lanes = shape[2], shape[5], shape[9], BYTES // x.itemsize
-    columns, count, k = lanes * VECTORS, (side + 2) ** 2, numbers(x)
+    columns, count, k = lanes * VECTORS, (side + 2) ** 2, points_of(x)
     panels = (outputs + columns - 1) // columns
     row, out_row = channels + lanes, panels * columns + lanes
     apart, out_apart = chunk * row + lanes, chunk * out_row + lanes
@@ -176,7 +176,7 @@ def weight_gradient(x, g, sums, bias, shape, chunk, piece, start, stop):
     and bias [pieces, outputs] flat; the latter += the gradient of the bias.
     """
     channels, outputs, tiles, lanes = shape[2], shape[5], shape[9], BYTES // x.itemsize
-    columns, k = lanes * VECTORS, numbers(x)
+    columns, k = lanes * VECTORS, points_of(x)
     wide, high = (channels + columns - 1) // columns * columns, (outputs + ROWS - 1) // ROWS * ROWS
     row, out_row = wide + lanes, high + lanes
     apart, out_apart = chunk * row + lanes, chunk * out_row + lanes
@@ -200,7 +200,7 @@ def weight_gradient(x, g, sums, bias, shape, chunk, piece, start, stop):
 @_compile
 def unpack(sums, weights, pieces, shape, start, stop):
     """weights [9, outputs, channels] flat = G' s G of the sums of all pieces, for the outputs from start to stop."""
-    channels, outputs, lanes, k = shape[2], shape[5], BYTES // sums.itemsize, numbers(sums)
+    channels, outputs, lanes, k = shape[2], shape[5], BYTES // sums.itemsize, points_of(sums)
     columns = lanes * VECTORS
     wide, high = (channels + columns - 1) // columns * columns, (outputs + ROWS - 1) // ROWS * ROWS
     room = np.zeros(ROOM * lanes, sums.dtype)

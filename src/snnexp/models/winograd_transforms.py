@@ -6,24 +6,41 @@ A tile of 2x2 outputs has points 0, 1, -1 and infinity, one of 4x4 has 0, +-NEAR
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numba
 
 from snnexp.vectors import add, add_scaled, load, scaled, store, subtract
 
-NEAR, FAR = 0.625, 1.5  # of all eighths the pair whose rounding errors are smallest: of the others' up to a tenth
+NEAR, FAR = 0.625, 1.5  # of all pairs of eighths that with the smallest rounding errors
 
 _inline = numba.njit(error_model="numpy", forceinline=True)
 
 
+class Points(NamedTuple):
+    """What the transforms multiply by, in the kernels' precision: powers of the points, and what G divides by."""
+
+    half: Any
+    near: Any
+    far: Any
+    near2: Any
+    far2: Any
+    near3: Any
+    far3: Any
+    both2: Any  # near2 far2
+    sum2: Any  # near2 + far2
+    over_zero: Any  # one over the product of a point's distances to the others: of 0,
+    over_near: Any  # of +-near, each
+    over_far: Any
+
+
 @_inline
-def numbers(like):
-    """Constants of the transforms in the precision of an array: half, then what the points make, see `six`."""
-    kind = like.dtype.type
-    near, far = NEAR * NEAR, FAR * FAR
-    to = (kind(near * far), kind(-near - far), kind(-near), kind(-far), kind(NEAR), kind(-NEAR), kind(FAR), kind(-FAR))
-    cubes = (kind(near), kind(far), kind(NEAR * near), kind(FAR * far))
-    weights = (kind(1 / (near * far)), kind(1 / (2 * near * (near - far))), kind(1 / (2 * far * (far - near))))
-    return kind(0.5), to, cubes, weights
+def points_of(like):
+    """The constants in the precision of an array."""
+    kind, near, far = like.dtype.type, NEAR * NEAR, FAR * FAR
+    over_near, over_far = kind(1 / (2 * near * (near - far))), kind(1 / (2 * far * (far - near)))
+    powers = kind(NEAR), kind(FAR), kind(near), kind(far), kind(NEAR * near), kind(FAR * far)
+    return Points(kind(0.5), *powers, kind(near * far), kind(near + far), kind(1 / (near * far)), over_near, over_far)
 
 
 # --- of one row or column -----------------------------------------------------------------------------------------
@@ -38,12 +55,12 @@ def four(a, b, c, d):
 @_inline
 def six(a, b, c, d, e, f, k):
     """B' d of a tile of 4x4 outputs; row j is the polynomial with roots at all points but the j-th."""
-    both, minus, near, far, n, minus_n, r, minus_r = k[1]
-    first, last = add_scaled(add_scaled(e, c, minus), a, both), add_scaled(add_scaled(f, d, minus), b, both)
-    even, odd = add_scaled(e, c, far), add_scaled(d, b, far)
-    other, rest = add_scaled(e, c, near), add_scaled(d, b, near)
-    low = first, add_scaled(even, odd, n), add_scaled(even, odd, minus_n)
-    return low[0], low[1], low[2], add_scaled(other, rest, r), add_scaled(other, rest, minus_r), last
+    first = add_scaled(add_scaled(e, c, -k.sum2), a, k.both2)
+    last = add_scaled(add_scaled(f, d, -k.sum2), b, k.both2)
+    even, odd = add_scaled(e, c, -k.far2), add_scaled(d, b, -k.far2)
+    other, rest = add_scaled(e, c, -k.near2), add_scaled(d, b, -k.near2)
+    near, far = add_scaled(even, odd, k.near), add_scaled(other, rest, k.far)
+    return first, near, add_scaled(even, odd, -k.near), far, add_scaled(other, rest, -k.far), last
 
 
 @_inline
@@ -55,19 +72,16 @@ def two_of(a, b, c, d):
 @_inline
 def four_of(a, b, c, d, e, f, k):
     """A' m of a tile of 4x4 outputs: powers of the points."""
-    near, far, near3, far3 = k[2]
-    n, r = k[1][4], k[1][6]
     inner, outer, left, right = add(b, c), add(d, e), subtract(b, c), subtract(d, e)
-    second, third = add_scaled(scaled(left, n), right, r), add_scaled(scaled(inner, near), outer, far)
-    return add(add(a, inner), outer), second, third, add_scaled(add_scaled(f, left, near3), right, far3)
+    second, third = add_scaled(scaled(left, k.near), right, k.far), add_scaled(scaled(inner, k.near2), outer, k.far2)
+    return add(add(a, inner), outer), second, third, add_scaled(add_scaled(f, left, k.near3), right, k.far3)
 
 
 @_inline
 def six_of(a, b, c, d, k):
     """A g: of the gradients of four outputs."""
-    near, far, near3, far3 = k[2]
-    even, odd = add_scaled(a, c, near), add_scaled(scaled(b, k[1][4]), d, near3)
-    other, rest = add_scaled(a, c, far), add_scaled(scaled(b, k[1][6]), d, far3)
+    even, odd = add_scaled(a, c, k.near2), add_scaled(scaled(b, k.near), d, k.near3)
+    other, rest = add_scaled(a, c, k.far2), add_scaled(scaled(b, k.far), d, k.far3)
     return a, add(even, odd), subtract(even, odd), add(other, rest), subtract(other, rest), d
 
 
@@ -75,32 +89,30 @@ def six_of(a, b, c, d, k):
 def four_from(a, b, c, k):
     """G w of a tile of 2x2 outputs."""
     outer = add(a, c)
-    return a, scaled(add(outer, b), k[0]), scaled(subtract(outer, b), k[0]), c
+    return a, scaled(add(outer, b), k.half), scaled(subtract(outer, b), k.half), c
 
 
 @_inline
 def six_from(a, b, c, k):
     """G w of a tile of 4x4 outputs: powers of the points, each row over the product of its point's distances."""
-    first, inner, outer = k[3]
-    even, odd = scaled(add_scaled(a, c, k[2][0]), inner), scaled(scaled(b, k[1][4]), inner)
-    other, rest = scaled(add_scaled(a, c, k[2][1]), outer), scaled(scaled(b, k[1][6]), outer)
-    return scaled(a, first), add(even, odd), subtract(even, odd), add(other, rest), subtract(other, rest), c
+    even, odd = scaled(add_scaled(a, c, k.near2), k.over_near), scaled(scaled(b, k.near), k.over_near)
+    other, rest = scaled(add_scaled(a, c, k.far2), k.over_far), scaled(scaled(b, k.far), k.over_far)
+    return scaled(a, k.over_zero), add(even, odd), subtract(even, odd), add(other, rest), subtract(other, rest), c
 
 
 @_inline
 def three_back(a, b, c, d, e, f, k):
     """G' s of a tile of 4x4 outputs."""
-    first, inner, outer = k[3]
-    even, odd = scaled(add(b, c), inner), scaled(subtract(b, c), inner)
-    other, rest = scaled(add(d, e), outer), scaled(subtract(d, e), outer)
-    middle = add_scaled(scaled(odd, k[1][4]), rest, k[1][6])
-    return add_scaled(add(even, other), a, first), middle, add_scaled(add_scaled(f, even, k[2][0]), other, k[2][1])
+    even, odd = scaled(add(b, c), k.over_near), scaled(subtract(b, c), k.over_near)
+    other, rest = scaled(add(d, e), k.over_far), scaled(subtract(d, e), k.over_far)
+    first, middle = add_scaled(add(even, other), a, k.over_zero), add_scaled(scaled(odd, k.near), rest, k.far)
+    return first, middle, add_scaled(add_scaled(f, even, k.near2), other, k.far2)
 
 
 # --- of a tile: of one vector of its channels ---------------------------------------------------------------------
 #
 # source and target lie in rows: `row` and `pixel` apart where they are maps, `apart` where they are the products.
-# Tiles of 4x4 outputs go through `room`, 36 vectors, between their columns and their rows.
+# Tiles of 4x4 outputs go through `room`, vectors that hold what lies between their columns and their rows.
 
 
 @_inline
