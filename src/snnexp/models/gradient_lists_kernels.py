@@ -18,6 +18,40 @@ _compile = numba.njit(nogil=True, cache=True, error_model="numpy")
 _inline = numba.njit(error_model="numpy", forceinline=True)
 
 
+def _adder(vectors):
+    """What adds a row of output pixels' share of one ky: to three or four vectors of `sums` of each pixel."""
+
+    @_inline
+    def add_row(grad, weights, lists, sums, given):
+        i, at, base, to, tile, step, pixels, outputs = given
+        lanes = tile // vectors
+        for _ in range(pixels):
+            o = np.int64(one(lists, i))
+            if o != END:
+                a, b, c, d = zeros(weights), zeros(weights), zeros(weights), zeros(weights)
+                while o != END:
+                    g, w = one(grad, at + o), base + o * tile
+                    a, b = add_scaled(a, load(weights, w), g), add_scaled(b, load(weights, w + lanes), g)
+                    c = add_scaled(c, load(weights, w + 2 * lanes), g)
+                    if vectors == 4:
+                        d = add_scaled(d, load(weights, w + 3 * lanes), g)
+                    i += 1
+                    o = np.int64(one(lists, i))
+                store(sums, to, add(load(sums, to), a))
+                store(sums, to + lanes, add(load(sums, to + lanes), b))
+                store(sums, to + 2 * lanes, add(load(sums, to + 2 * lanes), c))
+                if vectors == 4:
+                    store(sums, to + 3 * lanes, add(load(sums, to + 3 * lanes), d))
+            i += 1
+            at += outputs
+            to += step
+
+    return add_row
+
+
+_add_three, _add_four = _adder(3), _adder(4)
+
+
 @_compile
 def listed_gradient(grad, weights, out, picks, counts, shape, sizes, start, stop):
     """out [frames, height, width, channels] flat = the gradient of a convolution's input.
@@ -90,51 +124,3 @@ def _list(grad, lists, firsts, picks, counts, shape, most, frame, some, low, hig
                     lists[j] = END
                     j += 1
                     at += outputs
-
-
-@_inline
-def _add_four(grad, weights, lists, sums, given):
-    """Add a row of output pixels' share of one ky: to each pixel's four vectors of `sums`, its g times weights."""
-    i, at, base, to, tile, step, pixels, outputs = given
-    lanes = tile // 4
-    for _ in range(pixels):
-        o = np.int64(one(lists, i))
-        if o != END:
-            a, b, c, d = zeros(weights), zeros(weights), zeros(weights), zeros(weights)
-            while o != END:
-                g, w = one(grad, at + o), base + o * tile
-                a, b = add_scaled(a, load(weights, w), g), add_scaled(b, load(weights, w + lanes), g)
-                c = add_scaled(c, load(weights, w + 2 * lanes), g)
-                d = add_scaled(d, load(weights, w + 3 * lanes), g)
-                i += 1
-                o = np.int64(one(lists, i))
-            store(sums, to, add(load(sums, to), a))
-            store(sums, to + lanes, add(load(sums, to + lanes), b))
-            store(sums, to + 2 * lanes, add(load(sums, to + 2 * lanes), c))
-            store(sums, to + 3 * lanes, add(load(sums, to + 3 * lanes), d))
-        i += 1
-        at += outputs
-        to += step
-
-
-@_inline
-def _add_three(grad, weights, lists, sums, given):
-    """The same with three."""
-    i, at, base, to, tile, step, pixels, outputs = given
-    lanes = tile // 3
-    for _ in range(pixels):
-        o = np.int64(one(lists, i))
-        if o != END:
-            a, b, c = zeros(weights), zeros(weights), zeros(weights)
-            while o != END:
-                g, w = one(grad, at + o), base + o * tile
-                a, b = add_scaled(a, load(weights, w), g), add_scaled(b, load(weights, w + lanes), g)
-                c = add_scaled(c, load(weights, w + 2 * lanes), g)
-                i += 1
-                o = np.int64(one(lists, i))
-            store(sums, to, add(load(sums, to), a))
-            store(sums, to + lanes, add(load(sums, to + lanes), b))
-            store(sums, to + 2 * lanes, add(load(sums, to + 2 * lanes), c))
-        i += 1
-        at += outputs
-        to += step
