@@ -16,6 +16,28 @@ def flat_maps(x: Tensor) -> NDArray[Any]:
     return array
 
 
+def for_kernels(x: Tensor) -> bool:
+    """Whether our kernels take maps x [N, C, H, W]: on the CPU, in a precision of theirs, channels last."""
+    return (
+        x.dim() == 4
+        and x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64)
+        and not torch.is_autocast_enabled("cpu")
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def gapless(weight: Tensor) -> Tensor:
+    """Weights [O, C, k, k] without gaps in memory: as they are if they lie in either layout."""
+    return weight if weight.is_contiguous(memory_format=torch.channels_last) else weight.contiguous()
+
+
+def flat_weights(weight: Tensor) -> NDArray[Any]:
+    """The memory of weights that are `gapless`, flat; their strides say what is where."""
+    array: NDArray[Any] = weight.detach().as_strided((weight.numel(),), (1,)).numpy()
+    return array
+
+
 def share_memory(x: Tensor) -> Tensor:
     """Return a tensor on x's memory that autograd takes for a new one."""
     alias = torch.empty(0, dtype=x.dtype, device=x.device)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from snnexp import buffers, collectives
-from snnexp.arrays import flat_maps, number_type, share_memory
+from snnexp.arrays import flat_maps, for_kernels, number_type, share_memory
 from snnexp.layout import stacked
 from snnexp.models import shared_norm
 from snnexp.neurons.engines.calls import InputNorm
@@ -107,14 +107,7 @@ def _regular(step: Tensor) -> Tensor:
 
 def _is_ours(x: Tensor) -> bool:
     """Whether the kernels take x: on the CPU, in a precision of theirs, channels last, and more than one row."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.float64)
-        and x.dim() == 4
-        and not torch.is_autocast_enabled("cpu")
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and x.numel() > x.shape[1] >= 4
-    )
+    return for_kernels(x) and x.numel() > x.shape[1] >= 4
 
 
 class _Moments(NamedTuple):
@@ -159,7 +152,8 @@ class _BatchNorm(torch.autograd.Function):
         ctx.moments, ctx.overwrite = moments, overwrite
         if left:
             return share_memory(x)
-        from snnexp.models.batch_norm_kernels import normalise, repeated
+        from snnexp.models.batch_norm_kernels import normalise
+        from snnexp.neurons.engines.numba_norm import repeated
 
         y, channels = buffers.empty_like(x), x.shape[1]
         values = map(repeated, (norm.mean, norm.scale, norm.bias))

@@ -10,9 +10,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from snnexp.neurons.engines.numba_norm import normalised, repeated
-
-__all__ = ["input_gradient", "normalise", "repeated", "sums_of"]
+from snnexp.neurons.engines.numba_norm import normalised
 
 SHORT = 32  # rows that are added up in the input's precision
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from snnexp import buffers
-from snnexp.arrays import flat_maps, number_type
+from snnexp.arrays import flat_maps, flat_weights, gapless, number_type
 from snnexp.data.base import EventFrames
 from snnexp.models import event_spread
 from snnexp.models.event_conv_kernels import forward, pack, unpack, weight_gradient
@@ -96,15 +96,15 @@ class Packing:
     def pack(self, weight: Tensor) -> NDArray[Any]:
         """weight [O, C, k, k] as [tiles, rows, tile], flat."""
         packed = np.empty(self.tiles * self.rows * self.tile, number_type(weight.dtype))
-        weight = weight if weight.is_contiguous(memory_format=torch.channels_last) else weight.contiguous()
-        given = _flat(weight), packed, weight.stride(), self.outputs, self.shape(0, 0)
+        weight = gapless(weight)
+        given = flat_weights(weight), packed, weight.stride(), self.outputs, self.shape(0, 0)
         run_parallel(lambda start, stop: pack(*given, start, stop), self.tiles, torch.get_num_threads())
         return packed
 
     def unpack(self, sums: NDArray[Any], like: Tensor) -> Tensor:
         """[O, C, k, k], in memory as the weight `like`, of sums [pieces, tiles, rows + 1, tile] over all pieces."""
-        weight = torch.empty_like(like if like.is_contiguous(memory_format=torch.channels_last) else like.contiguous())
-        given = sums.reshape(-1), _flat(weight), weight.stride(), self.outputs, len(sums), self.shape(0, 0)
+        weight = torch.empty_like(gapless(like))
+        given = sums.reshape(-1), flat_weights(weight), weight.stride(), self.outputs, len(sums), self.shape(0, 0)
         run_parallel(lambda start, stop: unpack(*given, start, stop), self.tiles, torch.get_num_threads())
         return weight
 
@@ -119,12 +119,6 @@ class Packing:
         """Frames, outputs, height and width of the output."""
         high, wide = ((n + 2 * self.pad - self.size) // self.stride + 1 for n in (height, width))
         return frames, self.outputs, high, wide
-
-
-def _flat(weight: Tensor) -> NDArray[Any]:
-    """The memory of weights that lie there without gaps."""
-    array: NDArray[Any] = weight.detach().as_strided((weight.numel(),), (1,)).numpy()
-    return array
 
 
 def packing_of(weight: Tensor, stride: int, pad: int) -> Packing:

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from snnexp import buffers
 from snnexp.arrays import flat_maps
+from snnexp.models.input_gradient import VECTOR
 from snnexp.parallel import run_parallel
 
-VECTOR = 64  # bytes of the kernels' vectors
 BLOCK = 128  # outputs that are listed at once, at most; their weights should stay in a first-level cache
 ROOM = 1 << 18  # bytes of maps and lists that a task works on: half of a small second-level cache
 LEAST_TASKS = 16  # that the frames make, if there are so many

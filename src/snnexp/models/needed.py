@@ -211,9 +211,10 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int
     Many 3x3 convolutions are done by Winograd's algorithm (`winograd.py`), 1x1 ones with a stride as products of rows
     (`pointwise.py`), exact to rounding.
     """
-    if needed is None and not any(way.fits(x, weight, stride, pad) for way in (winograd, pointwise)):
+    way = next((way for way in (winograd, pointwise) if way.fits(x, weight, stride, pad)), None)
+    if needed is None and way is None:
         return F.conv2d(x, weight, bias, stride, pad)
-    y: Tensor = _Conv.apply(x, weight, bias, stride, pad, needed)  # type: ignore[no-untyped-call]
+    y: Tensor = _Conv.apply(x, weight, bias, stride, pad, needed, way)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -224,18 +225,20 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, needed: Needed) -> Te
 
 
 class _Conv(torch.autograd.Function):
-    """(x [N, C, H, W], weight, bias or None, stride, pad, needed or None) -> the convolution, dense forward."""
+    """(x [N, C, H, W], weight, bias or None, stride, pad, needed or None, way) -> the convolution, dense forward.
+
+    way: `winograd` or `pointwise`, where these fit, or None.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int, needed: Needed | None
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int, needed: Needed | None, way: Any
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.pad, ctx.needed, ctx.biased = stride, pad, needed, bias is not None
-        ctx.winograd, ctx.pointwise = (way.fits(x, weight, stride, pad) for way in (winograd, pointwise))
-        if ctx.pointwise:
+        ctx.stride, ctx.pad, ctx.needed, ctx.way, ctx.biased = stride, pad, needed, way, bias is not None
+        if way is pointwise:
             return pointwise.convolve(x, weight, bias, stride)
-        if ctx.winograd and winograd.pays(x, weight, pad):
+        if way is winograd and winograd.pays(x, weight, pad):
             return winograd.convolve(x, weight, bias, pad)
         return F.conv2d(x, weight, bias, stride, pad)
 
@@ -245,9 +248,9 @@ class _Conv(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
         wanted, grads = ctx.needs_input_grad[1:3], cast(list[Tensor | None], [None, None])
-        if ctx.winograd and any(wanted) and winograd.weight_gradient_pays(x, weight, ctx.pad):
+        if ctx.way is winograd and any(wanted) and winograd.weight_gradient_pays(x, weight, ctx.pad):
             grads = [*winograd.weight_gradient(grad, x, weight, ctx.pad)]
-        elif ctx.pointwise and any(wanted):
+        elif ctx.way is pointwise and any(wanted):
             grads = [*pointwise.weight_gradient(grad, x, weight, ctx.stride)]
         elif any(wanted):
             sides = ([ctx.stride] * 2, [ctx.pad] * 2, [1, 1], False, [0, 0], 1, [False, *wanted])
@@ -258,7 +261,7 @@ class _Conv(torch.autograd.Function):
             compute = dense_input_gradient if ctx.needed is None else ctx.needed.input_gradient
             grad_x = compute(grad, weight, x.shape, ctx.stride, ctx.pad)
         grad_weight, grad_bias = (g if want else None for g, want in zip(grads, wanted, strict=True))
-        return grad_x, grad_weight, grad_bias, None, None, None
+        return grad_x, grad_weight, grad_bias, None, None, None, None
 
 
 class _Linear(torch.autograd.Function):

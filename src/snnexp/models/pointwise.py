@@ -14,20 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from snnexp.arrays import for_kernels
+
 
 def fits(x: Tensor, weight: Tensor, stride: int, pad: int) -> bool:
     """Whether a convolution is one for this file: by its shapes alone, of float maps in channels_last on the CPU."""
-    return (
-        weight.shape[2:] == (1, 1)
-        and stride > 1
-        and pad == 0
-        and x.dim() == 4
-        and x.device.type == "cpu"
-        and x.dtype == weight.dtype
-        and x.dtype in (torch.float32, torch.float64)
-        and not torch.is_autocast_enabled("cpu")
-        and x.is_contiguous(memory_format=torch.channels_last)
-    )
+    right = weight.shape[2:] == (1, 1) and stride > 1 and pad == 0
+    return right and x.dtype == weight.dtype and for_kernels(x)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:

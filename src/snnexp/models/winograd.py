@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from snnexp import buffers
-from snnexp.arrays import flat_maps, number_type
+from snnexp.arrays import flat_maps, flat_weights, for_kernels, gapless, number_type
 from snnexp.models.input_gradient import LEAST_WORK, VECTOR
 from snnexp.parallel import run_parallel
 
@@ -65,11 +65,9 @@ def fits(x: Tensor, weight: Tensor, stride: int, pad: int) -> bool:
     """Whether some of the products of a convolution of x [N, C, H, W] with weight [O, C, 3, 3] may be done here."""
     outputs, channels, *size = weight.shape
     lanes = VECTOR // weight.element_size()
-    if size != [3, 3] or stride != 1 or not 0 <= pad <= 2 or channels % lanes or outputs % lanes or x.dim() != 4:
+    if size != [3, 3] or stride != 1 or not 0 <= pad <= 2 or channels % lanes or outputs % lanes:
         return False
-    if x.device.type != "cpu" or x.dtype != weight.dtype or x.dtype not in (torch.float32, torch.float64):
-        return False
-    if torch.is_autocast_enabled("cpu") or not x.is_contiguous(memory_format=torch.channels_last):
+    if x.dtype != weight.dtype or not for_kernels(x):
         return False
     shape = _shape_of(x, outputs, pad, 1)
     return 9 * channels * outputs * shape.tiles >= LEAST_WORK
@@ -134,9 +132,7 @@ def _packed(weight: Tensor, side: int) -> NDArray[Any]:
     from snnexp.models.blocks import columns_of
     from snnexp.models.winograd_kernels import pack
 
-    weight = weight.detach()
-    if not weight.is_contiguous(memory_format=torch.channels_last):
-        weight = weight.contiguous()
+    weight = gapless(weight)
     (outputs, channels), (by_output, by_channel, by_y, by_x) = weight.shape[:2], weight.stride()
     strides = (0, by_channel, by_output, by_y, by_x)
     if side == BACKWARD:
@@ -147,7 +143,7 @@ def _packed(weight: Tensor, side: int) -> NDArray[Any]:
     packed = buffers.empty([(side + 2) ** 2 * (panels * channels + 1) * columns], weight.dtype).numpy()
     if outputs % columns:
         packed[:] = 0
-    flat = weight.as_strided((weight.numel(),), (1,)).numpy()
+    flat = flat_weights(weight)
     _run(lambda start, stop: pack(flat, packed, channels, outputs, side, strides, start, stop), panels)
     return packed
 
