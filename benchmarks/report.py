@@ -168,8 +168,13 @@ def density_table(record: Record) -> str:
     """model.sparse=auto against never: ratio of step times at each density, below 1 where auto is faster."""
     lines = ["**Density**: time of a step with model.sparse=auto over that with never (fastest steps; medians)", ""]
     densities = list(dict.fromkeys(f"{100 * p['density']:g} %" for row in record["density"].values() for p in row))
-    lines += ["| | " + " | ".join(densities) + " |", "|---|" + "---|" * len(densities)]
+    lines += ["| | " + " | ".join([*densities, "apart"]) + " |", "|---|" + "---|" * (len(densities) + 1)]
+    apart = []
     for title, points in record["density"].items():
+        apart = sorted(p["apart"] for p in points if "apart" in p)  # older records do not have it
         cells = {f"{100 * p['density']:g} %": f"{p['ratio']:.2f} ({p['of_medians']:.2f})" for p in points}
-        lines.append(f"| {title} | " + " | ".join(cells.get(d, "") for d in densities) + " |")
+        cells["apart"] = f"{apart[len(apart) // 2]:.1%} ({apart[-1]:.1%})" if apart else ""
+        lines.append(f"| {title} | " + " | ".join(cells.get(d, "") for d in (*densities, "apart")) + " |")
+    if apart:
+        lines += ["", "*apart*: by how much two networks with never differ, fastest steps; median (most) of the row"]
     return "\n".join(lines)

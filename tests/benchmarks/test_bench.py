@@ -243,7 +243,8 @@ def test_density_is_swept_with_both_ways_in_turns() -> None:
         assert [p["density"] for p in points] == [0.01, 0.5]
         assert all(p["ratio"] == pytest.approx(p["auto_ms"] / p["never_ms"]) for p in points)
     record = record_of(snnexp=10) | {"density": found}
-    assert "| | 1 % | 50 % |" in report.markdown(record)
+    assert all(p["apart"] >= 0 for points in found.values() for p in points)
+    assert "| | 1 % | 50 % | apart |" in report.markdown(record)
 
 
 def test_neurons_in_front_hand_their_input_on() -> None:

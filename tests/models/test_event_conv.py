@@ -16,9 +16,10 @@ from networks import as_events, make_info, make_network, make_spikes
 from torch import Tensor
 
 from snnexp.analysis.synops import SynopsMeter
+from snnexp.arrays import for_kernels
 from snnexp.models import event_spread, sparsity
 from snnexp.models.event_conv import dense_input_gradient, event_conv
-from snnexp.models.event_lists import density, list_maps
+from snnexp.models.event_lists import dense_maps, density, list_maps
 from snnexp.models.weights import Conv2d
 from snnexp.ranks import Rows
 
@@ -70,6 +71,7 @@ def test_equals_the_dense_convolution_and_its_gradients(
     target = torch.randn(dense.shape, dtype=torch.float64)
     assert ours_equals(dense, event_conv(x, weight, bias, stride, pad), target, x, weight, bias)
     lists = as_events(x.detach().unsqueeze(0).contiguous())
+    assert torch.equal(dense_maps(lists, torch.float64), x) and for_kernels(dense_maps(lists, torch.float64))
     dense = F.conv2d(x, weight, bias, stride, pad)
     assert ours_equals(dense, event_conv(lists, weight, bias, stride, pad), target, weight, bias)
 
@@ -157,8 +159,8 @@ def test_lists_hold_what_is_not_zero() -> None:
 
 def test_density_is_counted_in_a_sample_of_the_frames() -> None:
     x = torch.zeros(16, 2, 3, 5).contiguous(memory_format=torch.channels_last)
-    x[8, 1, 2] = 2.0
-    assert density(x) == 5 / 60
+    x[7, 1, 2] = 2.0
+    assert density(x) == 5 / 90  # frames 0, 7 and 14
     assert density(as_events(x.unsqueeze(0).contiguous())) == 5 / 480
     assert density(x[:0]) == 0
 

@@ -130,6 +130,11 @@ def test_too_many_spikes_are_left_to_the_dense_product() -> None:
     assert spike_linear(x, torch.rand(4, 10), None, 0.11) is not None
 
 
+def test_rows_that_spike_far_too_much_are_not_all_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("snnexp.models.event_linear._count", None)  # so that counting fails
+    assert spike_linear(torch.ones(40, 10), torch.rand(4, 10), None, 0.5) is None
+
+
 @pytest.mark.parametrize("sparse", ["always", "never"])
 def test_a_network_gives_the_same_whether_its_layers_follow_the_spikes(sparse: str) -> None:
     info = make_info(steps=6)

@@ -26,6 +26,9 @@ from snnexp.data.base import EventFrames
 from snnexp.models.needed import Needed
 from snnexp.parallel import run_parallel
 
+SAMPLED = 13  # of so many rows one is looked at first; a prime, so that it is not always the same samples'
+CLEARLY = 1.5  # times the limit, from which on the others are not looked at
+
 
 def event_driven_weight(linear: nn.Linear) -> None:
     """Store the weight of `linear` column by column. Its shape [out, in] and values stay; the state dict is plain."""
@@ -78,6 +81,8 @@ def _spike_lists(x: Tensor, below: float) -> tuple[Tensor, Tensor] | None:
     """Positions of the ones in each row of x [rows, in] (int32), and where each row's begin (int64 [rows + 1])."""
     rows, width = x.shape
     flat = x.reshape(-1).numpy()
+    if _share(flat, rows, width) >= CLEARLY * below:
+        return None
     counts = np.zeros(rows + 1, np.int64)
     blocks, threads = -(-rows // _ROWS), torch.get_num_threads()
     run_parallel(lambda start, stop: _count(flat, width, counts, _ROWS, start, stop), blocks, threads)
@@ -89,6 +94,12 @@ def _spike_lists(x: Tensor, below: float) -> tuple[Tensor, Tensor] | None:
     indices = np.empty(int(offsets[-1]), np.int32)
     run_parallel(lambda start, stop: _list(flat, width, offsets, indices, _ROWS, start, stop), blocks, threads)
     return torch.from_numpy(indices), torch.from_numpy(offsets)
+
+
+def _share(flat: NDArray[Any], rows: int, width: int) -> float:
+    """Mean of every SAMPLED-th row of x [rows * width] flat: the share that spikes, if these are spikes."""
+    some = flat.reshape(rows, width)[::SAMPLED]
+    return float(some.sum()) / max(some.size, 1)
 
 
 class _EventProduct(torch.autograd.Function):

@@ -21,7 +21,7 @@ from snnexp.data.base import EventFrames
 from snnexp.models.event_conv_kernels import ROOM
 from snnexp.parallel import run_parallel
 
-SAMPLED = 8  # one frame of so many tells the density
+SAMPLED = 7  # one frame of so many tells the density; a prime, so that it is not always the same samples'
 
 
 class Lists(NamedTuple):
@@ -83,6 +83,16 @@ def list_events(x: EventFrames, tile: int, dtype: torch.dtype) -> Lists:
         ),
     )
     return Lists(first, entries, values, (frames, channels, height, width))
+
+
+def dense_maps(x: EventFrames, dtype: torch.dtype) -> Tensor:
+    """Event lists as maps [N, C, H, W] in channels_last, as dense convolutions want them, in float32 or float64."""
+    (channels, height, width), frames = x.shape, x.num_steps * x.batch_size
+    maps = torch.empty((frames, *x.shape), dtype=dtype, memory_format=torch.channels_last)
+    given = np.empty(0, number_type(dtype)) if x.values is None else x.values.detach().to(dtype).numpy()
+    lists, flat = (x.indices.numpy(), x.offsets.numpy(), given), flat_maps(maps)
+    _over(frames, lambda start, stop: _scatter(*lists, flat, height * width, channels, start, stop))
+    return maps
 
 
 def _room(pixels: int, count: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -189,3 +199,17 @@ def _relist(indices, offsets, given, first, entries, values, height, width, chan
             entries[place] = (at % np.uint32(width) * np.uint32(channels) + channel) * np.uint32(tile)
             if values.size > 0:
                 values[place] = given[i]
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _scatter(indices, offsets, given, out, pixels, channels, start, stop):  # type: ignore[no-untyped-def]
+    """Write event lists' frames start..stop to out [frames, pixels, channels] flat; indices are [channels, pixels]."""
+    size, one, zero = np.uint64(pixels * channels), out.dtype.type(1), out.dtype.type(0)
+    plane, many, weighted = np.uint32(pixels), np.uint64(channels), given.size > 0
+    for frame in range(start, stop):
+        begin = np.uint64(frame) * size
+        for i in range(begin, begin + size):
+            out[i] = zero
+        for j in range(np.uint64(offsets[frame]), np.uint64(offsets[frame + 1])):
+            channel, pixel = np.uint32(indices[j]) // plane, np.uint32(indices[j]) % plane
+            out[begin + np.uint64(pixel) * many + np.uint64(channel)] = given[j] if weighted else one

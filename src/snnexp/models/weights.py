@@ -135,8 +135,7 @@ class Conv2d(nn.Conv2d):
 
             y = event_conv(x, weight, self.bias, stride, pad, needed)
         else:
-            if isinstance(x, EventFrames):
-                x = x.to_dense(weight.dtype).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+            x = _dense(x, weight) if isinstance(x, EventFrames) else x
             y = conv2d(x, weight, self.bias, stride, pad, needed)
         return y if self.affine is None else cast(Tensor, self.affine(y))
 
@@ -147,6 +146,15 @@ class Conv2d(nn.Conv2d):
         if self.rule is None or not self.zeros_behind or not _fits_windows(x, weight):
             return needed
         return with_zeros(needed, self, self.rule.name, self.rule.limits is ALWAYS)
+
+
+def _dense(x: EventFrames, weight: Tensor) -> Tensor:
+    """Event lists as maps in channels_last, in the weight's precision."""
+    if weight.device.type == "cpu" and weight.dtype in _PRECISIONS:
+        from snnexp.models.event_lists import dense_maps  # numba takes 0.2 s to import
+
+        return dense_maps(x, weight.dtype)
+    return x.to_dense(weight.dtype).flatten(0, 1).contiguous(memory_format=torch.channels_last)
 
 
 def _fits_windows(x: Tensor | EventFrames, weight: Tensor) -> bool:
