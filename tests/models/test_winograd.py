@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,7 +23,15 @@ def normal(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Te
     return numbers.contiguous(memory_format=LAST) if numbers.dim() == 4 else numbers
 
 
+SETTINGS = {  # of `winograd`, so that small layers go by panels of their weights, and the sums through groups of tiles
+    "in one": {"CACHE": 1 << 40},
+    "panels": {"PANELS": 0, "PRODUCTS": 1 << 40, "PANEL": 36 * 16 * 8 * 5, "CACHE": 0, "LARGE": 0, "WIDE": 16},
+    "groups": {"CACHE": 0, "LARGE": 1 << 40, "GROUP": 36 * 8 * 7 * 32},
+}
+
+
 @given(
+    way=st.sampled_from(list(SETTINGS)),
     frames=st.integers(1, 5),
     channels=st.sampled_from([8, 16, 40]),
     outputs=st.sampled_from([8, 16, 24, 72]),
@@ -31,9 +41,17 @@ def normal(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Te
     spikes=st.booleans(),
     last=st.booleans(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_equals_the_dense_convolution_and_its_gradients(
-    frames: int, channels: int, outputs: int, height: int, width: int, pad: int, spikes: bool, last: bool
+    way: str,
+    frames: int,
+    channels: int,
+    outputs: int,
+    height: int,
+    width: int,
+    pad: int,
+    spikes: bool,
+    last: bool,
 ) -> None:
     height, width = max(height, 3 - 2 * pad), max(width, 3 - 2 * pad)
     x = normal(frames, channels, height, width)
@@ -46,7 +64,7 @@ def test_equals_the_dense_convolution_and_its_gradients(
     dense = F.conv2d(x, weight, bias, 1, pad)
     grad = normal(*dense.shape, seed=3)
     expected = torch.autograd.grad(dense, (x, weight, bias), grad)
-    with torch.no_grad():
+    with torch.no_grad(), mock.patch.multiple(winograd, **SETTINGS[way]):
         found = (
             winograd.convolve(x, weight, bias, pad),
             winograd.input_gradient(grad, weight, pad),
@@ -81,11 +99,13 @@ def test_rounding_in_float32_is_that_of_dense_sums() -> None:
         assert (o - e).norm() <= times * (d - e).norm()
 
 
-def test_threads_change_no_bit(threads: object) -> None:
+@pytest.mark.parametrize("way", SETTINGS)
+def test_threads_change_no_bit(threads: object, way: str) -> None:
     given, found = layer(), []
     for count in (1, 2):
         torch.set_num_threads(count)
-        found.append(all_of(*given, "winograd"))
+        with mock.patch.multiple(winograd, **SETTINGS[way]):
+            found.append(all_of(*given, "winograd"))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
@@ -102,9 +122,10 @@ def test_only_where_it_fits(what: str, fits: bool) -> None:
 
 
 def test_only_where_it_pays() -> None:
-    few, many = (torch.empty(frames, 512, 4, 4) for frames in (40, 512))
+    few, many = (torch.empty(frames, 512, 4, 4).contiguous(memory_format=LAST) for frames in (12, 32))
     weight = torch.empty(512, 512, 3, 3)
     assert not winograd.pays(few, weight, 1) and winograd.pays(many, weight, 1)
-    few, many = (x.contiguous(memory_format=LAST) for x in (few, many))
     assert not winograd.makes_gradient(few, weight, 1, 1) and winograd.makes_gradient(many, weight, 1, 1)
-    assert not winograd.weight_gradient_pays(few, weight, 1)
+    assert not winograd.weight_gradient_pays(few, weight, 1) and winograd.weight_gradient_pays(many, weight, 1)
+    small = torch.empty(256, 512, 2, 2).contiguous(memory_format=LAST)  # three quarters of each tile were empty
+    assert not winograd.makes_gradient(small, weight, 1, 1)

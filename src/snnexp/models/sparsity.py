@@ -163,7 +163,7 @@ _SOURCES = (
         f"models/{name}.py"
         for name in (
             *("event_conv", "event_conv_kernels", "event_lists", "event_spread", "event_spread_kernels"),
-            *("pointwise", "winograd", "winograd_kernels", "winograd_transforms", "blocks"),
+            *("pointwise", "winograd", "winograd_kernels", "winograd_panel_kernels", "winograd_transforms", "blocks"),
         )
     ),
 )

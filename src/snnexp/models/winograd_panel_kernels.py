@@ -1,0 +1,130 @@
+"""The loops of Winograd's convolution where transformed weights are more than a second-level cache holds.
+
+All tiles are transformed first, and products are made a panel of the weights at a time: forward, and for the input's
+gradient, that panel is transformed in the cache and goes with all tiles; the gradient of a panel's weights is summed
+over all tiles in the cache and transformed back there. What is large in memory is the weights themselves.
+"""
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, import-untyped, assignment"
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from snnexp.models.blocks import ROWS, VECTORS, add_block_product, block_product
+from snnexp.models.winograd_kernels import ROOM, back_to_weights, gradients, inputs, outputs_of, transform_weights
+from snnexp.models.winograd_transforms import points_of
+from snnexp.vectors import BYTES
+
+_compile = numba.njit(nogil=True, cache=True, error_model="numpy")
+
+
+@_compile
+def spread_inputs(x, v, side, shape, layout, chunk, start, stop):
+    """v [products, tiles, channels] = B' d B of the input's tiles. A task is `chunk` tiles.
+
+    layout: how far rows of tiles and products are apart.
+    """
+    channels, tiles, lanes, k = shape[2], shape[9], BYTES // x.itemsize, points_of(x)
+    row, apart = layout
+    patch, room = np.zeros((side + 2) ** 2 * channels, x.dtype), np.zeros(ROOM * lanes, x.dtype)
+    for task in range(start, stop):
+        first = task * chunk
+        count, panel = min(chunk, tiles - first), lanes * VECTORS
+        inputs(x, patch, room, v, first * row, first, count, side, shape, row, panel, apart, lanes, k)
+
+
+@_compile
+def convolve(v, weights, bias, out, side, shape, strides, layout, depth, start, stop):
+    """out [frames, out_height, out_width, outputs] flat = the convolution, of inputs that `spread_inputs` made.
+
+    A task is a panel of outputs, whose weights are transformed `depth` channels at a time. strides: see `pack`.
+    """
+    channels, outputs, tiles, lanes, k = shape[2], shape[5], shape[9], BYTES // v.itemsize, points_of(v)
+    (row, apart), columns, count = layout, lanes * VECTORS, (side + 2) ** 2
+    out_apart, w_apart = ((tiles + ROWS - 1) // ROWS * ROWS + 1) * columns, (depth + 1) * columns
+    m, w = np.zeros(count * out_apart, v.dtype), np.zeros(count * w_apart, v.dtype)
+    nine, room = np.zeros(9 * columns, v.dtype), np.zeros(ROOM * lanes, v.dtype)
+    for panel in range(start, stop):
+        o = panel * columns
+        held = min(columns, outputs - o)
+        for c in range(0, channels, depth):
+            rows, begin = min(depth, channels - c), strides[0] + c * strides[1] + o * strides[2]
+            transform_weights(weights, begin, held, rows, side, strides, w, 0, w_apart, nine, room, lanes, k)
+            for i in range(count):
+                for r in range(0, tiles, ROWS):
+                    a, b, to = i * apart + r * row + c, i * w_apart, i * out_apart + r * columns
+                    if c == 0:
+                        block_product(v, a, row, 1, w, b, columns, m, to, columns, rows)
+                    else:
+                        add_block_product(v, a, row, 1, w, b, columns, m, to, columns, rows)
+        outputs_of(m, bias, room, out, 0, tiles, side, shape, o, o + held, columns, out_apart, lanes, k)
+
+
+@_compile
+def spread_both(x, g, v, z, bias, shape, layout, chunk, base, stop_tile, start, stop):
+    """Transform the tiles from `base` to `stop_tile` for the weights' gradient. A task is `chunk` of them.
+
+    v [36, panels, tiles, columns] of inputs, z [36, panels, tiles, wide] of the output's gradients, both flat, and
+    bias [all chunks, outputs] += the gradient of the bias. layout: how far panels and products of v are apart, then
+    those of z, and `wide`.
+    """
+    channels, outputs, lanes, k = shape[2], shape[5], BYTES // x.itemsize, points_of(x)
+    (panel, apart, z_panel, z_apart, wide), columns = layout, lanes * VECTORS
+    patch, room = np.zeros(36 * channels, x.dtype), np.zeros(ROOM * lanes, x.dtype)
+    for task in range(start, stop):
+        first = base + task * chunk
+        count, mine = min(chunk, stop_tile - first), first // chunk * outputs
+        place, z_place = (first - base) * columns, (first - base) * wide
+        inputs(x, patch, room, v, place, first, count, 4, shape, columns, panel, apart, lanes, k)
+        gradients(g, room, z, z_place, bias, mine, first, count, shape, wide, wide, z_panel, z_apart, lanes, k)
+
+
+@_compile
+def add_products(v, z, sums, outputs, panels, layout, tiles, added, start, stop):
+    """sums [36, panels of v, padded outputs, columns] flat = the gradients of transformed weights over these tiles.
+
+    A task is one of the 36 and a panel of channels; z has one panel. added: to what `sums` holds.
+    """
+    lanes = BYTES // v.itemsize
+    (panel, apart, _, z_apart, wide), columns, high = layout, lanes * VECTORS, (outputs + ROWS - 1) // ROWS * ROWS
+    for task in range(start, stop):
+        i, p = task // panels, task % panels
+        for o in range(0, outputs, ROWS):
+            a, b, to = i * z_apart + o, i * apart + p * panel, (task * high + o) * columns
+            if added:
+                add_block_product(z, a, 1, wide, v, b, columns, sums, to, columns, tiles)
+            else:
+                block_product(z, a, 1, wide, v, b, columns, sums, to, columns, tiles)
+
+
+@_compile
+def weights_of_sums(sums, weights, strides, channels, outputs, start, stop):
+    """weights = G' s G of the sums that `add_products` made. A task is a panel of channels."""
+    lanes, k = BYTES // sums.itemsize, points_of(sums)
+    columns, high = lanes * VECTORS, (outputs + ROWS - 1) // ROWS * ROWS
+    panels = (channels + columns - 1) // columns
+    room = np.zeros(ROOM * lanes, sums.dtype)
+    for p in range(start, stop):
+        c = p * columns
+        held, place, apart = min(columns, channels - c), p * high * columns, panels * high * columns
+        back_to_weights(sums, place, columns, apart, weights, strides, 0, outputs, c, held, room, lanes, k)
+
+
+@_compile
+def weight_gradient(v, z, weights, strides, shape, layout, start, stop):
+    """weights = their gradient over all tiles. A task is a panel of z's outputs and one of v's channels."""
+    channels, outputs, tiles, lanes, k = shape[2], shape[5], shape[9], BYTES // v.itemsize, points_of(v)
+    (panel, apart, z_panel, z_apart, wide), columns = layout, lanes * VECTORS
+    panels, high = (channels + columns - 1) // columns, (wide + ROWS - 1) // ROWS * ROWS
+    sums, room = np.zeros(36 * (high + 1) * columns, v.dtype), np.zeros(ROOM * lanes, v.dtype)
+    for task in range(start, stop):
+        p, q = task // panels, task % panels
+        c, first = q * columns, p * wide
+        last = min(first + wide, outputs)
+        for i in range(36):
+            for o in range(0, last - first, ROWS):
+                a, b, to = i * z_apart + p * z_panel + o, i * apart + q * panel, (i * (high + 1) + o) * columns
+                block_product(z, a, 1, wide, v, b, columns, sums, to, columns, tiles)
+        held, step = min(columns, channels - c), (high + 1) * columns
+        back_to_weights(sums, 0, columns, step, weights, strides, first, last, c, held, room, lanes, k)
