@@ -12,6 +12,7 @@ from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
@@ -185,3 +186,38 @@ def test_the_record_shows_an_arm_as_it_was_typed(own: str) -> None:
         "mine",
         "+experiment=armed,arm=mine",
     )
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [[], ["neuron=mine", "neuron.beta=0.5"], ["+experiment=armed", "arm=mine"], ["hydra.run.dir=here", "seed=3"]],
+)
+def test_a_single_run_is_composed_once(own: str, typed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra asks first for the mode and then for the run: the answer is that of a loader that was asked only once."""
+    loader = GlobalHydra.instance().config_loader()
+    words = [own, *typed, "hydra.mode=RUN"]
+    expected = loader.load_configuration("config", words, RunMode.RUN)
+    asked = loader.load_configuration("config", words[:-1], RunMode.MULTIRUN, validate_sweep_overrides=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(loader, "_load_configuration_impl", None)
+        found = loader.load_configuration("config", words, RunMode.RUN)
+    assert found is asked
+    assert OmegaConf.to_container(found) == OmegaConf.to_container(expected)
+    assert loader.load_configuration("config", words, RunMode.RUN) is not asked  # once: it is the caller's from then on
+
+
+@pytest.mark.parametrize("word", ["seed=1,2", "neuron=fixed,mine"])
+def test_values_for_a_sweep_are_refused_in_a_single_run_that_was_asked_for_its_mode(own: str, word: str) -> None:
+    loader = GlobalHydra.instance().config_loader()
+    loader.load_configuration("config", [own, word], RunMode.MULTIRUN, validate_sweep_overrides=False)
+    with pytest.raises(ConfigCompositionException, match="--multirun"):
+        loader.load_configuration("config", [own, word, "hydra.mode=RUN"], RunMode.RUN)
+
+
+def test_an_option_that_nobody_chose_is_missed_in_a_single_run(own: str, tmp_path: Path) -> None:
+    (tmp_path / "experiment" / "open.yaml").write_text("defaults:\n  - override /neuron: ???\n")
+    loader = GlobalHydra.instance().config_loader()
+    typed = [own, "+experiment=open"]
+    loader.load_configuration("config", typed, RunMode.MULTIRUN, validate_sweep_overrides=False)
+    with pytest.raises(ConfigCompositionException, match="You must specify 'neuron'"):
+        loader.load_configuration("config", [*typed, "hydra.mode=RUN"], RunMode.RUN)

@@ -20,6 +20,7 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from hydra.plugins.config_source import ConfigResult, ConfigSource
+from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from snnexp import config_files, faults, words
@@ -34,6 +35,7 @@ EXPERIMENT = "experiment/"
 FREE = {"params", "kwargs", "sampler_kwargs", "pruner_kwargs"}  # within these, keys of any name are legal
 OWN = {"model": "model.module", "dataset": "dataset.reader"}  # groups -> keys that stand on an option `own`
 ARM = "arm"  # in a composition, the path of what an arm stands for
+MODE = "hydra.mode=RUN"  # what Hydra adds to the words of a single run
 
 
 class Loader(ConfigLoaderImpl):
@@ -47,11 +49,37 @@ class Loader(ConfigLoaderImpl):
     package: tuple[str, ...] = ()
     # options that the experiment's arm chooses, as overrides, once they are known
     arm_options: Sequence[str] = ()
+    # what was composed last only to learn the mode, and of which words
+    asked: tuple[str | None, list[str], DictConfig] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.schema = words.schema()
         _add_names(self.repository.get_sources())
+
+    def load_configuration(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> DictConfig:
+        """Hydra composes each single run twice, first to learn whether it is one; here the second is the first again.
+
+        Not where the second has more to say: of options that nobody chose, and of values for a sweep.
+        """
+        asked, self.asked = self.asked, None
+        if asked is not None and run_mode == RunMode.RUN and validate_sweep_overrides:
+            name, before, cfg = asked
+            if name == config_name and [*before, MODE] == overrides and _is_single(cfg, words.parse(implied(before))):
+                cfg.hydra.mode = RunMode.RUN
+                cfg.hydra.overrides.hydra.append(MODE)
+                return cfg
+        cfg = super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
+        if not validate_sweep_overrides:  # only `Hydra.get_mode` asks so, and it leaves what it gets as it is
+            self.asked = config_name, list(overrides), cfg
+        return cfg
 
     def _load_configuration_impl(
         self, config_name: str | None, overrides: list[str], *args: Any, **kw: Any
@@ -138,6 +166,14 @@ def _add_names(sources: list[ConfigSource]) -> None:
     """Look for options among the registry's names, too: behind all files, before the schemas, which stay last."""
     if not any(isinstance(source, config_files.NamedConfigSource) for source in sources):
         sources.insert(-1, config_files.NamedConfigSource())
+
+
+def _is_single(cfg: DictConfig, overrides: Iterable[Override]) -> bool:
+    """Whether a composition for no mode in particular is that of a single run."""
+    if cfg.hydra.mode is not None or any(override.is_sweep_override() for override in overrides):
+        return False
+    choices = cfg.hydra.runtime.choices
+    return not any(OmegaConf.is_missing(choices, group) for group in choices)
 
 
 def implied(overrides: list[str]) -> list[str]:

@@ -152,3 +152,14 @@ def test_flattening_keeps_values_and_hands_a_gradient_back_in_channels_last(
     assert torch.equal(y, maps.flatten(1)) and torch.equal(found, grad.view(6, 5, 3, 4))
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert layout.flattened(maps).data_ptr() == maps.data_ptr()  # lies there flat already
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 4), (3, 4, 5), (1, 4, 5), (3, 1, 1), (2, 3, 4, 5)])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_largest_of_all_steps_and_samples(shape: tuple[int, ...], channels_last: bool) -> None:
+    x = torch.randn(4, 2, *shape)
+    if channels_last and len(shape) == 3:
+        x = x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (4, 2))
+    found = layout.largest(x)
+    assert found.shape == shape
+    assert torch.equal(found, x.amax((0, 1)))

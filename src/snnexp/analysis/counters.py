@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from snnexp import collectives, ranks
 from snnexp.analysis.reach import NearCounter
 from snnexp.data.base import EventFrames
+from snnexp.layout import largest
 from snnexp.models.observer import Firing
 from snnexp.neurons.layer import SpikingLayer
 from snnexp.neurons.reach import Reach
@@ -44,7 +45,7 @@ class Counter:
         if self.near is not None:
             self.near.add(firing, self._so_far)
         if self.batches == 0:
-            self.peaks = torch.maximum(self.peaks, firing.mem.amax((0, 1)).flatten().float())
+            self.peaks = torch.maximum(self.peaks, largest(firing.mem).flatten().float())
         self.steps += firing.mem.shape[0] * firing.mem.shape[1]
         counts = firing.counts.flatten(1)
         if self._so_far is not None:
