@@ -62,6 +62,17 @@ def batches(recordings: Any, size: int, order: Any = None) -> Iterator[Frames]:
     yield from loader
 
 
+def shifted(x: Tensor, shift: int, rng: np.random.Generator) -> Tensor:
+    """Frames [T, B, C, H, W], each sample moved by up to `shift` pixels, as snnexp draws it; what leaves is lost."""
+    height, width = x.shape[-2:]
+    to_x, to_y = (rng.integers(-shift, shift + 1, x.shape[1]).tolist() for _ in range(2))
+    moved = torch.zeros_like(x)
+    for b, (dx, dy) in enumerate(zip(to_x, to_y, strict=True)):
+        to, of = ((slice(max(s, 0), n + min(s, 0)) for s, n in ((dy * k, height), (dx * k, width))) for k in (1, -1))
+        moved[:, b, :, *to] = x[:, b, :, *of]
+    return moved
+
+
 # --- networks -----------------------------------------------------------------------------------------------------
 
 
@@ -195,7 +206,8 @@ def main() -> None:
     optimizer = torch.optim.Adam(network.parameters(), lr=task["lr"], fused=True)
     for epoch in range(1, task["max_epochs"] + 1):
         order = np.random.default_rng([task["seed"], epoch]).permutation(len(train)).tolist()  # as snnexp's
-        for x, labels in batches(train, task["batch_size"], order):
+        for number, (x, labels) in enumerate(batches(train, task["batch_size"], order)):
+            x = shifted(x, task["shift"], np.random.default_rng([task["seed"], epoch, number]))
             loss = F.cross_entropy(scores(network(x), task["reduce"]), labels)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]

@@ -2,11 +2,13 @@
 
 N-MNIST's samples below $SNNEXP_DATA (800 for training, of which the command holds 81 out, and 100 for testing), in ten
 bins of equal counts, the data set's default, or in 60 of 5 ms (--bins 5ms), as neunorm_nmnist has it. The same network,
-initial weights, order of batches, surrogate and optimizer for all. The clock runs from the start of the process to the
-epoch whose accuracy on the test part is the level: imports, reading, binning, compiling, training and evaluating after
-each epoch are in it. snnexp is the command as a user types it, with its record in MLflow (SQLite), its event store not
-yet packed; it evaluates on the validation part, too, and counts dead neurons. Its kernels are compiled (cold) or found
-in a cache (warm); the others have none. What the test part shows stops the clock and selects nothing else.
+initial weights, order of batches, shifts by up to two pixels, surrogate and optimizer for all. The clock runs from the
+start of the process to the epoch whose accuracy on the test part is the level: imports, reading, binning, compiling,
+training and evaluating after each epoch are in it. snnexp is the command as a user types it, with its record in MLflow
+(SQLite), its event store not yet packed; it evaluates on the validation part, too, and counts dead neurons. Its kernels
+are compiled (cold) or found in a cache (warm); the others have none. What the test part shows stops the clock and
+selects nothing else. --seeds repeats all that: epochs to a level are luck with a hundred samples, so ratios are those
+of the seeds' summed seconds.
 """
 
 from __future__ import annotations
@@ -14,13 +16,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +33,7 @@ from benchmarks.peers import FOLDER as PEERS
 ROOT = Path(__file__).parents[1]
 COLD, WARM = "snnexp, kernels to be compiled", "snnexp, kernels in the cache"
 CANDIDATES = (COLD, WARM, "snntorch", "snntorch, layers folded", "spikingjelly")
-LR, BATCH, CHANNELS, BETA = 0.002, 16, (12, 64), 0.9
+LR, BATCH, CHANNELS, BETA, SHIFT = 0.002, 16, (12, 64), 0.9, 2
 # words for us, steps, microseconds of a bin, and which membranes count
 BINS: dict[str, tuple[tuple[str, ...], int, int | None, str]] = {
     "count": (("dataset.num_steps=10", "dataset.bin_by=count", "decoder=membrane"), 10, None, "last"),
@@ -41,7 +44,7 @@ BINS: dict[str, tuple[tuple[str, ...], int, int | None, str]] = {
 LEVELS = (0.9, 0.93, 0.95)  # of the table: a hundred test samples are few, and 0.95 may come by luck
 WORDS = (
     "dataset=nmnist", f"dataset.batch_size={BATCH}",
-    "dataset.augment={shift: 0, rotate: 0}", "dataset.download=false", "neuron=fixed", f"neuron.beta={BETA}",
+    f"dataset.augment={{shift: {SHIFT}, rotate: 0}}", "dataset.download=false", "neuron=fixed", f"neuron.beta={BETA}",
     "neuron.surrogate={name: triangular, scale: 1.0, width: 1.0}", "model.gain=2",
     f"model.spec=c{CHANNELS[0]}k5p0-SN-MP2-c{CHANNELS[1]}k5p0-SN-MP2-FC10-SN", f"optimizer.lr={LR}",
     "trainer.test_curve=true",
@@ -76,18 +79,19 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Run the candidates asked for, one after the other; prints the table and writes the JSON file."""
     options = _options(arguments)
     out: Path = options.out
-    found: dict[str, Any] = json.loads(out.read_text()) if out.exists() and options.add else {}
-    with tempfile.TemporaryDirectory(prefix="snnexp-bench-") as scratch:
-        folder = Path(scratch)
-        task = prepare(folder, options)
-        said = {"bins": options.bins, "level": options.level, "seed": options.seed, "samples": task["samples"]}
-        found = said | {"candidates": found.get("candidates", {})}
-        for name in options.only:
-            progress = run(name, task, folder, options)
-            found["candidates"][name] = progress.record(options.level)
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(json.dumps(found, indent=1) + "\n")
-            print(f"{name} done", file=sys.stderr, flush=True)
+    found: dict[str, Any] = json.loads(out.read_text()) if out.exists() and options.add else {"seeds": {}}
+    found |= {"bins": options.bins, "level": options.level}
+    for seed in options.seeds:
+        with tempfile.TemporaryDirectory(prefix="snnexp-bench-") as scratch:
+            folder = Path(scratch)
+            task = prepare(folder, options, seed)
+            found["samples"] = task["samples"]
+            for name in options.only:
+                progress = run(name, task, folder, options)
+                found["seeds"].setdefault(str(seed), {})[name] = progress.record(options.level)
+                out.parent.mkdir(parents=True, exist_ok=True)
+                out.write_text(json.dumps(found, indent=1) + "\n")
+                print(f"seed {seed}, {name}: done", file=sys.stderr, flush=True)
     if options.docs:
         _keep(found)
     print(table(found))
@@ -99,12 +103,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", default=";".join(CANDIDATES), help="some of these, with ; between: %(default)s")
     parser.add_argument("--bins", choices=list(BINS), default="count")
     parser.add_argument("--level", type=float, default=0.95)
-    parser.add_argument("--max-epochs", type=int, default=15)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-epochs", type=int, default=20)
+    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0])
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("SNNEXP_DATA", "data")))
     parser.add_argument("--out", type=Path, default=Path("outputs/bench/accuracy.json"))
-    parser.add_argument("--add", action="store_true", help="keep what other candidates have in --out")
+    parser.add_argument("--add", action="store_true", help="keep what other candidates and seeds have in --out")
     parser.add_argument("--limit", type=int, default=0, help="training samples, to try it out")
     parser.add_argument("--docs", action="store_true", help="keep it for docs/benchmarks.md, and write that anew")
     options = parser.parse_args(arguments)
@@ -115,18 +119,18 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def words(folder: Path, options: argparse.Namespace) -> list[str]:
+def words(folder: Path, options: argparse.Namespace, seed: int) -> list[str]:
     """Our command's words; record, store and kernels lie in `folder`."""
     limit = [f"dataset.limit_train={options.limit}", "dataset.limit_test=20"] if options.limit else []
     return [
         *WORDS, *BINS[options.bins][0], *limit, f"dataset.root={options.data}",
-        f"dataset.store={folder / 'store'}", f"seed={options.seed}",
+        f"dataset.store={folder / 'store'}", f"seed={seed}",
         f"trainer.max_epochs={options.max_epochs}", f"state_dir={folder / 'runs'}",
         f"tracking.uri=sqlite:///{folder / 'mlflow.db'}", "hydra.run.dir=" + str(folder / "hydra"),
     ]  # fmt: skip
 
 
-def prepare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+def prepare(folder: Path, options: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Before any clock runs: the files of our splits in order and our initial weights, for the others.
 
     Raises: DataError if N-MNIST is not there.
@@ -141,7 +145,7 @@ def prepare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
     register_schemas()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        conf = validate(compose("config", overrides=words(folder / "prepared", options)[:-1]))
+        conf = validate(compose("config", overrides=words(folder / "prepared", options, seed)[:-1]))
     experiment = assemble(conf)
     source: Any = experiment.source
     layers = [experiment.network.get_submodule(name) for name in ("conv1", "conv2", "fc1")]
@@ -155,7 +159,7 @@ def prepare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     _, steps, bin_us, reduce = BINS[options.bins]
     return {part: (files[part], labels[part], steps, bin_us) for part in files} | {
         "reduce": reduce, "weights": str(folder / "w.pt"), "channels": CHANNELS, "beta": BETA, "lr": LR,
-        "batch_size": BATCH, "seed": options.seed, "level": options.level, "max_epochs": options.max_epochs,
+        "batch_size": BATCH, "shift": SHIFT, "seed": seed, "level": options.level, "max_epochs": options.max_epochs,
         "threads": options.threads, "samples": samples,
     }  # fmt: skip
 
@@ -174,11 +178,11 @@ def run(name: str, task: dict[str, Any], folder: Path, options: argparse.Namespa
     environment |= {"NUMBA_CACHE_DIR": str(cache / "numba")}
     command = [sys.executable, "-m", "snnexp"]
     if name == WARM and not cache.exists():  # not timed: one epoch of a few samples compiles all
-        few = words(folder / "warming", options)
+        few = words(folder / "warming", options, task["seed"])
         few += ["trainer.max_epochs=1", "dataset.limit_train=40"]
         subprocess.run([*command, *few], cwd=folder, env=environment, capture_output=True, check=True)
     place = folder / f"run{CANDIDATES.index(name)}"
-    command += words(place, options)
+    command += words(place, options, task["seed"])
     return watch(command, environment, folder, None, options, place / "runs")
 
 
@@ -252,7 +256,9 @@ def _keep(found: dict[str, Any]) -> None:
 
     keep(
         {
-            **describe(f"python -m benchmarks.time_to_accuracy --bins {found['bins']} --seed {found['seed']}"),
+            **describe(
+                f"python -m benchmarks.time_to_accuracy --bins {found['bins']} --seeds {','.join(found['seeds'])}"
+            ),
             {"count": "accuracy", "5ms": "accuracy_5ms"}[found["bins"]]: found,
         }
     )
@@ -261,30 +267,55 @@ def _keep(found: dict[str, Any]) -> None:
 
 def table(found: dict[str, Any]) -> str:
     """Seconds to each level, and how much faster we are than the others with cold and with warm kernels."""
-    rows = {name: Progress(row["accuracies"], row["wall_s"], row["cpu_s"]) for name, row in found["candidates"].items()}
+    rows = {
+        name: [Progress(run["accuracies"], run["wall_s"], run["cpu_s"]) for run in runs] for name, runs in _runs(found)
+    }
     samples, bins = found["samples"], {"count": "10 bins of equal counts", "5ms": "60 bins of 5 ms"}[found["bins"]]
     head = f"{samples['train']} training samples, {samples['test']} test samples, {bins}; seconds (epochs)"
+    seeds = ", ".join(found["seeds"])
     columns = [f"to {level:g}" for level in LEVELS] + ["first epoch", "each further epoch"]
-    lines = [f"| {head} | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
-    for name, progress in rows.items():
-        reached = [progress.record(level) for level in LEVELS]
-        cells = ["not reached" if r["epochs"] is None else f"{r['seconds']:.1f} ({r['epochs']})" for r in reached]
-        cells += [f"{progress.wall[0]:.1f}" if progress.wall else "", _per_epoch(progress)]
+    lines = [f"| {head}; seeds {seeds} | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    for name, runs in rows.items():
+        cells = [", ".join(_reached(progress.record(level)) for progress in runs) for level in LEVELS]
+        cells += [_median(progress.wall[0] for progress in runs), _median(_steps(runs))]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     for own in (COLD, WARM):
         for name in [name for name in rows if name not in (COLD, WARM) and own in rows]:
-            ratios = [_ratio(rows[name].record(level), rows[own].record(level)) for level in LEVELS]
-            lines.append(f"| **{name} / {own}** | " + " | ".join(ratios) + " | | |")
+            ratios = [_ratio(rows[name], rows[own], level) for level in LEVELS]
+            theirs, ours = (statistics.median(_steps(rows[n]) or [math.nan]) for n in (name, own))
+            lines.append(f"| **{name} / {own}** | " + " | ".join(ratios) + f" | | {theirs / ours:.2f}x |")
     return "\n".join(lines)
 
 
-def _per_epoch(progress: Progress) -> str:
-    steps = [after - before for before, after in itertools.pairwise(progress.wall)]
-    return f"{statistics.median(steps):.2f}" if steps else ""
+def _runs(found: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Each candidate's records, those of one seed after the other; of candidates that have run with all seeds."""
+    seeds = list(found["seeds"].values())
+    return [(name, [seed[name] for seed in seeds]) for name in CANDIDATES if all(name in seed for seed in seeds)]
 
 
-def _ratio(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
-    return "-" if theirs["epochs"] is None or ours["epochs"] is None else f"{theirs['seconds'] / ours['seconds']:.2f}x"
+def _reached(record: dict[str, Any]) -> str:
+    return "not reached" if record["epochs"] is None else f"{record['seconds']:.1f} ({record['epochs']})"
+
+
+def _steps(runs: list[Progress]) -> list[float]:
+    """Seconds of each epoch but the first ones."""
+    return [after - before for progress in runs for before, after in itertools.pairwise(progress.wall)]
+
+
+def _median(seconds: Iterable[float]) -> str:
+    values = list(seconds)
+    return f"{statistics.median(values):.2f}" if values else ""
+
+
+def _ratio(theirs: list[Progress], ours: list[Progress], level: float) -> str:
+    """Of the seconds that all seeds took together."""
+    sums = []
+    for runs in (theirs, ours):
+        records = [progress.record(level) for progress in runs]
+        if any(record["epochs"] is None for record in records):
+            return "-"
+        sums.append(sum(record["seconds"] for record in records))
+    return f"{sums[0] / sums[1]:.2f}x"
 
 
 if __name__ == "__main__":
