@@ -18,6 +18,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allocator, "prepared", True)
     monkeypatch.setattr(buffers, "LEAST", 1)
     buffers._waiting.clear()
+    buffers._used.clear()
+    monkeypatch.setattr(buffers, "_peak", 0)
 
 
 def made() -> Tensor:
@@ -66,11 +68,15 @@ def test_whoever_holds_it_keeps_it(holder: str) -> None:
     assert made().data_ptr() == address
 
 
-def test_what_waits_is_let_go_for_another_size() -> None:
-    made()
-    assert [len(blocks) for blocks in buffers._waiting.values()] == [1]
-    other = buffers.empty((7,), torch.float64)
-    assert other.shape == (7,) and not any(buffers._waiting.values())
+def test_no_more_is_held_than_half_as_much_again_as_was_in_use() -> None:
+    for size in (480, 240, 240, 480):  # bytes, one after the other
+        buffers.empty((size // 4,), torch.float32)
+    assert {size: len(blocks) for size, blocks in buffers._waiting.items()} == {480: 1, 240: 1}
+    both = [buffers.empty((size // 4,), torch.float32) for size in (240, 240)]  # the first one waits, and there is room
+    assert len(both) == 2 and len(buffers._waiting[480]) == 0  # for 720 of 960 bytes
+    del both
+    buffers.empty((20,), torch.float32)
+    assert {size: len(blocks) for size, blocks in buffers._waiting.items() if blocks} == {240: 2, 80: 1}
 
 
 def test_elsewhere_it_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:

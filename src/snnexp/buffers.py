@@ -4,8 +4,9 @@ Blocks beyond glibc's limit come from the kernel, which zeroes each page when it
 as soon as they are free: for the same maps in every training step that takes longer than a pass over them. A tensor
 made by `empty` or `empty_like` leaves its memory, when it is freed, to the next one of just that size.
 
-All memory that waits is let go as soon as a tensor is asked for whose size does not wait: it is at most what one step
-needs, and does not add to what evaluation takes with other sizes. No number changes.
+When a tensor is asked for whose size does not wait, so much of what waits is let go, the longest first, that no more is
+held than half as much again as was ever in use at once. (Letting go of all of it, a step that lacks one size may lack
+others because of that, and the next step again that one, and so on for good.) No number changes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import weakref
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import count
 from math import prod
 from typing import Any
 
@@ -24,7 +26,11 @@ from snnexp import allocator
 
 LEAST = 8 << 20  # bytes; up to 32 MiB glibc keeps blocks itself, but cuts them up: W10 took 130 MB more at its peak
 _TYPES: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64, torch.uint8: np.uint8}
-_waiting: defaultdict[int, list[Tensor]] = defaultdict(list)  # by their size in bytes
+MOST = 1.5  # times what was ever in use at once
+_waiting: defaultdict[int, list[tuple[int, Tensor]]] = defaultdict(list)  # by their size in bytes: since when, which
+_used: dict[int, int] = {}  # where those begin that are in use, and their sizes
+_peak = 0  # bytes that were in use at once
+_clock = count()
 
 
 def empty(
@@ -39,7 +45,7 @@ def empty(
     order = (0, 2, 3, 1) if channels_last else tuple(range(len(shape)))
     array = block.numpy().view(_TYPES[dtype]).reshape([shape[d] for d in order])
     array = array.transpose([order.index(d) for d in range(len(order))])
-    weakref.finalize(array, _waiting[size].append, block).atexit = False  # the tensor's storage is who holds the array
+    weakref.finalize(array, _return, block).atexit = False  # the tensor's storage is who holds the array
     return torch.from_numpy(array)
 
 
@@ -52,10 +58,28 @@ def empty_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def _block(size: int) -> Tensor:
-    """So many bytes: some that wait, or new ones; then all others that wait are let go."""
+    """So many bytes: some that wait, or new ones."""
+    global _peak
+    used = sum([*_used.values()]) + size
+    _peak = max(_peak, used)
     try:
-        return _waiting[size].pop()
+        _, block = _waiting[size].pop()
     except IndexError:
-        for blocks in list(_waiting.values()):
-            blocks.clear()
-        return torch.empty(size, dtype=torch.uint8)
+        _let_go(int(MOST * _peak) - used)
+        block = torch.empty(size, dtype=torch.uint8)
+    _used[block.data_ptr()] = size
+    return block
+
+
+def _return(block: Tensor) -> None:
+    """Let memory wait that nobody uses any more."""
+    _used.pop(block.data_ptr(), None)
+    _waiting[block.numel()].append((next(_clock), block))
+
+
+def _let_go(most: int) -> None:
+    """Of what waits, keep at most so many bytes."""
+    while (found := [blocks for blocks in list(_waiting.values()) if blocks]) and most < sum(
+        block.numel() for blocks in found for _, block in blocks
+    ):
+        min(found, key=lambda blocks: blocks[0][0]).pop(0)

@@ -64,6 +64,39 @@ def store(typing_context, array, at, vector):
 
 
 @intrinsic
+def store_past(typing_context, array, at, vector):
+    """The same past the caches, for what is not read again soon: a cache would fetch its place from memory first.
+
+    Where it is put must be a multiple of BYTES.
+    """
+
+    def generate(context, builder, signature, arguments):
+        place, _ = address(context, builder, signature, arguments, arguments[2].type)
+        stored = builder.store(arguments[2], place, align=BYTES)
+        stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, vector), generate
+
+
+@intrinsic
+def fetch(typing_context, array, at):
+    """Ask for the cache line of array[at], of its numbers as they lie in memory; nothing waits for it."""
+
+    def generate(context, builder, signature, arguments):
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        place = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
+        whole = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [place.type, whole, whole, whole])
+        builder.call(
+            builder.module.declare_intrinsic("llvm.prefetch", [place.type], kind), [place, whole(0), whole(2), whole(1)]
+        )
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), generate
+
+
+@intrinsic
 def store_behind(typing_context, array, at, vector, kept):
     """array[at + kept : at + lanes] = vector[kept:]; what is before stays as it is."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from networks import make_info, make_network
@@ -12,11 +13,15 @@ from torch import Tensor, nn
 
 import snnexp.models.network
 import snnexp.neurons.engines
-from snnexp.config import NeuronConf
+from snnexp.analysis.activity import ActivityMeter
+from snnexp.config import NeuronConf, SurrogateConf
 from snnexp.encoders import ConstantInput
 from snnexp.models.network import Network
 from snnexp.models.norm_in_engine import leave_to_engine
+from snnexp.neurons.engines import numba_engine
+from snnexp.neurons.engines.calls import InputNorm
 from snnexp.neurons.engines.numba_engine import NumbaBackend
+from snnexp.neurons.engines.numba_norm import hand_back
 
 SPEC = "c6k3-BN-SN-MP2-+(c6k3-BN-SN)-FC10-SN"
 LEFT = {"bn1": True, "bn2": True}
@@ -24,7 +29,7 @@ LEFT = {"bn1": True, "bn2": True}
 
 def network(engine: str = "numba", spec: str = SPEC, **more: Any) -> Network:
     keys = {"learn_threshold": True, "threshold_per": "channel", "learn_beta": True, "beta": 0.6, "threshold": 0.4}
-    neuron = NeuronConf(name="fixed", engine=engine, **keys, **more.pop("neuron", {}))
+    neuron = NeuronConf(name="fixed", engine=engine, **(keys | more.pop("neuron", {})))
     build = {"channels_last": True, **more.pop("build", {})}
     made = make_network(spec, make_info(kind="image"), neuron=neuron, build=build, gain=2.0, **more)
     for module in made.modules():
@@ -58,6 +63,21 @@ def apart(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 
 @pytest.fixture
+def sums_taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """For each batch norm that the engine did, in backward: whether it took the sums of its gradient, too."""
+    found: list[bool] = []
+    sums_of = InputNorm.sums_of
+
+    def spy(self: InputNorm, grad: Tensor) -> Any:
+        sums = sums_of(self, grad)
+        found.append(sums is not None)
+        return sums
+
+    monkeypatch.setattr(InputNorm, "sums_of", spy)
+    return found
+
+
+@pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels as plain Python: nothing to compile."""
     monkeypatch.setattr(snnexp.neurons.engines, "_backend", lambda engine: NumbaBackend(compiled=False))
@@ -72,17 +92,85 @@ def trained(made: Network, x: Any) -> list[Tensor]:
         return [t.detach() for t in (*found, made.eval()(x).mem)]
 
 
+WAYS: dict[str, dict[str, Any]] = {  # of backward to work membranes out again, and to take what it needs of them
+    "plain": {},
+    "current": {"neuron": {"alpha": 0.5}},
+    "learned current": {"neuron": {"alpha": 0.5, "learn_alpha": True}},
+    "subtract": {"neuron": {"reset": "subtract"}, "spec": "c6k3-BN-SN-AP2-c6k3-BN-SN-FC10-SN"},
+    "subtract first": {
+        "neuron": {"reset": "subtract_first", "strict": True},
+        "spec": "c6k3-BN-SN-MP3-c6k3-BN-SN-FC10-SN",
+    },
+    "no reset": {"neuron": {"reset": "none"}},
+    "through the reset": {"neuron": {"detach_reset": False, "relative_surrogate": True}},
+    "triangle": {"neuron": {"surrogate": SurrogateConf(name="triangular"), "ignore_reset_in_backward": True}},
+}
+
+
 @pytest.mark.usefixtures("plain")
-@pytest.mark.parametrize("alpha", [None, 0.5])
-def test_values_and_gradients_are_those_of_the_reference(left: dict[str, bool], alpha: float | None) -> None:
+@pytest.mark.parametrize("case", WAYS.values(), ids=WAYS)
+def test_values_and_gradients_are_those_of_the_reference(
+    left: dict[str, bool], sums_taken: list[bool], case: dict[str, Any]
+) -> None:
     """The reference engine behind torch's own batch norm, in float64."""
-    torchs = network("reference", neuron={"alpha": alpha}, build={"channels_last": False}).double()
+    torchs = network("reference", **case, build={"channels_last": False}).double()
     expected = trained(torchs, frames())
     assert not any(left.values())
-    found = trained(network(neuron={"alpha": alpha}).double(), frames())
-    assert left == LEFT and found[0].sum() > 0
+    found = trained(network(**case).double(), frames())
+    assert left == LEFT and found[0].sum() > 0 and sums_taken == [True, True]
     for a, b in zip(found, expected, strict=True):
         assert (a - b).abs().max() <= 1e-10 * max(1.0, float(b.abs().max()))
+
+
+KEPT: dict[str, dict[str, Any]] = {  # membranes are written, and kept for backward
+    "too long": {"room": 1},
+    "noise": {"neuron": {"noise": 0.1}},
+    "who has fired": {"neuron": {"fire_once": True}},
+    "an observer": {"observed": True},
+}
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("case", KEPT.values(), ids=KEPT)
+def test_otherwise_membranes_are_kept(
+    left: dict[str, bool], sums_taken: list[bool], monkeypatch: pytest.MonkeyPatch, case: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(numba_engine, "ROOM", case.get("room", numba_engine.ROOM))
+    made, reference = (network(engine, neuron=case.get("neuron", {})).double() for engine in ("numba", "reference"))
+    observer = ActivityMeter(made) if case.get("observed") else None
+    results = []
+    for one in (made, reference):
+        torch.manual_seed(0)
+        out = one(frames(), observer if one is made else None)
+        (out.mem.square().mean() + out.spk.mean()).backward()
+        results.append([out.mem.detach(), *(p.grad for p in one.parameters())])
+    assert left == dict.fromkeys(LEFT, False) and sums_taken == [False, False]  # the reference ran last
+    for a, b in zip(*results, strict=True):
+        assert (a - b).abs().max() <= 1e-10 * max(1.0, float(b.abs().max()))
+
+
+@pytest.mark.parametrize("channels", [6, 16])
+@pytest.mark.parametrize("past", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_gradient_is_handed_back_whole_with_its_sums(channels: int, past: bool, dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    pixels, at = 77, 32 * channels
+    grad, shift = rng.standard_normal(pixels * channels).astype(dtype), rng.standard_normal(channels).astype(dtype)
+    x = rng.standard_normal(at + 80 * channels).astype(dtype)
+    out, sums = np.zeros_like(x), np.ones((2, channels))
+    hand_back(grad, x, out, at, shift, sums, past)
+    assert (out[at : at + grad.size] == grad).all() and np.count_nonzero(out) == np.count_nonzero(grad)
+    g, d = (a.reshape(pixels, channels).astype(np.float64) for a in (grad, x[at : at + grad.size]))
+    expected = 1 + np.stack([g.sum(0), (g * (d - shift)).sum(0)])
+    np.testing.assert_allclose(sums, expected, rtol=0, atol=1e-5 if dtype == np.float32 else 1e-12)
+
+
+@pytest.mark.usefixtures("plain")
+def test_backward_may_come_twice() -> None:
+    made = network().double()
+    loss = made(frames()).mem.square().mean()
+    first, second = (torch.autograd.grad(loss, [*made.parameters()], retain_graph=again) for again in (True, False))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @pytest.mark.usefixtures("threads")
@@ -99,8 +187,10 @@ def test_bits_are_those_of_the_two_apart_whatever_the_threads(left: dict[str, bo
         x = torch.rand(4, 3, *info.shape, generator=torch.Generator().manual_seed(2))
         found.append(trained(made, x))
     one, two, by_itself = found
-    assert all(torch.equal(a, b) for a, b in zip(two, by_itself, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip((*two[:2], two[-1]), (*by_itself[:2], by_itself[-1]), strict=True))
     assert all(torch.equal(a, b) for a, b in zip((*one[:2], one[-1]), (*two[:2], two[-1]), strict=True))
+    for a, b in zip(two, by_itself, strict=True):  # sums for batch norm's gradient are taken in another order
+        torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-6)
 
 
 def hooked(name: str) -> Callable[[Network], None]:
@@ -140,7 +230,7 @@ def test_who_keeps_them_apart(
             assert left == expected
             apart()
     for a, b in zip(*results, strict=True):
-        assert torch.equal(a, b)
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.usefixtures("plain")

@@ -67,11 +67,12 @@ class BatchNorm2d(nn.BatchNorm2d):
         if self.training:
             moments = _moments(x, self.eps)
         else:
-            mean, var = (t.detach().double().numpy() for t in (cast(Tensor, means), cast(Tensor, variances)))
-            moments = _Moments(0, mean, var, 1 / np.sqrt(var + self.eps))
+            running, var = (t.detach().double().numpy() for t in (cast(Tensor, means), cast(Tensor, variances)))
+            moments = _Moments(0, running, var, 1 / np.sqrt(var + self.eps))
         scale = weight.detach().numpy() * moments.inverse
         given = (moments.mean, scale, self.bias.detach().numpy())
-        return moments, InputNorm(*(a.astype(number_type(x.dtype)) for a in given))
+        mean, scale, bias = (a.astype(number_type(x.dtype)) for a in given)
+        return moments, InputNorm(mean, scale, bias)
 
     def _applied(self, x: Tensor, moments: _Moments, norm: InputNorm, left: bool) -> Tensor:
         y: Tensor = _BatchNorm.apply(  # type: ignore[no-untyped-call]
@@ -149,7 +150,7 @@ class _BatchNorm(torch.autograd.Function):
         left: bool,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.moments, ctx.overwrite = moments, overwrite
+        ctx.moments, ctx.overwrite, ctx.norm = moments, overwrite, norm if left else None
         if left:
             return share_memory(x)
         from snnexp.models.batch_norm_kernels import normalise
@@ -169,7 +170,10 @@ class _BatchNorm(torch.autograd.Function):
         count, mean, _, inverse = ctx.moments
         grad = grad.contiguous(memory_format=torch.channels_last)
         g, flat, rows, channels = flat_maps(grad), flat_maps(x), x.numel() // x.shape[1], x.shape[1]
-        total, product = _over_pieces(sums_of, rows, channels, flat, g, mean.astype(flat.dtype))
+        sums = None if ctx.norm is None else ctx.norm.sums_of(grad)
+        if sums is None:
+            sums = _over_pieces(sums_of, rows, channels, flat, g, mean.astype(flat.dtype))
+        total, product = sums
         grad_weight, grad_bias = (torch.from_numpy(a).to(weight.dtype) for a in (product * inverse, total))
         if collectives.rows() is not None:
             if collectives.absent():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from snnexp.neurons.engines.numba_norm import normalised
+from snnexp.neurons.engines.numba_norm import normalise as normalise_all
 
 SHORT = 32  # rows that are added up in the input's precision
 
@@ -41,7 +41,7 @@ def sums_of(x, g, shift, sums, channels, rows, piece, start, stop):
 @_compile
 def normalise(x, y, mean, scale, bias, sums, channels, rows, piece, start, stop):
     first, end = start * piece * channels, min(stop * piece, rows) * channels
-    normalised(x[first:end], y[first:end], mean, scale, bias)
+    normalise_all(x[first:end], y[first:end], mean, scale, bias)
 
 
 @_compile

@@ -225,7 +225,7 @@ class Network(nn.Module):
         elif flow.whole:
             private = not is_last and not neuron._forward_hooks and added is None  # a hook may keep what it sees
             needed = private and not flow.reads_spikes and asks(self, layer, pool)
-            within = Within(pool, counts=counts, private=private, needed=needed, norm=flow.norm)
+            within = Within(pool, counts, private, needed, flow.norm, unseen=private and not observer)
             out = cast(LayerRun, neuron(current, recurrent=recurrent, within=within))
         else:  # the last membranes go on, and gradients come back through them: not private, and nothing is fused
             spk, mem, after = neuron(current, state, recurrent, last=flow.last)

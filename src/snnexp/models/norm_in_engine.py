@@ -1,7 +1,9 @@
 """Batch norm that the spiking layer behind it does as it loads its input, so that the normalised map is never written.
 
-The statistics are batch norm's own (`BatchNorm2d.left_to_engine`), and so is its backward pass: sums taken within the
-engine's were slower, since there x is read in short pieces of each time step. Numbers are the same, bit for bit.
+The statistics are batch norm's own (`BatchNorm2d.left_to_engine`). Where nobody looks at the membranes, and those of a
+block of neurons over all T fit into a second-level cache, they are not written either: backward reads x, which batch
+norm keeps in any case, works them out again, and takes the two sums per channel that batch norm's gradient needs while
+the gradient is in a cache. These are added up in another order than batch norm's own; all else is the same bit for bit.
 """
 
 from __future__ import annotations

@@ -40,6 +40,7 @@ class Within(NamedTuple):
     private: bool = False
     needed: bool = False
     norm: InputNorm | None = None
+    unseen: bool = False
 
 
 # Options of the equation that are keys of the configuration.

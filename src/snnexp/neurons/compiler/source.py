@@ -25,9 +25,9 @@ LONGEST = 60  # characters of an expression, beyond which its parts get names
 _INFIX = {"add": ("+", 2), "sub": ("-", 2), "mul": ("*", 3), "div": ("/", 3)}
 _COMPARISON = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 _ATOM = 5
-_FRAMES = """ahead at bands before block block_at column columns end height index inner last math norm_bias norm_mean
-norm_scale normalised now number one pool push pushed row size spread start steps stop times tl triton unpool weight
-wide width zero"""
+_FRAMES = """ahead at bands before block block_at column columns end free hand_back height index inner laid last math
+norm_bias norm_mean norm_scale normal now number one part past pool pooled push pushed room routed row shift size span
+spikes spread start steps stop sums times tl triton unpool unpooled weight wide width zero"""
 RESERVED = frozenset(_FRAMES.split())
 """Variables of the engines' frames beside those of the equation; single letters are theirs as well."""
 Call = Callable[..., str]  # the operands' texts -> the text of a call or a bracketed expression

@@ -90,7 +90,7 @@ class LayerRun(NamedTuple):
     """What a spiking layer hands on within a network."""
 
     spk: Tensor  # [T, B, *shape], or [T, B, C, H // size, W // size] with pooling
-    mem: Tensor  # [T, B, *shape]
+    mem: Tensor  # [T, B, *shape]; T = 0 if there are none, since nobody looks at them
     counts: Tensor | None  # spikes over the T steps, before pooling, [B, *shape]
     needed: Tensor | None = None  # uint8, like spk: 0 where the gradient of spikes comes to nothing
 
@@ -113,6 +113,7 @@ def run_layer(
     start: State | None = None,
     needed: bool = False,
     norm: InputNorm | None = None,
+    unseen: bool = False,
 ) -> LayerRun:
     """Run a layer from `start` (None: rest) to the end, with what follows the spikes in the same pass where it can be.
 
@@ -123,13 +124,14 @@ def run_layer(
             backward may put the input's gradient into their memory.
         needed: say where the gradient of spikes is, if the engine can, and the equation lets it (`plan.where_needed`).
         norm: what x is to be normalised by first; `can_normalise` tells where that is allowed.
+        unseen: nobody looks at the membranes, which are private: if x is normalised, there may be none (T = 0).
     """
     if engine == "numba" and x.dtype in (torch.float32, torch.float64):
         recurrent = _checked(x, value_dict(alpha, beta, threshold, more), recurrent)
         needed = needed and recurrent is None
         more_options = (recurrent, pool, counts, private, more, noise, start)
         given = (x, alpha, beta, threshold, dynamics, _backend(engine), overwrite_input)
-        return LayerRun(*run_fused_layer(*given, *more_options, needed=needed, norm=norm))
+        return LayerRun(*run_fused_layer(*given, *more_options, needed, norm, unseen and private))
     assert norm is None
     options = (engine, overwrite_input, recurrent, more, noise)
     spk, mem, _ = run_neurons(x, alpha, beta, threshold, dynamics, start, *options)

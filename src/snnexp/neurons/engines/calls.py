@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -43,6 +44,12 @@ class InputNorm:
     mean: NDArray[Any]  # [C] each, in x's precision
     scale: NDArray[Any]
     bias: NDArray[Any]
+    summed: tuple[int, NDArray[np.float64]] | None = None  # a gradient's place in memory; sums of it, [2, C]
+
+    def sums_of(self, grad: Tensor) -> NDArray[np.float64] | None:
+        """[2, C] sums of grad, and of grad * (x - mean), if the engine took them as it made just this gradient."""
+        found, self.summed = self.summed, None
+        return found[1] if found is not None and found[0] == grad.data_ptr() else None
 
 
 @dataclass
@@ -67,11 +74,11 @@ class ForwardCall:
     time: int = 0  # number of this pass's first step
     counts: Tensor | None = None  # [M]: spikes over all steps, added to
     pool: PoolGrid | None = None  # spk is then [T, pooled columns]
-    unpooled: Tensor | None = None  # [M]: scratch for spikes before pooling
     noise: Tensor | None = None  # [T, M]: added to the membranes
     needed: Tensor | None = None  # out, uint8, like spk: where the gradient of spikes is (compiler.plan.where_needed)
-    unpooled_needed: Tensor | None = None  # uint8 [M]: scratch for that before pooling
     norm: InputNorm | None = None  # x is normalised by it
+    unseen: bool = False  # mem and stored are not written
+    local: tuple[str, ...] = ()  # columns that are not there: they begin at rest, and nobody asks for their end
 
 
 @dataclass
@@ -85,7 +92,7 @@ class BackwardCall:
     dynamics: Dynamics
     names: tuple[str, ...]
     wants: frozenset[str]
-    mem: Tensor  # [T, M]
+    mem: Tensor  # [T, M]; with `norm` x, which it is worked out from again
     stored: dict[str, Tensor]  # [T, M] each
     grad_spk: Tensor | None  # [T, M]; [1, M] if it is the same at all steps; [T, pooled columns] with pooling
     grad_mem: Tensor | None
@@ -96,3 +103,5 @@ class BackwardCall:
     time: int = 0
     in_place: bool = False
     pool: PoolGrid | None = None
+    norm: InputNorm | None = None  # gets the sums of grad_x, too
+    local: tuple[str, ...] = ()  # columns that are not there: they begin at 0, and nobody asks for their end

@@ -7,6 +7,7 @@ activations are neither copied nor reordered; values per neuron are brought into
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -37,6 +38,8 @@ class _Options(NamedTuple):
     noise: Tensor | None  # like x
     needed: bool = False  # say where the gradient of spikes is
     norm: InputNorm | None = None  # what x is normalised by
+    unseen: bool = False  # nobody looks at the membranes
+    states: bool = True  # somebody asks for the last state
 
 
 def run_fused(
@@ -79,11 +82,12 @@ def run_fused_layer(
     start: State | None = None,
     needed: bool = False,
     norm: InputNorm | None = None,
+    unseen: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Run a whole layer, with what surrounds it in a network; see `run_layer`."""
     values = value_dict(alpha, beta, threshold, more)
     given = (x, values, dynamics, backend, overwrite_input, recurrent, noise, start)
-    spk, mem, counted, where, *_ = _run(*given, pool, counts, private, needed, norm)
+    spk, mem, counted, where, *_ = _run(*given, pool, counts, private, needed, norm, unseen, states=False)
     return spk, mem, counted, where
 
 
@@ -101,6 +105,8 @@ def _run(
     private: bool = False,
     needed: bool = False,
     norm: InputNorm | None = None,
+    unseen: bool = False,
+    states: bool = True,
 ) -> list[Any]:
     """Spikes, membranes, counts or None, where the spikes' gradient is or None, and the last of the extra states.
 
@@ -115,7 +121,7 @@ def _run(
     grid = None if pool is None else _pool_grid(pool, flat_x, order)
     needed = needed and where_needed(dynamics, tuple(values)) is not None
     options = _Options(dynamics, tuple(values), backend, overwrite_input, counts, private, grid, flat_noise)
-    options = options._replace(needed=needed, norm=norm)
+    options = options._replace(needed=needed, norm=norm, unseen=unseen, states=states)
     flat_values = (_permute_value(v, order) for v in values.values())
     outputs = _Fused.apply(flat_x, recurrent, options, *flat_values, *given)  # type: ignore[no-untyped-call]
     back = [order.index(d) for d in range(len(order))]
@@ -189,7 +195,9 @@ class _Fused(torch.autograd.Function):
         ctx.options, ctx.input_dtype = options._replace(noise=None), x.dtype
         ctx.wants = frozenset(n for n, needed in zip(names, ctx.needs_input_grad[3:], strict=False) if needed)
         plan = forward_plan(dynamics, names, ctx.wants)
-        call = _forward_call(x, recurrent is not None, options, plan, values, given, ctx.wants)
+        learns = any(ctx.needs_input_grad)
+        call = _forward_call(x, recurrent is not None, options, plan, values, given, ctx.wants, learns)
+        ctx.again = call.unseen
         if x.numel() and recurrent is None:
             options.backend.forward(call)
         elif x.numel() and recurrent is not None:
@@ -202,15 +210,18 @@ class _Fused(torch.autograd.Function):
         firsts = {column: call.columns[column] for column in plan.latches.values()}
         ctx.row_names, ctx.first_names = tuple(rows), tuple(firsts)
         spk = call.spk.view(x.shape if options.pool is None else (len(x), *options.pool.out_shape))
-        mem = call.mem.view(x.shape)
+        mem = call.mem.view(len(call.mem), *x.shape[1:])
         kept_spk = None if recurrent is None else spk
-        ctx.save_for_backward(mem, recurrent, kept_spk, *values, *given, *rows.values(), *firsts.values())
+        ctx.save_for_backward(
+            x if ctx.again else mem, recurrent, kept_spk, *values, *given, *rows.values(), *firsts.values()
+        )
         ctx.set_materialize_grads(False)
-        extra = {name: call.columns[name].view(x.shape[1:]) for name in state_names(dynamics, names)[2:]}
+        asked = state_names(dynamics, names)[2:] if options.states else ()
+        extra = {name: call.columns[name].view(x.shape[1:]) for name in asked}
         counted = None if call.counts is None else call.counts.view(x.shape[1:])
         where = None if call.needed is None else call.needed.view(spk.shape)
         closed = [counted, where, mem if private else None, None if dynamics.spiking else spk]
-        closed += [extra[name] for name in plan.constant]
+        closed += [extra[name] for name in plan.constant if name in extra]
         ctx.mark_non_differentiable(*(t for t in closed if t is not None))
         return spk, mem, counted, where, *extra.values()
 
@@ -225,7 +236,7 @@ class _Fused(torch.autograd.Function):
         values, saved = dict(zip(names, saved, strict=False)), saved[len(names) :]
         kept = (*ctx.row_names, *ctx.first_names)
         given, rows = saved[: len(saved) - len(kept)], dict(zip(kept, saved[len(saved) - len(kept) :], strict=True))
-        in_place = options.private and ctx.input_dtype == mem.dtype and recurrent is None
+        in_place = options.private and ctx.input_dtype == mem.dtype and recurrent is None and not ctx.again
         grad_x = mem if in_place else buffers.empty_like(mem, ctx.input_dtype)
         steps = mem.shape[0]
         repeats = recurrent is None and options.pool is None and steps > 1
@@ -243,10 +254,13 @@ class _Fused(torch.autograd.Function):
             last=steps - 1,
             in_place=in_place,
             pool=options.pool,
+            norm=options.norm if ctx.again else None,
         )
         plan = backward_plan(dynamics, names, ctx.wants, call.grad_spk is not None, call.grad_mem is not None)
-        arriving = dict(zip((f"grad_{s}" for s in state_names(dynamics, names)[2:]), grad_extra, strict=True))
-        for name in plan.body.columns:
+        arriving = dict(zip((f"grad_{s}" for s in state_names(dynamics, names)[2:]), grad_extra, strict=False))
+        if backend.makes_columns and recurrent is None and not (given or plan.rest_values or options.states):
+            call.local = tuple(n for n in plan.body.columns if n.removeprefix("grad_") not in ctx.wants)
+        for name in (n for n in plan.body.columns if n not in call.local):
             call.columns[name], start = torch.zeros_like(mem[0]).view(-1), arriving.get(name)
             if start is not None:
                 call.columns[name].copy_(start.reshape(-1))
@@ -272,13 +286,24 @@ def _forward_call(
     values: Sequence[Tensor],
     given: Sequence[Tensor],
     wants: frozenset[str],
+    learns: bool,
 ) -> ForwardCall:
-    """Make the memory that a forward pass fills."""
+    """Make the memory that a forward pass fills; learns: there may be a backward pass."""
     dynamics, names, pool = options.dynamics, options.names, options.pool
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     steps, columns = x.shape[0], x[0].numel()
     in_place = options.overwrite_input and "x" not in plan.stored and x.dtype == dtype
-    mem = share_memory(x) if in_place else buffers.empty_like(x, dtype)
+    own = set[str]()  # columns of the engine's
+    if options.backend.makes_columns and not (is_recurrent or given or options.states):
+        own = {n for n, s in plan.rest.items() if s.op == "const"} - {*plan.latches}
+    unseen, norm = options.unseen and not (dynamics.noisy or given or plan.latches or {*plan.rest} - own), options.norm
+    if unseen and learns and norm is not None:
+        unseen = options.backend.works_out_again(x.view(steps, columns), pool, norm, len(plan.stored))
+    if unseen and norm is not None:
+        mem = x.new_empty((0, *x.shape[1:]))
+    else:
+        mem, unseen = share_memory(x) if in_place else buffers.empty_like(x, dtype), False
+    keeps = [] if unseen else [n for n in plan.stored if n != "x" or is_recurrent]
     if pool is not None:
         spk = buffers.empty((steps, pool.columns), x.dtype, x.device)
     else:
@@ -291,19 +316,19 @@ def _forward_call(
         wants=wants,
         x=x.detach().view(steps, columns),
         spk=spk,
-        mem=mem.view(steps, columns),
-        stored={n: buffers.empty_like(mem).view(steps, columns) for n in plan.stored if n != "x" or is_recurrent},
+        mem=mem.view(len(mem), columns),
+        stored={n: buffers.empty_like(mem).view(steps, columns) for n in keeps},
         values=flat_values,
-        columns=_start(plan, started, flat_values, mem),
-        in_place=in_place,
+        columns=_start(plan, started, flat_values, mem, own),
+        in_place=in_place and not unseen,
         last=steps - 1,
         counts=torch.zeros(columns, dtype=dtype, device=x.device) if options.counts else None,
         pool=pool,
-        unpooled=None if pool is None else torch.empty(columns, dtype=dtype, device=x.device),
         noise=None if options.noise is None else options.noise.view(steps, columns),
         needed=torch.empty(spk.shape, dtype=torch.uint8) if options.needed else None,
-        unpooled_needed=torch.empty(columns, dtype=torch.uint8) if options.needed and pool is not None else None,
-        norm=options.norm,
+        norm=norm,
+        unseen=unseen,
+        local=tuple(sorted(own)),
     )
 
 
@@ -315,12 +340,16 @@ def _flat_gradient(grad: Tensor | None, may_repeat: bool) -> Tensor | None:
     return grad.contiguous().view(grad.shape[0], -1)
 
 
-def _start(plan: Forward, given: dict[str, Tensor], values: dict[str, Tensor], like: Tensor) -> dict[str, Tensor]:
-    """The columns [M] before the first step of `like` [T, B, *shape]."""
+def _start(
+    plan: Forward, given: dict[str, Tensor], values: dict[str, Tensor], like: Tensor, own: set[str]
+) -> dict[str, Tensor]:
+    """The columns [M] before the first step of `like` [T, B, *shape], without those of the engine's own."""
     batch, steps = like.shape[1], like.shape[0]
-    neurons = like[0].numel() // max(batch, 1)
+    neurons = prod(like.shape[2:])
     columns = {}
     for name, symbol in (plan.start if given else plan.rest).items():
+        if name in own:
+            continue
         if symbol.op == "const":
             columns[name] = like.new_full((batch * neurons,), symbol.name)
             continue

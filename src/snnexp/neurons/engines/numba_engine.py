@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from snnexp.arrays import number_type
-from snnexp.neurons.compiler.plan import SCALARS
+from snnexp.neurons.compiler.plan import SCALARS, forward_plan
 from snnexp.neurons.engines.calls import BackwardCall, ForwardCall, InputNorm, PoolGrid
 from snnexp.neurons.engines.numba_norm import repeated
 from snnexp.neurons.engines.numba_source import BackwardUse, ForwardUse, Kernel, backward_kernel, forward_kernel
@@ -20,6 +20,10 @@ from snnexp.parallel import run_parallel
 
 BLOCK = 1024  # columns that a thread walks through time together: about ten rows of them stay in the first-level cache
 NORM_BLOCK = 1 << 14  # of what is normalised: memory that is written elsewhere than it is read wants longer pieces
+ROOM = 1 << 19  # bytes of membranes that a block works out again: half of a small second-level cache
+AGAIN_BLOCK = 512  # columns of such a block, at least
+LEAST_BLOCKS = 16  # if that leaves them long enough
+PAST = 1 << 24  # bytes of a gradient from which on it is written past the caches
 WATCHED_STEPS = 16  # of a recurrent layer, before it is decided anew how to go on
 BUSY_SHARE = 0.25  # of spikes, above which one dense product per step is faster than adding up single weights
 BUSY_SHARE_LARGE = 0.08  # for weights that the second-level cache does not hold
@@ -30,24 +34,41 @@ SERIAL_BELOW = 1 << 16  # elements; less work than this is done before a second 
 class NumbaBackend(Backend):
     """Calls generated kernels on the tensors' own memory; `compiled=False` runs them as plain Python."""
 
+    makes_columns = True
+
     def __init__(self, compiled: bool = True) -> None:
         self.compiled = compiled
 
     def forward(self, call: ForwardCall) -> None:
         use = ForwardUse(call.in_place, call.counts is not None, call.pool.kind if call.pool else "")
-        use = use._replace(needed=call.needed is not None, norm=call.norm is not None)
+        use = use._replace(needed=call.needed is not None, norm=call.norm is not None, unseen=call.unseen)
+        use = use._replace(local=call.local, single=_single(call))
         kernel = forward_kernel(call.dynamics, call.names, call.wants, use, self.compiled)
         steps, columns = call.x.shape
         pixel = 0 if call.norm is None else call.norm.mean.size
         self._launch(kernel, _forward_arguments(call), call.pool, steps, columns, pixel=pixel)
 
     def backward(self, call: BackwardCall) -> None:
-        kernel = self._backward_kernel(call)
-        self._launch(kernel, _backward_arguments(call), call.pool, *call.mem.shape)
+        kernel, arguments = self._backward_kernel(call), _backward_arguments(call)
+        steps, columns = call.mem.shape
+        if call.norm is None:
+            self._launch(kernel, arguments, call.pool, steps, columns)
+            return
+        stored = forward_plan(call.dynamics, call.names, call.wants).stored
+        block = _block_again(call.mem, call.pool, call.norm.mean.size, len(stored))
+        sums = np.zeros((_count_blocks(block, call.pool, columns), 2, call.norm.mean.size))
+        arguments |= _norm_arguments(call.norm) | {"x_rows": _array(call.mem), "sums": sums}
+        arguments["past"] = call.grad_x.numel() * call.grad_x.element_size() >= PAST
+        self._launch(kernel, arguments, call.pool, steps, columns, block=block)
+        call.norm.summed = call.grad_x.data_ptr(), sums.sum(0)
+
+    def works_out_again(self, x: Tensor, pool: PoolGrid | None, norm: InputNorm, stored: int) -> bool:
+        return _block_again(x, pool, norm.mean.size, stored) > 0
 
     def _backward_kernel(self, call: BackwardCall) -> Kernel:
         has = call.grad_spk is not None, call.grad_mem is not None
-        use = BackwardUse(call.in_place, call.pool.kind if call.pool else "", *has)
+        use = BackwardUse(call.in_place, call.pool.kind if call.pool else "", *has, call.norm is not None)
+        use = use._replace(local=call.local, single=_single(call))
         return backward_kernel(call.dynamics, call.names, call.wants, use, self.compiled)
 
     def forward_recurrent(self, call: ForwardCall, weight: Tensor, spk0: Tensor | None) -> None:
@@ -59,7 +80,7 @@ class NumbaBackend(Backend):
         from_to = weight.t().contiguous()
         limit = BUSY_SHARE if from_to.numel() <= SMALL_WEIGHTS else BUSY_SHARE_LARGE
         counting = call.counts is not None
-        use = ForwardUse(call.in_place, counting, recurrent=True, store_input="x" in call.stored)
+        use = ForwardUse(call.in_place, counting, recurrent=True, store_input="x" in call.stored, single=_single(call))
         kernel = forward_kernel(call.dynamics, call.names, call.wants, use, self.compiled)
         silent = torch.zeros_like(call.mem[0])
         busy = False
@@ -96,7 +117,7 @@ class NumbaBackend(Backend):
         block: int | None = None,
         pixel: int = 0,
     ) -> None:
-        """block: columns of one, if they are not to be chosen; pixel: channels of what is normalised."""
+        """block: columns of one, or bands, if they are not to be chosen; pixel: channels of what is normalised."""
         arguments = [named[name] for name in kernel.arguments]
         threads = torch.get_num_threads() if self.compiled and steps * columns >= SERIAL_BELOW else 1
         if pool is None:
@@ -105,16 +126,42 @@ class NumbaBackend(Backend):
             if block is None:
                 share = -(-columns // threads)
                 block = min(BLOCK, -(-share // 64) * 64) if self.compiled else columns
-            blocks = -(-columns // block)
         else:
             arguments += [pool.height, pool.row, pool.inner, pool.size]
             bands = -(-pool.height // pool.size)
-            block = max(1, min(bands, (NORM_BLOCK if pixel else BLOCK) // (pool.size * pool.row)))
-            blocks = pool.outer * -(-bands // block)
+            if block is None:
+                block = max(1, min(bands, (NORM_BLOCK if pixel else BLOCK) // (pool.size * pool.row)))
+        blocks = _count_blocks(block, pool, columns)
         if self.compiled:
             run_parallel(lambda start, stop: kernel.compiled(*arguments, block, start, stop), blocks, threads)
         else:
             kernel.plain(*arguments, block, 0, blocks)
+
+
+def _block_again(x: Tensor, pool: PoolGrid | None, channels: int, stored: int) -> int:
+    """Columns of a block, or bands, whose membranes of all steps (and what else is stored) fit into ROOM; 0: none.
+
+    It does not hang on the number of threads: the sums of the gradient are taken block by block.
+    """
+    steps, columns = x.shape
+    most = ROOM // (steps * x.element_size() * (1 + stored))
+    if pool is not None:
+        return min(most // (pool.size * pool.row), -(-pool.height // pool.size))
+    shortest = -(-min(AGAIN_BLOCK, columns) // channels) * channels
+    return 0 if most < shortest else max(min(most, columns // LEAST_BLOCKS) // channels * channels, shortest)
+
+
+def _count_blocks(block: int, pool: PoolGrid | None, columns: int) -> int:
+    """Blocks of so many columns, or bands."""
+    if pool is None:
+        return -(-columns // block)
+    bands = -(-pool.height // pool.size)
+    return pool.outer * -(-bands // block)
+
+
+def _single(call: ForwardCall | BackwardCall) -> tuple[str, ...]:
+    """Values that are one number."""
+    return tuple(name for name, value in call.values.items() if value.numel() == 1)
 
 
 def _forward_arguments(call: ForwardCall) -> dict[str, Any]:
@@ -126,9 +173,8 @@ def _forward_arguments(call: ForwardCall) -> dict[str, Any]:
         named["input_rows"] = _array(call.stored["x"])
     if call.norm is not None:
         named |= _norm_arguments(call.norm)
-    for name in ("counts", "unpooled", "unpooled_needed"):
-        if (tensor := getattr(call, name)) is not None:
-            named[name] = _array(tensor)
+    if call.counts is not None:
+        named["counts"] = _array(call.counts)
     return named
 
 

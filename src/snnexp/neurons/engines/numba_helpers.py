@@ -28,6 +28,8 @@ from snnexp.vectors import (
     where_positive,
 )
 
+PAGE = 4096  # bytes
+
 
 def compiled(kernel):
     """Compile on the first call, with the GIL released, and keep the result on disk where that is possible."""
@@ -75,6 +77,18 @@ def _exp_of_negative(y):
         return result if y == y else y  # nan stays nan
 
     return implementation
+
+
+@numba.njit(error_model="numpy")
+def room(like, size):
+    """So many numbers of the type of `like`, not set, that begin with a page.
+
+    A vector that crosses a cache line takes twice as long, and one that is written delays those that are read at the
+    same place of another page before it.
+    """
+    memory = np.empty(size + PAGE // like.itemsize, like.dtype)
+    skipped = (PAGE - memory.ctypes.data % PAGE) % PAGE // like.itemsize
+    return memory[skipped : skipped + size]
 
 
 @numba.njit(error_model="numpy")

@@ -7,18 +7,23 @@ do not interact, so the result has the same bits for every block size and number
 A pair of kernels is made for each set of options, and compiled for each precision on first use. Arguments are named
 after what the step reads and writes: mem_rows [T, M], cur_columns [M], beta_values [1 or neurons] (repeated over the
 columns), surrogate_a; then those of the frame.
+
+A kernel that normalises its input goes through a block in parts that stay in the first-level cache, and asks for the
+next step's as it goes: blocks are long, and the next step's input lies elsewhere in memory. Backward works membranes
+out again (`BackwardUse.again`) in `room` of the block's own, which a second-level cache holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from snnexp import vectors
-from snnexp.neurons.compiler.plan import Body, Names, backward_plan, forward_plan
+from snnexp.neurons.compiler.plan import Backward, Body, Names, backward_plan, forward_plan
 from snnexp.neurons.compiler.source import StepWriter, body_lines, file_hash, load, local
-from snnexp.neurons.compiler.symbols import Symbol, in_order
+from snnexp.neurons.compiler.symbols import Symbol, in_order, leaf
 from snnexp.neurons.engines import numba_helpers, numba_needed, numba_norm
 from snnexp.neurons.equation import Dynamics
 
@@ -33,14 +38,14 @@ CALLS: dict[str, Callable[..., str]] = {
 HEAD = '''"""A {kind} kernel, made by {by} (helpers {helpers})."""
 import math
 
-from snnexp.neurons.engines.numba_helpers import block_at, compiled, exp_of_negative, pool, push, spread, unpool
+from snnexp.neurons.engines.numba_helpers import {names}
 
 
 '''
-
-
+NAMES = "block_at, compiled, exp_of_negative, pool, push, room, spread, unpool"
 NEEDED = "from snnexp.neurons.engines.numba_needed import marked, pool_needed  # {by}\n"
-NORM = "from snnexp.neurons.engines.numba_norm import normalised  # {by}\n"
+NORM = "from snnexp.neurons.engines.numba_norm import ahead, hand_back, laid, normal  # {by}\n"
+CHANNELS = ("norm_mean", "norm_scale", "norm_bias")  # arguments of a kernel that normalises
 
 
 class ForwardUse(NamedTuple):
@@ -52,7 +57,10 @@ class ForwardUse(NamedTuple):
     recurrent: bool = False  # a block is one sample, and the last step's spikes add to its input
     store_input: bool = False  # of a recurrent layer: the input with what the spikes added
     needed: bool = False  # where the gradient of the spikes is
-    norm: bool = False  # the input is normalised as it is loaded, into the membranes' memory
+    norm: bool = False  # the input is normalised as it is loaded
+    unseen: bool = False  # membranes, and what backward would read besides, are not written
+    local: Names = ()  # columns that the block has for itself: they begin at rest, and nobody asks for them afterwards
+    single: Names = ()  # values that are one number
 
 
 class BackwardUse(NamedTuple):
@@ -62,6 +70,9 @@ class BackwardUse(NamedTuple):
     pool: str = ""
     has_grad_spk: bool = True
     has_grad_mem: bool = False
+    again: bool = False  # membranes are worked out again of an input that is normalised, and sums for its norm taken
+    local: Names = ()  # columns that begin at zero; as in `ForwardUse`
+    single: Names = ()
 
 
 class Kernel(NamedTuple):
@@ -76,15 +87,20 @@ class Kernel(NamedTuple):
 class _Frame(StepWriter):
     """What both kernels share: the loops' heads, and the step within them."""
 
-    def __init__(self, body: Body, pool: str, more: Iterable[Symbol] = ()) -> None:
+    def __init__(
+        self, body: Body, use: ForwardUse | BackwardUse, more: Iterable[Symbol] = (), parts: bool = False
+    ) -> None:
         super().__init__(body, more)
-        self.pool = pool
+        self.pool, self.single, self.parts = use.pool, use.single, parts
+        self.local = [name for name in self.columns if name in use.local]
 
     def begin(self, rows: str, kept: Iterable[str] = ()) -> None:
         """Before the loops; the first line of numbers is filled in by `finish`."""
         self(f"steps, columns = {rows}.shape", "")
-        widest = "block * size * row" if self.pool else "block"
-        self(*(f"{name}_block = {name}_values[:1].repeat({widest})" for name in self.values), *kept)
+        self("span = block * size * row" if self.pool else "span = block")
+        self(*(f"{local(leaf('value', name))} = {name}_values[0]" for name in self.values if name in self.single))
+        self(*(f"{name}_spread = room({name}_values, span)" for name in self.values if name not in self.single))
+        self(*(f"{name}_own = room({rows}, span)" for name in self.local), *kept)
         if self.pool:
             self("wide = row // inner // size * inner")
 
@@ -94,19 +110,49 @@ class _Frame(StepWriter):
             self("c, width, pooled_row, bands = block_at(index, block, columns, height, row, size)")
         else:
             self("c = index * block", "width = min(block, columns - c)")
-        self(*(f"spread({name}_values, c, {name}_block, width)" for name in self.values))
-        self(*(f"{name}_column = {name}_columns[c : c + width]" for name in self.columns))
+        self(*(f"spread({n}_values, c, {n}_spread, width)" for n in self.values if n not in self.single))
 
-    def step_begins(self, rows: Iterable[str], elsewhere: dict[str, str]) -> None:
-        """The step's number, and its rows where the block lies."""
+    def columns_begin(self, start: dict[str, str]) -> None:
+        """The block's share of the columns; its own begin at these numbers."""
+        for name in self.columns:
+            if name in self.local:
+                self(f"{name}_whole = {name}_own[:width]", f"{name}_whole[:] = {start[name]}")
+            else:
+                self(f"{name}_whole = {name}_columns[c : c + width]")
+
+    def step_begins(self) -> None:
+        """The step's number."""
         if self.timed:
             self("now = times[t]", "last = now == end")
-        self(*(f"{name}_row = {elsewhere.get(name, f'{name}_rows[t, c : c + width]')}" for name in rows))
+
+    @contextmanager
+    def part(self, rows: Iterable[str], elsewhere: dict[str, str], columns: Iterable[str] = ()) -> Iterator[None]:
+        """A loop over the parts of a block, or over one, which is all of it, and its shares of rows and columns."""
+        names = [f"{name}_column = {name}_whole" for name in (*self.columns, *columns)]
+        names += [f"{name}_block = {name}_spread" for name in self.values if name not in self.single]
+        if not self.parts:
+            self(*(f"{name}_row = {elsewhere.get(name, f'{name}_rows[t, c : c + width]')}" for name in rows))
+            self(*names)
+            yield
+            return
+        with self.block("for s in range(0, width, part):"):
+            self("e = min(s + part, width)", "ahead(x_rows, t + 1, c + s, c + e)")
+            self(*(f"{name}_row = {elsewhere.get(name, f'{name}_rows[t, c + s : c + e]')}" for name in rows))
+            self(*(f"{name}[s:e]" for name in names))
+            yield
+
+    def over_columns(self) -> AbstractContextManager[None]:
+        """The innermost loop."""
+        return self.block("for j in range(e - s):" if self.parts else "for j in range(width):")
 
     def load(self, symbols: Iterable[Symbol]) -> None:
         """Bring what a step reads into variables."""
         where = {"row": "row", "column": "column", "value": "block"}
-        self(*(f"{local(s)} = {s.name}_{where[s.op]}[j]" for s in symbols if s.op in where))
+        for s in symbols:
+            if s.op in where and not (s.op == "value" and s.name in self.single):
+                self(f"{local(s)} = {s.name}_{where[s.op]}[j]")
+        if self.parts:
+            self(f"x = normal(x_row[j], {', '.join(f'{name}[j]' for name in CHANNELS)})")
 
     def assign(self, outputs: dict[str, Symbol], names: dict[Symbol, str] | None = None) -> None:
         """Work out symbols."""
@@ -115,15 +161,15 @@ class _Frame(StepWriter):
     def finish(self, kind: str, rows: list[str], frame: list[str], on_disk: bool) -> Kernel:
         """The kernel, with arguments for these rows and these more."""
         arguments = [f"{name}_rows" for name in rows] + [f"{name}_values" for name in self.values]
-        arguments += [f"{name}_columns" for name in self.columns]
+        arguments += [f"{name}_columns" for name in self.columns if name not in self.local]
         arguments += self.scalars + frame + (["times", "end"] if self.timed else [])
         like = f"{rows[0]}_rows"
         self.lines[1] = "; ".join(f"{name} = {like}.dtype.type({value!r})" for value, name in self.numbers.items())
         geometry = ["height", "row", "inner", "size"] if self.pool else []
         hashes = "".join(file_hash(module.__file__) for module in (numba_helpers, vectors))
-        head = HEAD.format(kind=kind, by=__name__, helpers=hashes)
+        head = HEAD.format(kind=kind, by=__name__, helpers=hashes, names=NAMES)
         signature = ", ".join([*arguments, *geometry, "block", "start", "stop"])
-        head += NEEDED.format(by=file_hash(numba_needed.__file__)) * ("unpooled_needed" in frame)
+        head += NEEDED.format(by=file_hash(numba_needed.__file__)) * ("needed_rows" in arguments)
         head += NORM.format(by=file_hash(numba_norm.__file__)) * ("norm_mean" in frame)
         source = f"{head}def {kind}({signature}):\n" + "".join(f"    {line}\n" for line in self.lines)
         source += f"\n\n{kind}_compiled = compiled({kind})\n" if on_disk else ""
@@ -136,52 +182,66 @@ def forward_kernel(
     dynamics: Dynamics, names: Names, wants: frozenset[str], use: ForwardUse, on_disk: bool = True
 ) -> Kernel:
     """Return the forward kernel for neurons with values of these names, of which `wants` get gradients."""
-    body = forward_plan(dynamics, names, wants, use.needed).body
-    out = _Frame(body, use.pool)
+    plan = forward_plan(dynamics, names, wants, use.needed)
+    body = plan.body
+    if use.unseen:
+        body = Body({name: row for name, row in body.rows.items() if name in ("spk", "needed")}, body.columns)
+    out = _Frame(body, use, parts=use.norm)
     rows = list(dict.fromkeys(["x", *body.reads("row"), *body.rows, *(["input"] if use.store_input else [])]))
-    local_rows = {"mem": "x_row"} if use.in_place or use.norm else {}
-    if use.norm:
-        arrays = ", ".join(f"{name}_rows[t, c : c + width]" for name in ("x", "mem"))
-        local_rows["x"] = f"normalised({arrays}, norm_mean, norm_scale, norm_bias)"
+    local_rows = {"mem": "x_row"} if use.in_place else {}
+    here = "s:e" if use.norm else ":width"
     if use.pool:
-        local_rows |= {"spk": "unpooled[c : c + width]", "needed": "unpooled_needed[c : c + width]"}
-    out.begin("x_rows", ["pushed = x_rows[0, :1].repeat(block)"] if use.recurrent else [])
+        local_rows |= {"spk": f"unpooled[{here}]", "needed": f"unpooled_needed[{here}]"}
+    kept = ["pushed = x_rows[0, :1].repeat(block)"] if use.recurrent else []
+    kept += ["unpooled = room(x_rows, span)"] if use.pool else []
+    kept += ["unpooled_needed = room(needed_rows, span)"] if use.pool and use.needed else []
+    kept += [*(f"{name} = laid({name})" for name in CHANNELS), "part = norm_mean.size"] if use.norm else []
+    out.begin("x_rows", kept)
     with out.block("for index in range(start, stop):"):
         out.block_begins()
+        out.columns_begin({name: out.number(plan.rest[name].name) for name in out.local})
         if use.counting:
-            out("counts_column = counts[c : c + width]")
+            out("counts_whole = counts[c : c + width]")
         with out.block("for t in range(steps):"):
-            out.step_begins(rows, local_rows)
+            out.step_begins()
             if use.recurrent:
                 out("before_row = before[c : c + width] if t == 0 else spk_rows[t - 1, c : c + width]")
                 out("push(before_row, weight, pushed, zero)")
-            with out.block("for j in range(width):"):
-                out.load(out.step)
-                if use.recurrent:
-                    out("x = x + pushed[j]")
-                if use.store_input:
-                    out("input_row[j] = x")
-                outputs = {f"{name}_row[j]": symbol for name, symbol in body.rows.items()}
-                outputs |= {f"{name}_column[j]": symbol for name, symbol in body.columns.items()}
-                own = {symbol: name for name, symbol in body.rows.items() if name in ("mem", "spk")}
-                out.assign(outputs, out.called | own)
-                if use.pool and use.needed:
-                    out("needed_row[j] = marked(needed_row[j], spk_row[j])")
-                if use.counting:
-                    one = "(one if spk_row[j] > zero else zero)" if dynamics.high_spikes else "spk_row[j]"
-                    out(f"counts_column[j] += {one}")
+            with out.part(rows, local_rows, ["counts"] if use.counting else []), out.over_columns():
+                _forward_step(out, body, dynamics, use)
             if use.pool:
-                with out.block("if bands > 0:"):
-                    out("pooled = spk_rows[t, pooled_row * wide : (pooled_row + bands) * wide]")
-                    out(f"pool(spk_row, pooled, bands, row, inner, size, {use.pool == 'avg'})")
-                    if use.needed:
-                        out("pooled_needed = needed_rows[t, pooled_row * wide : (pooled_row + bands) * wide]")
-                        out(f"pool_needed(needed_row, pooled_needed, bands, row, inner, size, {use.pool == 'avg'})")
-    frame = (["counts"] if use.counting else []) + (["unpooled"] if use.pool else [])
-    frame += ["norm_mean", "norm_scale", "norm_bias"] if use.norm else []
-    frame += ["unpooled_needed"] if use.pool and use.needed else []
+                _pooling(out, use)
+    frame = (["counts"] if use.counting else []) + [*CHANNELS] * use.norm
     frame += ["before", "weight", *([] if "spk" in rows else ["spk_rows"])] if use.recurrent else []
     return out.finish("forward", [r for r in rows if r != "mem" or not use.in_place], frame, on_disk)
+
+
+def _forward_step(out: _Frame, body: Body, dynamics: Dynamics, use: ForwardUse) -> None:
+    """One column's step."""
+    out.load(out.step)
+    if use.recurrent:
+        out("x = x + pushed[j]")
+    if use.store_input:
+        out("input_row[j] = x")
+    outputs = {f"{name}_row[j]": symbol for name, symbol in body.rows.items()}
+    outputs |= {f"{name}_column[j]": symbol for name, symbol in body.columns.items()}
+    own = {symbol: name for name, symbol in body.rows.items() if name in ("mem", "spk")}
+    out.assign(outputs, out.called | own)
+    if use.pool and use.needed:
+        out("needed_row[j] = marked(needed_row[j], spk_row[j])")
+    if use.counting:
+        one = "(one if spk_row[j] > zero else zero)" if dynamics.high_spikes else "spk_row[j]"
+        out(f"counts_column[j] += {one}")
+
+
+def _pooling(out: _Frame, use: ForwardUse) -> None:
+    """A step's spikes, and where their gradient is, pooled."""
+    with out.block("if bands > 0:"):
+        out("pooled = spk_rows[t, pooled_row * wide : (pooled_row + bands) * wide]")
+        out(f"pool(unpooled, pooled, bands, row, inner, size, {use.pool == 'avg'})")
+        if use.needed:
+            out("pooled_needed = needed_rows[t, pooled_row * wide : (pooled_row + bands) * wide]")
+            out(f"pool_needed(unpooled_needed, pooled_needed, bands, row, inner, size, {use.pool == 'avg'})")
 
 
 @lru_cache(1024)
@@ -190,34 +250,93 @@ def backward_kernel(
 ) -> Kernel:
     """Return the backward kernel for neurons with values of these names, of which `wants` get gradients."""
     plan = backward_plan(dynamics, names, wants, use.has_grad_spk, use.has_grad_mem)
-    body = plan.body
-    finds_spikes = use.pool == "max" and use.has_grad_spk
-    spikes = in_order([plan.spk]) if finds_spikes else []
-    out = _Frame(body, use.pool, spikes)
+    spikes = in_order([plan.spk]) if use.pool == "max" and use.has_grad_spk else []
+    out = _Frame(plan.body, use, spikes)
     read = [s.name for s in (*out.step, *spikes) if s.op == "row"]
     rows = list(dict.fromkeys(["mem", *read, "grad_x"]))
-    local_rows = {"grad_x": "mem_row"} if use.in_place else {}
+    local_rows = {"grad_x": "mem_row"} if use.in_place or use.again else {}
     local_rows["grad_spk"] = "routed[:width]" if use.pool else "grad_spk_rows[t * grad_step, c : c + width]"
-    scratch = [f"{name} = mem_rows[0, :1].repeat(block * size * row)" for name in ("routed", "spikes")]
-    out.begin("mem_rows", [*scratch, "free = mem_rows[0, :1].repeat(inner)"] if use.pool else [])
+    like, scratch, found = "x_rows" if use.again else "mem_rows", list[str](), list[str]()
+    if use.pool:
+        scratch = [f"{name} = room({like}, {size})" for name, size in _SCRATCH.items()]
+    if use.again:
+        again, found = _again(dynamics, names, wants, use, out)
+        local_rows |= {name: f"{name}_room[t * span : t * span + width]" for name in found}
+        scratch += _before_again(again, found)
+    out.begin(like, scratch)
     with out.block("for index in range(start, stop):"):
         out.block_begins()
+        if use.again:
+            out(*again.lines)
+        out.columns_begin(dict.fromkeys(out.local, "zero"))
         if use.pool:
             out("routed[:] = zero")
         with out.block("for t in range(steps - 1, -1, -1):"):
-            out.step_begins(rows, local_rows)
-            if finds_spikes:
-                with out.block("for j in range(width):"):
-                    out.load(spikes)
-                    out.assign({"spikes[j]": plan.spk})
-            if use.pool and use.has_grad_spk:
-                with out.block("if bands > 0:"):
-                    out("pooled = grad_spk_rows[t, pooled_row * wide : (pooled_row + bands) * wide]")
-                    average = use.pool == "avg"
-                    out(f"unpool(spikes, pooled, routed, free, bands, row, inner, size, {average}, one, zero)")
-            with out.block("for j in range(width):"):
-                out.load(out.step)
-                outputs = {f"{name}_column[j]": symbol for name, symbol in body.columns.items()}
-                out.assign(outputs | {"grad_x_row[j]": body.rows["grad_x"]}, out.called)
+            _backward_step(out, plan, use, rows, local_rows, spikes)
     frame = ["grad_step"] if "grad_spk" in rows and not use.pool else []
-    return out.finish("backward", [r for r in rows if r != "grad_x" or not use.in_place], frame, on_disk)
+    frame += [*CHANNELS, "sums", "past"] if use.again else []
+    rows = [*["x"] * use.again, *(r for r in rows if r not in found and (r != "grad_x" or not use.in_place))]
+    return out.finish("backward", rows, frame, on_disk)
+
+
+_SCRATCH = {"routed": "span", "spikes": "span", "free": "inner"}  # what pooling takes
+
+
+def _backward_step(
+    out: _Frame,
+    plan: Backward,
+    use: BackwardUse,
+    rows: Iterable[str],
+    local_rows: dict[str, str],
+    spikes: Iterable[Symbol],
+) -> None:
+    """A block's step."""
+    out.step_begins()
+    with out.part(rows, local_rows):
+        if spikes:
+            with out.over_columns():
+                out.load(spikes)
+                out.assign({"spikes[j]": plan.spk})
+        if use.pool and use.has_grad_spk:
+            with out.block("if bands > 0:"):
+                if use.again:
+                    out("ahead(grad_spk_rows, t - 1, pooled_row * wide, (pooled_row + bands) * wide)")
+                out("pooled = grad_spk_rows[t, pooled_row * wide : (pooled_row + bands) * wide]")
+                average = use.pool == "avg"
+                out(f"unpool(spikes, pooled, routed, free, bands, row, inner, size, {average}, one, zero)")
+        with out.over_columns():
+            out.load(out.step)
+            outputs = {f"{name}_column[j]": symbol for name, symbol in plan.body.columns.items()}
+            out.assign(outputs | {"grad_x_row[j]": plan.body.rows["grad_x"]}, out.called)
+    if use.again:
+        out("hand_back(mem_row, x_flat, grad_x_flat, t * columns + c, shift, sums[index], past)")
+
+
+def _again(
+    dynamics: Dynamics, names: Names, wants: frozenset[str], use: BackwardUse, out: _Frame
+) -> tuple[_Frame, list[str]]:
+    """Forward steps in the kernel `out`, for what its own steps read; returns them and the names of that."""
+    plan = forward_plan(dynamics, names, wants)
+    body = Body({name: plan.body.rows[name] for name in ("mem", *plan.stored)}, plan.body.columns)
+    again = _Frame(body, use._replace(local=tuple(body.columns)), parts=True)
+    again.numbers = out.numbers
+    again.columns_begin({name: again.number(plan.rest[name].name) for name in again.local})
+    with again.block("for t in range(steps):"):
+        again.step_begins()
+        where = {name: f"{name}_room[t * span + s : t * span + e]" for name in body.rows}
+        with again.part(["x", *body.rows], where), again.over_columns():
+            again.load(again.step)
+            outputs = {f"{name}_row[j]": symbol for name, symbol in body.rows.items()}
+            outputs |= {f"{name}_column[j]": symbol for name, symbol in body.columns.items()}
+            again.assign(outputs, again.called | {body.rows["mem"]: "mem"})
+    out.values, out.timed = sorted({*out.values, *again.values}), out.timed or again.timed
+    return again, list(body.rows)
+
+
+def _before_again(again: _Frame, found: Iterable[str]) -> list[str]:
+    """What `_again` and `hand_back` need before the loops."""
+    lines = [f"{name}_room = room(x_rows, steps * span)" for name in found]
+    lines += [f"{name}_own = room(x_rows, span)" for name in again.local]
+    lines += [f"{name} = laid({name})" for name in CHANNELS]
+    lines += ["part = norm_mean.size", "shift = norm_mean[: sums.shape[2]]"]
+    return [*lines, "x_flat, grad_x_flat = x_rows.reshape(-1), grad_x_rows.reshape(-1)"]

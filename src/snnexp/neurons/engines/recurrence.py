@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snnexp.neurons.engines.calls import BackwardCall, ForwardCall
+from snnexp.neurons.engines.calls import BackwardCall, ForwardCall, InputNorm, PoolGrid
 
 
 def some_steps(call: ForwardCall | BackwardCall, steps: slice, names: tuple[str, ...]) -> dict[str, Any]:
@@ -27,6 +27,8 @@ def some_steps(call: ForwardCall | BackwardCall, steps: slice, names: tuple[str,
 class Backend(ABC):
     """The two kernels of an engine, and recurrent layers with them: one pass per time step, a product between them."""
 
+    makes_columns = False  # of its own, where nobody asks for their end: `local` of a call
+
     @abstractmethod
     def forward(self, call: ForwardCall) -> None:
         """Run all steps of the call."""
@@ -34,6 +36,13 @@ class Backend(ABC):
     @abstractmethod
     def backward(self, call: BackwardCall) -> None:
         """Run all steps of the call, from the last to the first."""
+
+    def works_out_again(self, x: Tensor, pool: PoolGrid | None, norm: InputNorm, stored: int) -> bool:
+        """Whether backward can do without the membranes of x [T, M] and `stored` more rows, which it has to read.
+
+        It then works them out of x again.
+        """
+        return False
 
     def forward_recurrent(self, call: ForwardCall, weight: Tensor, spk0: Tensor | None) -> None:
         """Run all steps, each with the weighted spikes of the step before added to its input."""
