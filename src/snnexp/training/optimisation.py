@@ -13,6 +13,7 @@ from snnexp.collector import importing
 from snnexp.config import OptimizerConf, SchedulerConf
 from snnexp.errors import ConfigError
 from snnexp.registry import OPTIMIZERS, SCHEDULERS, Kind, load
+from snnexp.training import without_compiler
 
 
 def learning_rates(conf: OptimizerConf) -> dict[str, float]:
@@ -52,7 +53,8 @@ def build_optimizer(conf: OptimizerConf, groups: Mapping[str, Sequence[nn.Parame
         options = {"lr": conf.lr}
     if conf.name in ("adam", "adamw", "sgd"):
         options["fused"] = True  # one pass over memory, on the CPU too
-    with importing():  # torch's optimizers import its compiler, which takes as long as torch itself
+    without_compiler.put_off()
+    with importing():
         made = _made(OPTIMIZERS, conf.name, "optimizer.kwargs", param_groups, **options, **_tuples(conf.kwargs))
     if not isinstance(made, torch.optim.Optimizer):
         raise ConfigError(f"optimizer={conf.name}: this makes no torch.optim.Optimizer but {type(made).__name__}.")
