@@ -37,11 +37,11 @@ SETTINGS = {  # of `winograd`, so that small layers go by panels of their weight
     outputs=st.sampled_from([8, 16, 24, 72]),
     height=st.integers(1, 9),
     width=st.integers(1, 9),
-    pad=st.integers(0, 2),
+    stride_and_pad=st.sampled_from([(1, 0), (1, 1), (1, 2), (2, 1)]),
     spikes=st.booleans(),
     last=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_equals_the_dense_convolution_and_its_gradients(
     way: str,
     frames: int,
@@ -49,10 +49,11 @@ def test_equals_the_dense_convolution_and_its_gradients(
     outputs: int,
     height: int,
     width: int,
-    pad: int,
+    stride_and_pad: tuple[int, int],
     spikes: bool,
     last: bool,
 ) -> None:
+    stride, pad = stride_and_pad
     height, width = max(height, 3 - 2 * pad), max(width, 3 - 2 * pad)
     x = normal(frames, channels, height, width)
     x = (x > 0.5).double() if spikes else x
@@ -61,14 +62,14 @@ def test_equals_the_dense_convolution_and_its_gradients(
     bias = normal(outputs, seed=2)
     for t in (x, weight, bias):
         t.requires_grad_()
-    dense = F.conv2d(x, weight, bias, 1, pad)
+    dense = F.conv2d(x, weight, bias, stride, pad)
     grad = normal(*dense.shape, seed=3)
     expected = torch.autograd.grad(dense, (x, weight, bias), grad)
     with torch.no_grad(), mock.patch.multiple(winograd, **SETTINGS[way]):
         found = (
-            winograd.convolve(x, weight, bias, pad),
-            winograd.input_gradient(grad, weight, pad),
-            *winograd.weight_gradient(grad, x, weight, pad),
+            winograd.convolve(x, weight, bias, stride, pad),
+            winograd.input_gradient(grad, weight, x.shape, stride, pad),
+            *winograd.weight_gradient(grad, x, weight, stride, pad),
         )
     for ours, theirs in zip(found, (dense.detach(), *expected), strict=True):
         assert ours.shape == theirs.shape
@@ -82,19 +83,21 @@ def layer(channels: int = 32, dtype: torch.dtype = torch.float32) -> tuple[Tenso
     return x, weight, normal(24, 64, 17, 15, dtype=dtype, seed=2)
 
 
-def all_of(x: Tensor, weight: Tensor, grad: Tensor, way: str) -> list[Tensor]:
+def all_of(x: Tensor, weight: Tensor, grad: Tensor, way: str, stride: int = 1) -> list[Tensor]:
     """Output and gradients in float64: by `winograd`, by `dense`, or in `naive` float64."""
     x, weight, grad = (t.double() if way == "naive" else t for t in (x, weight, grad))
     x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
-    y = conv2d(x, weight, None, 1, 1, None) if way == "winograd" else F.conv2d(x, weight, None, 1, 1)
+    y = conv2d(x, weight, None, stride, 1, None) if way == "winograd" else F.conv2d(x, weight, None, stride, 1)
     if way == "winograd":
         assert "_Conv" in type(y.grad_fn).__name__
     return [t.detach().double() for t in (y, *torch.autograd.grad(y, (x, weight), grad))]
 
 
-def test_rounding_in_float32_is_that_of_dense_sums() -> None:
-    given = layer()
-    exact, dense, ours = (all_of(*given, way) for way in ("naive", "dense", "winograd"))
+@pytest.mark.parametrize("stride", [1, 2])
+def test_rounding_in_float32_is_that_of_dense_sums(stride: int) -> None:
+    x, weight, grad = layer()
+    grad = grad[:, :, ::stride, ::stride].contiguous(memory_format=LAST)
+    exact, dense, ours = (all_of(x, weight, grad, way, stride) for way in ("naive", "dense", "winograd"))
     for e, d, o, times in zip(exact, dense, ours, (1, 2.5, 2.5), strict=True):  # forward, its tiles are smaller
         assert (o - e).norm() <= times * (d - e).norm()
 
@@ -111,7 +114,7 @@ def test_threads_change_no_bit(threads: object, way: str) -> None:
 
 @pytest.mark.parametrize(
     ("what", "fits"),
-    [("as it is", True), ("stride", False), ("one frame", False), ("12 channels", False), ("rows last", False)],
+    [("as it is", True), ("stride", True), ("one frame", False), ("12 channels", False), ("rows last", False)],
 )
 def test_only_where_it_fits(what: str, fits: bool) -> None:
     x, weight, _ = layer(12 if what == "12 channels" else 32)
@@ -122,10 +125,15 @@ def test_only_where_it_fits(what: str, fits: bool) -> None:
 
 
 def test_only_where_it_pays() -> None:
-    few, many = (torch.empty(frames, 512, 4, 4).contiguous(memory_format=LAST) for frames in (12, 32))
     weight = torch.empty(512, 512, 3, 3)
-    assert not winograd.pays(few, weight, 1) and winograd.pays(many, weight, 1)
-    assert not winograd.makes_gradient(few, weight, 1, 1) and winograd.makes_gradient(many, weight, 1, 1)
-    assert not winograd.weight_gradient_pays(few, weight, 1) and winograd.weight_gradient_pays(many, weight, 1)
-    small = torch.empty(256, 512, 2, 2).contiguous(memory_format=LAST)  # three quarters of each tile were empty
-    assert not winograd.makes_gradient(small, weight, 1, 1)
+
+    def paying(frames: int, side: int, stride: int) -> list[bool]:
+        x = torch.empty(frames, 512, side, side).contiguous(memory_format=LAST)
+        grad = x[:, :, ::stride, ::stride].contiguous(memory_format=LAST)
+        forward, weights = (f(x, weight, stride, 1) for f in (winograd.pays, winograd.weight_gradient_pays))
+        return [forward, winograd.makes_gradient(grad, weight, x.shape, stride, 1), weights]
+
+    assert paying(12, 4, 1) == paying(12, 4, 2) == [False] * 3
+    assert paying(32, 4, 1) == paying(64, 8, 2) == [True] * 3
+    assert paying(256, 2, 1) == [True, False, True]  # of the gradient's tiles three quarters would be empty
+    assert paying(256, 5, 2) == [False] * 3

@@ -73,7 +73,7 @@ class Needed:
     def input_gradient(self, grad: Tensor, weight: Tensor, shape: torch.Size, stride: int, pad: int) -> Tensor:
         """The gradient of a convolution's input of this shape, from that of its output: where needed, or everywhere."""
         found, how = None, "dense"
-        speed = winograd.speed(weight) if winograd.makes_gradient(grad, weight, stride, pad) else 1.0
+        speed = winograd.speed(weight, stride) if winograd.makes_gradient(grad, weight, shape, stride, pad) else 1.0
         if self._walks(grad, weight, shape, stride, speed):
             found, how = listed_input_gradient(grad, weight, shape, stride, pad), "from what is not 0"
         elif self.mask is not None:
@@ -126,8 +126,8 @@ class Needed:
 
 def dense_input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, stride: int, pad: int) -> Tensor:
     """The gradient of a convolution's input [N, C, H, W] from that of the output, at all positions."""
-    if winograd.makes_gradient(grad, weight, stride, pad):
-        return winograd.input_gradient(grad, weight, pad)
+    if winograd.makes_gradient(grad, weight, shape, stride, pad):
+        return winograd.input_gradient(grad, weight, shape, stride, pad)
     if pointwise.fits(grad, weight, stride, pad):
         return pointwise.input_gradient(grad, weight, shape, stride)
     x = torch.empty(shape, dtype=grad.dtype, memory_format=torch.channels_last)  # only its layout is looked at
@@ -238,8 +238,8 @@ class _Conv(torch.autograd.Function):
         ctx.stride, ctx.pad, ctx.needed, ctx.way, ctx.biased = stride, pad, needed, way, bias is not None
         if way is pointwise:
             return pointwise.convolve(x, weight, bias, stride)
-        if way is winograd and winograd.pays(x, weight, pad):
-            return winograd.convolve(x, weight, bias, pad)
+        if way is winograd and winograd.pays(x, weight, stride, pad):
+            return winograd.convolve(x, weight, bias, stride, pad)
         return F.conv2d(x, weight, bias, stride, pad)
 
     @staticmethod
@@ -248,8 +248,8 @@ class _Conv(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
         wanted, grads = ctx.needs_input_grad[1:3], cast(list[Tensor | None], [None, None])
-        if ctx.way is winograd and any(wanted) and winograd.weight_gradient_pays(x, weight, ctx.pad):
-            grads = [*winograd.weight_gradient(grad, x, weight, ctx.pad)]
+        if ctx.way is winograd and any(wanted) and winograd.weight_gradient_pays(x, weight, ctx.stride, ctx.pad):
+            grads = [*winograd.weight_gradient(grad, x, weight, ctx.stride, ctx.pad)]
         elif ctx.way is pointwise and any(wanted):
             grads = [*pointwise.weight_gradient(grad, x, weight, ctx.stride)]
         elif any(wanted):

@@ -1,6 +1,8 @@
 """The loops of Winograd's convolution; `winograd.py` says what they compute and how memory lies.
 
-`side` is that of a tile's outputs, 2 or 4. Its inputs overlap those of its neighbours by two rows and columns.
+`tiling` says what tiles are like: how many inputs they have to a side, which may overlap those of their neighbours, how
+far the tiles are apart, how many outputs they have to a side, how many products that takes, and how many transformed
+weights: with stride 2 some of them are in more than one product.
 """
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, import-untyped, assignment"
 
@@ -12,12 +14,19 @@ import numpy as np
 from snnexp.models.blocks import ROWS, VECTORS, add_block_product, block_product
 from snnexp.models.winograd_transforms import (
     fan_out,
+    fan_out_apart,
+    gather_apart,
+    gather_between,
     gather_four,
     gather_two,
     points_of,
+    spread_apart,
     spread_four,
+    spread_three,
     spread_two,
+    weights_apart,
     weights_back,
+    weights_back_apart,
     weights_of_four,
     weights_of_two,
 )
@@ -37,6 +46,12 @@ def _tile(number, shape):
 
 
 @_inline
+def number_of(i, tiling):
+    """Which of the transformed weights are in product i: with stride 2 the last two of five rows, or columns, share."""
+    return i if tiling[3] == tiling[4] else min(i // 5, 3) * 4 + min(i % 5, 3)
+
+
+@_inline
 def _patch(x, patch, frame, y, left, size, shape, lanes):
     """Copy the pixels from (y, left) on, size x size, with zeros where the map has none."""
     height, width, channels = shape[0], shape[1], shape[2]
@@ -50,32 +65,36 @@ def _patch(x, patch, frame, y, left, size, shape, lanes):
 
 
 @_inline
-def inputs(x, patch, room, v, place, first, count, side, shape, row, panel, apart, lanes, k):
+def inputs(x, patch, room, v, place, first, count, tiling, shape, row, panel, apart, lanes, k):
     """Transform the inputs of `count` tiles from `first` on: v from `place` on.
 
     Rows of tiles are `row` apart, `columns` channels and the next ones `panel`, products `apart`.
     """
-    height, width, channels, pad, size = shape[0], shape[1], shape[2], shape[8], side + 2
+    height, width, channels, pad, size = shape[0], shape[1], shape[2], shape[8], tiling[0]
     columns = lanes * VECTORS
     for t in range(count):
         frame, ty, tx = _tile(first + t, shape)
-        y, left = side * ty - pad, side * tx - pad
+        y, left = tiling[1] * ty - pad, tiling[1] * tx - pad
         source, at, line = x, ((frame * height + y) * width + left) * channels, width * channels
         if y < 0 or left < 0 or y + size > height or left + size > width:
             _patch(x, patch, frame, y, left, size, shape, lanes)
             source, at, line = patch, 0, size * channels
         for c in range(0, channels, lanes):
             to = place + t * row + c // columns * panel + c % columns
-            if side == 2:
+            if size == 4:
                 spread_two(source, at + c, line, channels, v, to, apart)
-            else:
+            elif size == 6:
                 spread_four(source, at + c, line, channels, v, to, apart, room, lanes, k)
+            elif size == 5:
+                spread_apart(source, at + c, line, channels, v, to, apart, room, lanes)
+            else:
+                spread_three(source, at + c, line, channels, v, to, apart, room, lanes)
 
 
 @_inline
-def outputs_of(m, bias, room, out, first, count, side, shape, start, stop, row, apart, lanes, k):
+def outputs_of(m, bias, room, out, first, count, tiling, shape, start, stop, row, apart, lanes, k):
     """Transform the products of `count` tiles back, and write the outputs from start to stop, as far as they are."""
-    out_height, out_width, outputs = shape[3], shape[4], shape[5]
+    out_height, out_width, outputs, size, side = shape[3], shape[4], shape[5], tiling[0], tiling[2]
     for t in range(count):
         frame, ty, tx = _tile(first + t, shape)
         at = ((frame * out_height + side * ty) * out_width + side * tx) * outputs
@@ -83,7 +102,7 @@ def outputs_of(m, bias, room, out, first, count, side, shape, start, stop, row, 
         for o in range(start, stop, lanes):
             offset, source = load(bias, o), t * row + o - start
             if side == 2:
-                four = gather_two(m, source, apart)
+                four = gather_two(m, source, apart) if size == 4 else gather_apart(m, source, apart, room, lanes)
                 store(out, at + o, add(four[0], offset))
                 if beside > 1:
                     store(out, at + outputs + o, add(four[1], offset))
@@ -92,14 +111,17 @@ def outputs_of(m, bias, room, out, first, count, side, shape, start, stop, row, 
                     if beside > 1:
                         store(out, at + (out_width + 1) * outputs + o, add(four[3], offset))
             else:
-                gather_four(m, source, apart, room, lanes, k)
+                if size == 6:
+                    gather_four(m, source, apart, room, lanes, k)
+                else:
+                    gather_between(m, source, apart, room, lanes)
                 for i in range(below):
                     for j in range(beside):
                         store(out, at + (i * out_width + j) * outputs + o, add(load(room, (4 * i + j) * lanes), offset))
 
 
 @_inline
-def transform_weights(weights, begin, held, rows, side, strides, packed, place, apart, nine, room, lanes, k):
+def transform_weights(weights, begin, held, rows, tiling, strides, packed, place, apart, nine, room, lanes, k):
     """Transform the weights of `held` outputs and `rows` inputs from number `begin` on: packed from `place` on."""
     _, by_input, by_output, by_y, by_x = strides
     columns = lanes * VECTORS
@@ -111,15 +133,17 @@ def transform_weights(weights, begin, held, rows, side, strides, packed, place, 
                 at += np.uint64(by_output)
         to = place + i * columns
         for j in range(0, held, lanes):
-            if side == 2:
+            if tiling[0] == 4:
                 weights_of_two(nine, j, columns, packed, to + j, apart, k)
-            else:
+            elif tiling[0] == 6:
                 weights_of_four(nine, j, columns, packed, to + j, apart, room, lanes, k)
+            else:
+                weights_apart(nine, j, columns, packed, to + j, apart)
 
 
 @_compile
-def pack(weights, packed, inputs, outputs, side, strides, start, stop):
-    """packed [products, panels x inputs + 1, columns] flat = G w G' of the weights w[input, output, y, x].
+def pack(weights, packed, inputs, outputs, tiling, strides, start, stop):
+    """packed [transformed weights, panels x inputs + 1, columns] flat = G w G' of the weights w[input, output, y, x].
 
     A task is one panel of outputs. strides: where in `weights` the first one is, and how far the next input, output, y
     and x are.
@@ -131,108 +155,118 @@ def pack(weights, packed, inputs, outputs, side, strides, start, stop):
     for panel in range(start, stop):
         begin, held = strides[0] + panel * columns * strides[2], min(columns, outputs - panel * columns)
         place = panel * inputs * columns
-        transform_weights(weights, begin, held, inputs, side, strides, packed, place, apart, nine, room, lanes, k)
+        transform_weights(weights, begin, held, inputs, tiling, strides, packed, place, apart, nine, room, lanes, k)
 
 
 @_compile
-def convolve(x, weights, bias, out, side, shape, chunk, start, stop):
+def convolve(x, weights, bias, out, tiling, shape, chunk, start, stop):
     """out [frames, out_height, out_width, outputs] flat = the convolution of x [frames, height, width, channels].
 
-    A task is `chunk` tiles, a multiple of ROWS. weights [products, panels x channels + 1, columns] and
+    A task is `chunk` tiles, a multiple of ROWS. weights [transformed ones, panels x channels + 1, columns] and
     bias [outputs] flat.
     """
     channels, outputs, tiles, lanes = shape[2], shape[5], shape[9], BYTES // x.itemsize
-    columns, count, k = lanes * VECTORS, (side + 2) ** 2, points_of(x)
+    columns, count, k = lanes * VECTORS, tiling[3], points_of(x)
     panels = (outputs + columns - 1) // columns
     row, out_row = channels + lanes, panels * columns + lanes
     apart, out_apart = chunk * row + lanes, chunk * out_row + lanes
     v, m = np.zeros(count * apart, x.dtype), np.zeros(count * out_apart, x.dtype)
-    patch, room = np.zeros(count * channels, x.dtype), np.zeros(ROOM * lanes, x.dtype)
+    patch, room = np.zeros(tiling[0] ** 2 * channels, x.dtype), np.zeros(ROOM * lanes, x.dtype)
     for task in range(start, stop):
         first = task * chunk
         held = min(chunk, tiles - first)
-        inputs(x, patch, room, v, 0, first, held, side, shape, row, columns, apart, lanes, k)
+        inputs(x, patch, room, v, 0, first, held, tiling, shape, row, columns, apart, lanes, k)
         for i in range(count):
+            number = number_of(i, tiling)
             for panel in range(panels):
-                w = ((i * panels + panel) * channels + i) * columns
+                w = ((number * panels + panel) * channels + number) * columns
                 for r in range(0, held, ROWS):
                     a, c = i * apart + r * row, i * out_apart + r * out_row + panel * columns
                     block_product(v, a, row, 1, weights, w, columns, m, c, out_row, channels)
-        outputs_of(m, bias, room, out, first, held, side, shape, 0, outputs, out_row, out_apart, lanes, k)
+        outputs_of(m, bias, room, out, first, held, tiling, shape, 0, outputs, out_row, out_apart, lanes, k)
 
 
 @_inline
-def gradients(g, room, z, place, bias, mine, first, count, shape, row, wide, panel, apart, lanes, k):
-    """Transform the output's gradients of `count` tiles of 4x4, and add them up for the bias, from `mine` on.
+def gradients(g, room, z, place, bias, mine, first, count, tiling, shape, row, wide, panel, apart, lanes, k):
+    """Transform the output's gradients of `count` tiles, and add them up for the bias, from `mine` on.
 
     In z from `place` on rows of tiles are `row` apart, `wide` outputs and the next ones `panel`, products `apart`.
     """
-    out_height, out_width, outputs = shape[3], shape[4], shape[5]
+    out_height, out_width, outputs, side = shape[3], shape[4], shape[5], tiling[2]
     for t in range(count):
         frame, ty, tx = _tile(first + t, shape)
-        at = ((frame * out_height + 4 * ty) * out_width + 4 * tx) * outputs
-        below, beside = min(4, out_height - 4 * ty), min(4, out_width - 4 * tx)
+        at = ((frame * out_height + side * ty) * out_width + side * tx) * outputs
+        below, beside = min(side, out_height - side * ty), min(side, out_width - side * tx)
         for o in range(0, outputs, lanes):
             total = load(bias, mine + o)
-            for i in range(4):
-                for j in range(4):
+            for i in range(side):
+                for j in range(side):
                     p = at + (i * out_width + j) * outputs + o
                     one = load(g, p) if i < below and j < beside else zeros(g)
-                    store(room, (4 * i + j) * lanes, one)
+                    store(room, (side * i + j) * lanes, one)
                     total = add(total, one)
             store(bias, mine + o, total)
-            fan_out(room, z, place + t * row + o // wide * panel + o % wide, apart, lanes, k)
+            to = place + t * row + o // wide * panel + o % wide
+            if side == 4:
+                fan_out(room, z, to, apart, lanes, k)
+            else:
+                fan_out_apart(room, z, to, apart, lanes)
 
 
 @_compile
-def weight_gradient(x, g, sums, bias, shape, chunk, piece, start, stop):
-    """sums [pieces, 36, padded outputs, padded channels] flat += the gradient of transformed weights.
+def weight_gradient(x, g, sums, bias, tiling, shape, chunk, piece, start, stop):
+    """sums [pieces, transformed weights, padded outputs, padded channels] flat += their gradient.
 
-    A task is a piece of `piece` tiles of 4x4 outputs, which go by in chunks. g [frames, out_height, out_width, outputs]
+    A task is a piece of `piece` tiles, which go by in chunks. g [frames, out_height, out_width, outputs]
     and bias [pieces, outputs] flat; the latter += the gradient of the bias.
     """
     channels, outputs, tiles, lanes = shape[2], shape[5], shape[9], BYTES // x.itemsize
-    columns, k = lanes * VECTORS, points_of(x)
+    columns, k, products, distinct = lanes * VECTORS, points_of(x), tiling[3], tiling[4]
     wide, high = (channels + columns - 1) // columns * columns, (outputs + ROWS - 1) // ROWS * ROWS
     row, out_row = wide + lanes, high + lanes
     apart, out_apart = chunk * row + lanes, chunk * out_row + lanes
-    v, z = np.zeros(36 * apart, x.dtype), np.zeros(36 * out_apart, x.dtype)
-    patch, room = np.zeros(36 * channels, x.dtype), np.zeros(ROOM * lanes, x.dtype)
+    v, z = np.zeros(products * apart, x.dtype), np.zeros(products * out_apart, x.dtype)
+    patch, room = np.zeros(tiling[0] ** 2 * channels, x.dtype), np.zeros(ROOM * lanes, x.dtype)
     for task in range(start, stop):
-        total = task * 36 * high * wide
+        total = task * distinct * high * wide
         for first in range(task * piece, min((task + 1) * piece, tiles), chunk):
             count = min(chunk, min((task + 1) * piece, tiles) - first)
-            inputs(x, patch, room, v, 0, first, count, 4, shape, row, columns, apart, lanes, k)
-            gradients(g, room, z, 0, bias, task * outputs, first, count, shape, out_row, high, 0, out_apart, lanes, k)
-            for i in range(36):
+            inputs(x, patch, room, v, 0, first, count, tiling, shape, row, columns, apart, lanes, k)
+            mine = task * outputs
+            gradients(g, room, z, 0, bias, mine, first, count, tiling, shape, out_row, high, 0, out_apart, lanes, k)
+            for i in range(products):
+                begin = total + number_of(i, tiling) * high * wide
                 for c in range(0, wide, columns):
                     for o in range(0, high, ROWS):
-                        at = total + (i * high + o) * wide + c
+                        at = begin + o * wide + c
                         add_block_product(
                             z, i * out_apart + o, 1, out_row, v, i * apart + c, row, sums, at, wide, count
                         )
 
 
 @_inline
-def back_to_weights(sums, place, row, apart, weights, strides, first, last, c, held, room, lanes, k):
+def back_to_weights(sums, place, row, apart, weights, strides, distinct, first, last, c, held, room, lanes, k):
     """weights [outputs, channels, y, x] = G' s G for the outputs from first to last, and `held` channels from c on.
 
-    sums: from `place` on, rows of outputs `row` apart, the 36 `apart`. strides: how far the next output, channel, y and
-    x are.
+    sums: from `place` on, rows of outputs `row` apart, the `distinct` ones `apart`. strides: how far the next output,
+    channel, y and x are.
     """
     by_output, by_channel, by_y, by_x = strides
     for o in range(first, last):
         for j in range(0, held, lanes):
             source = place + (o - first) * row + j
-            for i in range(36):
+            for i in range(distinct):
                 store(room, i * lanes, load(sums, source + i * apart))
+            if distinct == 36:
+                weights_back(room, room, NINE * lanes, lanes, lanes, k)
+            else:
+                weights_back_apart(room, room, NINE * lanes, lanes, lanes)
             to = o * by_output + (c + j) * by_channel
-            if by_channel == 1 and by_y == 3 * by_x:
-                weights_back(room, weights, to, by_x, lanes, k)
-                continue
-            weights_back(room, room, NINE * lanes, lanes, lanes, k)
             for tap in range(9):
                 at, source = np.uint64(to + tap // 3 * by_y + tap % 3 * by_x), np.uint64((NINE + tap) * lanes)
+                if by_channel == 1:
+                    store(weights, np.int64(at), load(room, np.int64(source)))
+                    continue
                 for _ in range(lanes):
                     weights[at] = room[source]
                     at += np.uint64(by_channel)
@@ -240,17 +274,17 @@ def back_to_weights(sums, place, row, apart, weights, strides, first, last, c, h
 
 
 @_compile
-def unpack(sums, weights, strides, pieces, shape, start, stop):
+def unpack(sums, weights, strides, distinct, pieces, shape, start, stop):
     """weights [outputs, channels, y, x] = G' s G of the sums of all pieces, for the outputs from start to stop."""
     channels, outputs, lanes, k = shape[2], shape[5], BYTES // sums.itemsize, points_of(sums)
     columns = lanes * VECTORS
     wide, high = (channels + columns - 1) // columns * columns, (outputs + ROWS - 1) // ROWS * ROWS
-    row, room = np.zeros(36 * wide, sums.dtype), np.zeros(ROOM * lanes, sums.dtype)
+    row, room = np.zeros(distinct * wide, sums.dtype), np.zeros(ROOM * lanes, sums.dtype)
     for o in range(start, stop):
-        for i in range(36):
+        for i in range(distinct):
             for c in range(0, channels, lanes):
                 total = zeros(sums)
                 for piece in range(pieces):
-                    total = add(total, load(sums, ((piece * 36 + i) * high + o) * wide + c))
+                    total = add(total, load(sums, ((piece * distinct + i) * high + o) * wide + c))
                 store(row, i * wide + c, total)
-        back_to_weights(row, 0, wide, wide, weights, strides, o, o + 1, 0, channels, room, lanes, k)
+        back_to_weights(row, 0, wide, wide, weights, strides, distinct, o, o + 1, 0, channels, room, lanes, k)

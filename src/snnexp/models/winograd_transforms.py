@@ -1,6 +1,8 @@
 """The transforms of Winograd's convolution, in vectors: of tiles with 2x2 outputs, and with 4x4; see `winograd.py`.
 
-A tile of 2x2 outputs has points 0, 1, -1 and infinity, one of 4x4 has 0, +-NEAR, +-FAR and infinity.
+A tile of 2x2 outputs has points 0, 1, -1 and infinity, one of 4x4 has 0, +-NEAR, +-FAR and infinity. With stride 2 the
+first and the third weight meet every other input and make a kernel of two (points 0, 1 and infinity), the second one
+meets the inputs between: five products for two outputs, where sums take six.
 """
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, import-untyped"
 
@@ -107,6 +109,48 @@ def three_back(a, b, c, d, e, f, k):
     other, rest = scaled(add(d, e), k.over_far), scaled(subtract(d, e), k.over_far)
     first, middle = add_scaled(add(even, other), a, k.over_zero), add_scaled(scaled(odd, k.near), rest, k.far)
     return first, middle, add_scaled(add_scaled(f, even, k.near2), other, k.far2)
+
+
+@_inline
+def five(a, b, c, d, e):
+    """B' d of a tile of 2 outputs with stride 2: of a, c, e for weights 0 and 2, then of b, d for weight 1."""
+    return subtract(a, c), c, subtract(c, e), b, d
+
+
+@_inline
+def two_apart(a, b, c, d, e):
+    """A' m of it."""
+    return add(add(a, b), d), add(subtract(b, c), e)
+
+
+@_inline
+def five_from_three(a, b, c):
+    """B' g for 4 inputs of such a tile, from the output's gradient."""
+    return subtract(a, b), b, subtract(b, c), a, b
+
+
+@_inline
+def four_between(a, b, c, d, e):
+    """A' m of these: the gradients of 4 inputs."""
+    return d, add(a, b), e, subtract(b, c)
+
+
+@_inline
+def five_of(a, b):
+    """A g of a tile of 2 outputs with stride 2; its third row is negative, as in A."""
+    return a, add(a, b), b, a, b
+
+
+@_inline
+def four_apart(a, b, c):
+    """G w with stride 2: the last row goes with the last two of five."""
+    return a, add(a, c), c, b
+
+
+@_inline
+def three_between(a, b, c, d):
+    """G' s with stride 2, of sums whose third row has the other sign."""
+    return add(a, b), d, subtract(b, c)
 
 
 # --- of a tile: of one vector of its channels ---------------------------------------------------------------------
@@ -226,6 +270,98 @@ def weights_back(room, target, place, tap, lanes, k):
         store(room, at + 12 * lanes, column[2])
     for i in range(3):
         row, p = three_back(*_take_six(room, (36 + 6 * i) * lanes, lanes), k), place + 3 * i * tap
+        store(target, p, row[0])
+        store(target, p + tap, row[1])
+        store(target, p + 2 * tap, row[2])
+
+
+@_inline
+def _take_three(source, at, step):
+    return load(source, at), load(source, at + step), load(source, at + 2 * step)
+
+
+@_inline
+def _take_five(source, at, step):
+    low = _take(source, at, step)
+    return low[0], low[1], low[2], low[3], load(source, at + 4 * step)
+
+
+@_inline
+def _put_five(target, at, step, v):
+    _put(target, at, step, v)
+    store(target, at + 4 * step, v[4])
+
+
+@_inline
+def spread_apart(source, at, row, pixel, target, place, apart, room, lanes):
+    """target[25] = B' d B of 5x5 inputs, stride 2."""
+    for j in range(5):
+        _put_five(room, j * lanes, 5 * lanes, five(*_take_five(source, at + j * pixel, row)))
+    for i in range(5):
+        _put_five(target, place + 5 * i * apart, apart, five(*_take_five(room, 5 * i * lanes, lanes)))
+
+
+@_inline
+def spread_three(source, at, row, pixel, target, place, apart, room, lanes):
+    """target[25] = B' g B of the gradients of 3x3 outputs, stride 2."""
+    for j in range(3):
+        _put_five(room, j * lanes, 3 * lanes, five_from_three(*_take_three(source, at + j * pixel, row)))
+    for i in range(5):
+        _put_five(target, place + 5 * i * apart, apart, five_from_three(*_take_three(room, 3 * i * lanes, lanes)))
+
+
+@_inline
+def gather_apart(source, at, apart, room, lanes):
+    """The 2x2 outputs A' m A of the products m[25], stride 2."""
+    for j in range(5):
+        pair = two_apart(*_take_five(source, at + j * apart, 5 * apart))
+        store(room, j * lanes, pair[0])
+        store(room, (5 + j) * lanes, pair[1])
+    above, below = two_apart(*_take_five(room, 0, lanes)), two_apart(*_take_five(room, 5 * lanes, lanes))
+    return above[0], above[1], below[0], below[1]
+
+
+@_inline
+def gather_between(source, at, apart, room, lanes):
+    """room[16] = the gradients of 4x4 inputs, A' m A of the products m[25], stride 2."""
+    for j in range(5):
+        _put(room, (16 + j) * lanes, 5 * lanes, four_between(*_take_five(source, at + j * apart, 5 * apart)))
+    for i in range(4):
+        _put(room, 4 * i * lanes, lanes, four_between(*_take_five(room, (16 + 5 * i) * lanes, lanes)))
+
+
+@_inline
+def fan_out_apart(room, target, place, apart, lanes):
+    """target[25] = A g A' of the gradients of 2x2 outputs, room[4], stride 2."""
+    for j in range(2):
+        _put_five(room, (4 + j) * lanes, 2 * lanes, five_of(load(room, j * lanes), load(room, (2 + j) * lanes)))
+    for i in range(5):
+        at = (4 + 2 * i) * lanes
+        _put_five(target, place + 5 * i * apart, apart, five_of(load(room, at), load(room, at + lanes)))
+
+
+@_inline
+def weights_apart(source, at, tap, target, place, apart):
+    """target[16] = G w G' of nine weights that lie `tap` apart, stride 2."""
+    a = four_apart(*_take_three(source, at, 3 * tap))
+    b, c = four_apart(*_take_three(source, at + tap, 3 * tap)), four_apart(*_take_three(source, at + 2 * tap, 3 * tap))
+    _put(target, place, apart, four_apart(a[0], b[0], c[0]))
+    _put(target, place + 4 * apart, apart, four_apart(a[1], b[1], c[1]))
+    _put(target, place + 8 * apart, apart, four_apart(a[2], b[2], c[2]))
+    _put(target, place + 12 * apart, apart, four_apart(a[3], b[3], c[3]))
+
+
+@_inline
+def weights_back_apart(room, target, place, tap, lanes):
+    """target[9], `tap` apart, = G' s G of the sums room[16], stride 2."""
+    for j in range(4):
+        at = (j + 16) * lanes
+        column = three_between(*_take(room, j * lanes, 4 * lanes))
+        store(room, at, column[0])
+        store(room, at + 4 * lanes, column[1])
+        store(room, at + 8 * lanes, column[2])
+    for i in range(3):
+        row, p = three_between(*_take(room, (16 + 4 * i) * lanes, lanes)), place + 3 * i * tap
         store(target, p, row[0])
         store(target, p + tap, row[1])
         store(target, p + 2 * tap, row[2])
