@@ -79,6 +79,12 @@ def test_no_more_is_held_than_half_as_much_again_as_was_in_use() -> None:
     assert {size: len(blocks) for size, blocks in buffers._waiting.items() if blocks} == {240: 2, 80: 1}
 
 
+def test_scratch_memory_is_shared_between_sizes() -> None:
+    address = buffers.scratch(100, torch.float32).ctypes.data
+    other = buffers.scratch(51, torch.float64)
+    assert other.shape == (51,) and other.dtype == "float64" and other.ctypes.data == address
+
+
 def test_elsewhere_it_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     half = buffers.empty((2, 3), torch.bfloat16)
     assert half.dtype == torch.bfloat16 and buffers.empty((2, 3), torch.float32, "meta").is_meta

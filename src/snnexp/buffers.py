@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from snnexp import allocator
@@ -47,6 +48,15 @@ def empty(
     array = array.transpose([order.index(d) for d in range(len(order))])
     weakref.finalize(array, _return, block).atexit = False  # the tensor's storage is who holds the array
     return torch.from_numpy(array)
+
+
+def scratch(numbers: int, dtype: torch.dtype) -> NDArray[Any]:
+    """So many numbers for a kernel's own use, flat; what is large is cut from powers of two, which many sizes share."""
+    size = numbers * dtype.itemsize
+    if size >= LEAST:
+        numbers = (1 << (size - 1).bit_length()) // dtype.itemsize
+    array: NDArray[Any] = empty([numbers], dtype).numpy()
+    return array[: size // dtype.itemsize]
 
 
 def empty_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
 from snnexp.data.base import EventFrames
 from snnexp.encoders import Input
 from snnexp.layout import flattened, repeated
+from snnexp.models.joins import forked, joined, large
 from snnexp.models.needed import Needed
 from snnexp.models.observer import Observer
 from snnexp.models.segments import Memory
@@ -87,10 +88,10 @@ class Flow:
 
     def branch(self, kind: str) -> None:
         """Do what a mark of a residual block says: keep the input, change to the shortcut, or add."""
-        here = self._steps_x, None if self._steps_x is not None else self._folded, self.constant, self.needed
         if kind == "fork":
-            self._kept.append(here)
+            self._kept.append(self._fork())
             return
+        here = self._here()
         kept = self._kept.pop()  # the block's input; what the body made, once its shortcut has begun
         if kind == "shortcut":
             self._kept.append(here)
@@ -106,7 +107,21 @@ class Flow:
             if one_frame:
                 self.steps_x = before + now
             else:  # in four dimensions: torch adds five of them, channels last, at a third of the speed
-                self.x = before.flatten(0, 1) + now.flatten(0, 1)
+                self.x = joined(before.flatten(0, 1), now.flatten(0, 1))
+
+    def _here(self) -> tuple[Tensor | None, Any, bool, Needed | None]:
+        """All that travels."""
+        return self._steps_x, None if self._steps_x is not None else self._folded, self.constant, self.needed
+
+    def _fork(self) -> tuple[Tensor | None, Any, bool, Needed | None]:
+        """What the other way through the block goes on from."""
+        steps_x = self._steps_x
+        x = self._folded if steps_x is None else steps_x.flatten(0, 1)
+        if not large(x):
+            return self._here()
+        self._steps_x = None
+        self._folded, other = forked(cast(Tensor, x))
+        return None, other, self.constant, self.needed
 
     def over_time(self) -> Tensor:
         """[T, B, ...]; from here on the steps differ."""

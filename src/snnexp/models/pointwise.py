@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from snnexp import buffers
 from snnexp.arrays import for_kernels
 
 
@@ -32,7 +33,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Ten
 
 def input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, stride: int) -> Tensor:
     """The gradient of x [N, C, H, W] from that of the output, both in channels_last."""
-    grad_x = torch.empty(shape, dtype=grad.dtype, memory_format=torch.channels_last).zero_()
+    grad_x = buffers.empty(shape, grad.dtype, channels_last=True).zero_()
     pixels = _read(grad_x, stride)
     pixels.copy_((_rows(grad) @ weight.flatten(1)).view(pixels.shape))
     return grad_x

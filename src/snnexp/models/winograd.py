@@ -194,9 +194,8 @@ def _convolve_in_panels(
     lanes, columns = VECTOR // item, columns_of(item)
     row, padded = shape.channels + lanes, -(-shape.tiles // ROWS) * ROWS
     layout = row, padded * row + lanes
-    spread = buffers.empty([tiling.products, layout[1]], x.dtype)
-    spread[:, shape.tiles * row :] = 0  # rows of blocks that are no tiles
-    v = spread.numpy().reshape(-1)
+    v = buffers.scratch(tiling.products * layout[1], x.dtype)
+    v.reshape(tiling.products, -1)[:, shape.tiles * row :] = 0  # rows of blocks that are no tiles
     chunk = -(-shape.tiles // PIECES)
     both, maps = (tuple(tiling), tuple(shape)), flat_maps(x)
     _run(lambda a, b: spread_inputs(maps, v, *both, layout, chunk, a, b), -(-shape.tiles // chunk))
@@ -223,7 +222,7 @@ def _packed(weight: Tensor, tiling: Tiling) -> NDArray[Any]:
     outputs, channels = weight.shape[1::-1] if tiling in (FOUR, BETWEEN) else weight.shape[:2]
     columns = columns_of(weight.element_size())
     panels = -(-outputs // columns)
-    packed = buffers.empty([tiling.weights * (panels * channels + 1) * columns], weight.dtype).numpy()
+    packed = buffers.scratch(tiling.weights * (panels * channels + 1) * columns, weight.dtype)
     if outputs % columns:
         packed[:] = 0
     flat, kind = flat_weights(weight), tuple(tiling)
@@ -273,14 +272,14 @@ def _weight_gradient_in_panels(
     wide = -(-min(WIDE if whole else outputs, outputs) // lanes) * lanes
     panel, z_panel, z_panels = tiles * columns, tiles * wide, -(-outputs // wide)
     layout = panel, panels * panel + columns, z_panel, z_panels * z_panel + lanes, wide
-    v = buffers.empty([tiling.products * layout[1]], x.dtype).numpy()
-    z = buffers.empty([tiling.products * layout[3] + ROWS], x.dtype).numpy()
+    v = buffers.scratch(tiling.products * layout[1], x.dtype)
+    z = buffers.scratch(tiling.products * layout[3] + ROWS, x.dtype)
     chunk = max(-(-tiles // PIECES), 1)
     found = torch.empty_like(gapless(weight))
     bias = np.zeros((-(-shape.tiles // chunk) + 1, outputs), number_type(x.dtype))
     kind, target = tuple(tiling), (flat_weights(found), found.stride())
     given = (flat_maps(x), flat_maps(grad), v, z, bias.reshape(-1), kind, tuple(shape), layout, chunk)
-    sums = None if whole else buffers.empty([tiling.weights, panels, high, columns], x.dtype).numpy().reshape(-1)
+    sums = None if whole else buffers.scratch(tiling.weights * panels * high * columns, x.dtype)
     for base in range(0, shape.tiles, tiles):
         ends = base, min(base + tiles, shape.tiles)
         _run(lambda a, b, ends=ends: kernels.spread_both(*given, *ends, a, b), -(-(ends[1] - base) // chunk))

@@ -115,7 +115,7 @@ def _run(
     given = _parts(start, state_names(dynamics, values), order := memory_order(x))
     values, flat_x = with_derived(dynamics, values), x.permute(order)
     if not flat_x.is_contiguous():
-        flat_x, overwrite_input = flat_x.contiguous(), True
+        flat_x, overwrite_input = buffers.empty(flat_x.shape, x.dtype, x.device).copy_(flat_x), True
     overwrite_input = overwrite_input and not (x.is_leaf and x.requires_grad) and norm is None
     flat_noise = None if noise is None else noise.permute(order).contiguous()
     grid = None if pool is None else _pool_grid(pool, flat_x, order)
