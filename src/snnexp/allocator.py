@@ -17,7 +17,7 @@ import os
 import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_LARGEST_HEAP_BLOCK = 32 << 20  # glibc refuses more
+LARGEST_HEAP_BLOCK = 32 << 20  # bytes; glibc refuses more
 _NEVER = (1 << 31) - 1
 prepared = False  # whether this process is the command's
 
@@ -36,6 +36,6 @@ def prepare_allocator() -> bool:
         if mallopt is not None and not any(
             key.startswith("MALLOC_") for key in os.environ
         ):  # the user's own come first
-            mallopt(_M_MMAP_THRESHOLD, _LARGEST_HEAP_BLOCK)
+            mallopt(_M_MMAP_THRESHOLD, LARGEST_HEAP_BLOCK)
             mallopt(_M_TRIM_THRESHOLD, _NEVER)
     return True

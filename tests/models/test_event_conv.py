@@ -289,6 +289,14 @@ def test_auto_goes_by_the_density_of_each_batch(measurements: list[sparsity.Plac
     assert len(measurements) == 1 and measurements[0].frames == 64
 
 
+def test_event_lists_have_a_limit_of_their_own(measurements: list[sparsity.Place]) -> None:
+    conv = make_conv()
+    assert conv.rule is not None
+    frames = make_maps((64, 8, 24, 24), 0.05).view(8, 8, 8, 24, 24)
+    assert conv.rule.follows(as_events(frames), conv, True)
+    assert measurements == [sparsity.Place(8, 16, 3, 1, 1, 24, 24, 64, "float32", lists=True)]
+
+
 def test_small_batches_are_dense_and_nothing_is_measured_for_them(measurements: list[sparsity.Place]) -> None:
     conv = make_conv()
     assert conv.rule is not None and not conv.rule.follows(make_maps((4, 8, 24, 24), 0.0), conv, True)
@@ -358,13 +366,37 @@ def test_a_run_goes_on_with_the_limits_of_its_state(measurements: list[sparsity.
     assert sparsity.limits_in(always) == {}
 
 
-def test_measuring_leaves_the_runs_random_numbers_and_threads_alone() -> None:
+@pytest.mark.parametrize("lists", [False, True])
+def test_measuring_leaves_the_runs_random_numbers_and_threads_alone(lists: bool) -> None:
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     with torch.no_grad():
-        limits = sparsity.measure(sparsity.Place(2, 3, 3, 1, 1, 6, 6, 4, "float64"))
+        limits = sparsity.measure(sparsity.Place(2, 3, 3, 1, 1, 6, 6, 4, "float64", lists))
     assert all(limit in (0.0, *sparsity.DENSITIES) for limit in limits)
     assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == threads
     assert torch.is_grad_enabled()
+
+
+class Clock(sparsity.Trial):
+    """Following takes 0.1 ms a call, 0.05 ms a frame and as much again at full density; dense: 0.1 ms a frame."""
+
+    frames = 0
+
+    def times(self, x: Any, follows: bool) -> tuple[float, float]:
+        Clock.frames = x.shape[0]
+        seconds = 1e-4 + len(x) * 5e-5 * (1 + float(x.mean())) if follows else len(x) * 1e-4
+        return seconds, 2 * seconds
+
+
+def test_limits_are_measured_on_as_few_frames_as_tell_what_a_batch_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = sparsity.Place(8, 64, 5, 1, 0, 24, 24, 4096, "float32")
+    monkeypatch.setattr(sparsity, "Trial", Clock)
+    monkeypatch.setattr(sparsity, "_page_seconds", lambda: 0.0)
+    assert sparsity.measure(place) == (0.32, 0.32)  # 0.1 / 8 + 0.05 * 1.32 is 0.8 of 0.1, nearly
+    assert Clock.frames == 8  # 1 ms with the gradient, and more than three times what one frame takes
+    monkeypatch.setattr(sparsity, "_page_seconds", lambda: 1.0)
+    for kept, limit in ((True, 0.4), (False, 0.0)):  # only the dense output's memory does not stay; or neither's does
+        monkeypatch.setattr(sparsity.allocator, "prepared", kept)
+        assert sparsity.measure(place) == (limit, limit)
 
 
 def test_the_dense_convolution_is_not_computed_as_well(monkeypatch: pytest.MonkeyPatch) -> None:

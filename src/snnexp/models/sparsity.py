@@ -13,17 +13,18 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from snnexp import collectives, ranks
+from snnexp import allocator, collectives, ranks
 from snnexp.atomic import write_atomically
 from snnexp.data.base import EventFrames
 from snnexp.folders import user_cache
@@ -34,11 +35,12 @@ log = logging.getLogger(__name__)
 LEAST_WORK = 3e7  # products of a batch's dense convolution, below which a Python call costs more than there is to gain
 DENSITIES = (0.004, 0.01, 0.02, 0.035, 0.05, 0.07, 0.1, 0.14, 0.19, 0.25, 0.32, 0.4)  # that limits are rounded to
 MEASURED = (0.02, 0.08, 0.25)  # between which time goes with density, nearly
-MARGIN = 0.9  # of the dense one's time that it may take at the limit
-LISTS = 1.5  # times as high is the limit for event lists, of which a dense convolution must make the tensor first
-MEASURED_WORK = 4e8  # products that are measured, at most, unless that is less than 16 frames, or than
-MEASURED_PIXELS = 4096  # of the output, if there are so many: with fewer the weights would count for more than they do
-REPEATS, ENOUGH = 6, 0.4  # rounds at most; seconds after which three will do
+MARGIN = 0.8  # of the dense one's time that it may take at the limit
+MEASURED_WORK = 1e7  # products that are measured, at least
+ENOUGH = 0.001  # seconds that following few spikes takes with as many frames as are measured; a call costs 0.1 ms
+MANY = 3  # times what one frame takes that is, too
+REPEATS, LONG = 3, 0.02  # rounds at most; seconds after which two will do
+METHOD = 2  # of measuring: what was kept by another one is not looked at
 
 
 class Limits(NamedTuple):
@@ -64,6 +66,7 @@ class Place(NamedTuple):
     width: int
     frames: int
     dtype: str
+    lists: bool = False  # the input comes as event lists
 
     @property
     def pixels(self) -> int:
@@ -96,7 +99,6 @@ class Rule:
             self.limits = limits_of(place)
         share = density(x)
         limit = self.limits.training if learns else self.limits.evaluation
-        limit *= LISTS if isinstance(x, EventFrames) else 1
         follows = share < limit
         if learns and not self.told:
             self._say(share, follows, limit)
@@ -122,9 +124,9 @@ def _place(x: Tensor | EventFrames, conv: nn.Conv2d) -> Place:
         frames = frames // len(range(mine.total)[mine.part]) * max(mine.counts)
     stride, pad = conv.stride[0], int(conv.padding[0])
     dtype = str(conv.weight.dtype).removeprefix("torch.")
-    whole = Place(channels, conv.out_channels, conv.kernel_size[0], stride, pad, height, width, 0, dtype)
-    most = max(int(MEASURED_WORK / max(whole.products, 1)), 16, MEASURED_PIXELS // max(whole.pixels, 1))
-    return whole._replace(frames=1 << (max(min(frames, most), 1).bit_length() - 1))
+    frames = 1 << (max(frames, 1).bit_length() - 1)
+    size, lists = conv.kernel_size[0], isinstance(x, EventFrames)
+    return Place(channels, conv.out_channels, size, stride, pad, height, width, frames, dtype, lists)
 
 
 @cache
@@ -152,20 +154,17 @@ def _kept(path: Path) -> Limits | None:
 
 def _key(place: Place) -> str:
     """Of all that the times depend on."""
-    kernels = b"".join((Path(__file__).parents[1] / name).read_bytes() for name in _SOURCES)
+    folder = Path(__file__).parents[1]
+    sources = sorted(path for pattern in _SOURCES for path in folder.glob(pattern))
+    kernels = b"".join(path.read_bytes() for path in sources)
     machine = (torch.backends.cpu.get_cpu_capability(), torch.__version__, os.environ.get("NUMBA_CPU_NAME", ""))
-    return hashlib.sha256(repr((place, machine, _processor())).encode() + kernels).hexdigest()[:24]
+    given = (METHOD, place, machine, _processor(), allocator.prepared)
+    return hashlib.sha256(repr(given).encode() + kernels).hexdigest()[:24]
 
 
 _SOURCES = (
     "vectors.py",
-    *(
-        f"models/{name}.py"
-        for name in (
-            *("event_conv", "event_conv_kernels", "event_lists", "event_spread", "event_spread_kernels"),
-            *("pointwise", "winograd", "winograd_kernels", "winograd_panel_kernels", "winograd_transforms", "blocks"),
-        )
-    ),
+    *(f"models/{name}.py" for name in ("event_*", "needed", "pointwise", "winograd*", "blocks")),
 )
 
 
@@ -196,33 +195,107 @@ def measure(place: Place) -> Limits:
     return limits
 
 
-def _measured(place: Place) -> Limits:
-    from snnexp.models.event_conv import event_conv
-    from snnexp.models.needed import conv2d
+class Trial:
+    """A convolution on random spikes, to be timed both ways."""
 
-    rng, dtype = np.random.default_rng(0), getattr(torch, place.dtype)  # torch's random numbers are the run's
-    shape = (place.outputs, place.channels, place.size, place.size)
-    weight = torch.from_numpy(rng.standard_normal(shape)).to(dtype).requires_grad_()
+    def __init__(self, place: Place) -> None:
+        self.place, self.dtype = place, getattr(torch, place.dtype)
+        self._rng = np.random.default_rng(0)  # torch's random numbers are the run's
+        shape = (place.outputs, place.channels, place.size, place.size)
+        self.weight = torch.from_numpy(self._rng.standard_normal(shape)).to(self.dtype).requires_grad_()
 
-    def times(x: Tensor, convolve: Callable[..., Tensor]) -> tuple[float, float]:
+    def inputs(self, frames: int, shares: Sequence[float]) -> list[Tensor | EventFrames]:
+        """Spikes of these densities."""
+        drawn = self._rng.random((frames, self.place.height, self.place.width, self.place.channels), np.float32)
+        if self.place.lists:
+            return [_lists(drawn.transpose(0, 3, 1, 2) < share) for share in shares]
+        return [torch.from_numpy(drawn < share).to(self.dtype).permute(0, 3, 1, 2) for share in shares]
+
+    def times(self, x: Tensor | EventFrames, follows: bool) -> tuple[float, float]:
         """Of forward alone, and with the weights' gradient."""
-        start = time.thread_time()
-        y = convolve(x, weight, None, place.stride, place.pad)
+        from snnexp.models.event_conv import event_conv
+        from snnexp.models.event_lists import dense_maps
+        from snnexp.models.needed import conv2d
+
+        start, stride, pad = time.thread_time(), self.place.stride, self.place.pad
+        if follows:
+            y = event_conv(x, self.weight, None, stride, pad)
+        else:
+            maps = dense_maps(x, self.dtype) if isinstance(x, EventFrames) else x
+            y = conv2d(maps, self.weight, None, stride, pad, None)
         middle = time.thread_time()
-        torch.autograd.grad(y, weight, y.detach())
+        torch.autograd.grad(y, self.weight, y.detach())
         return middle - start, time.thread_time() - start
 
-    def maps(share: float) -> Tensor:
-        spikes = rng.random((place.frames, place.height, place.width, place.channels), np.float32) < share
-        return torch.from_numpy(spikes).to(dtype).permute(0, 3, 1, 2)
+    def dense_way(self, frames: int) -> tuple[bool, bool]:
+        """Whether Winograd's algorithm makes output and weights' gradient of so many frames: it wants many pixels."""
+        from snnexp.models import winograd
 
-    ways = [(maps(share), event_conv) for share in MEASURED] + [(maps(MEASURED[0]), partial(conv2d, needed=None))]
-    times(ways[0][0][:1], event_conv)  # compiles
+        size = (frames, self.place.channels, self.place.height, self.place.width)
+        x = torch.empty(size, dtype=self.dtype, memory_format=torch.channels_last)  # only its shape is looked at
+        given = (x, self.weight, self.place.stride, self.place.pad)
+        if not winograd.fits(*given):
+            return False, False
+        return winograd.pays(*given), winograd.weight_gradient_pays(*given)
+
+
+def _measured(place: Place) -> Limits:
+    trial, few = Trial(place), MEASURED[:1]
+    (x,) = trial.inputs(1, few)
+    fixed = min(trial.times(x, True)[1] for _ in range(4))  # for the call and its weights; the first one compiles
+    frames, way = min(2, place.frames), trial.dense_way(place.frames)
+    while frames < place.frames:
+        if frames * place.products >= MEASURED_WORK and trial.dense_way(frames) == way:
+            taken = trial.times(trial.inputs(frames, few)[0], True)[1]
+            if taken > max(ENOUGH, MANY * fixed):
+                break
+        frames *= 2
+    inputs = trial.inputs(frames, MEASURED)
+    ways = [*((x, True) for x in inputs), (inputs[0], False)]
+    trial.times(*ways[-1])  # finds its memory
     rounds, start = list[list[tuple[float, float]]](), time.thread_time()
-    while len(rounds) < 3 or (len(rounds) < REPEATS and time.thread_time() - start < ENOUGH):
-        rounds.append([times(*way) for way in ways])  # in turns: a busy moment meets all
-    forward, step = np.array(rounds).min(0).T
+    while len(rounds) < 2 or (len(rounds) < REPEATS and time.thread_time() - start < LONG):
+        rounds.append([trial.times(*way) for way in ways])  # in turns: a busy moment meets all
+    seconds = np.array(rounds).min(0) * place.frames / frames
+    forward, step = (seconds + _touching(place, way[0])).T
     return Limits(*(_crossing(MEASURED, t[:-1], MARGIN * t[-1]) for t in (step, forward)))
+
+
+def _touching(place: Place, winograd: bool) -> NDArray[np.float64]:
+    """Seconds that each way waits for the pages of an output so large that its memory does not stay (`allocator.py`).
+
+    As a column, like the times of both outputs; our own kernels' blocks go from step to step.
+    """
+    size = place.frames * place.outputs * place.pixels * getattr(torch, place.dtype).itemsize
+    ours = 0.0 if allocator.prepared else 1.0
+    if size <= allocator.LARGEST_HEAP_BLOCK:
+        return np.zeros((1, 1))
+    waits = [[ours]] * len(MEASURED) + [[ours if winograd else 1.0]]
+    seconds: NDArray[np.float64] = np.array(waits) * (size * _page_seconds())
+    return seconds
+
+
+@cache
+def _page_seconds() -> float:
+    """CPU seconds that a byte of fresh memory takes when it is first written to, beyond writing it, and let go."""
+    size, found = 2 * allocator.LARGEST_HEAP_BLOCK, []
+    for _ in range(3):
+        block, start = torch.empty(size, dtype=torch.uint8), time.thread_time()
+        block.fill_(1)
+        middle = time.thread_time()
+        block.fill_(1)
+        again = time.thread_time() - middle
+        del block
+        found.append(time.thread_time() - start - 2 * again)
+    return max(min(found), 0.0) / size
+
+
+def _lists(spikes: NDArray[np.bool_]) -> EventFrames:
+    """Event lists of spikes [N, C, H, W]."""
+    flat = spikes.reshape(len(spikes), -1)
+    offsets = np.concatenate([[0], np.cumsum(flat.sum(1))])
+    indices = torch.from_numpy(flat.nonzero()[1].astype(np.int32))
+    return EventFrames(indices, torch.from_numpy(offsets), None, 1, len(spikes), spikes.shape[1:])
 
 
 def _crossing(shares: Sequence[float], seconds: Sequence[float], allowed: float) -> float:
