@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import make_info, make_network
+from networks import as_events, make_info, make_network
 from torch import Tensor, nn
 
 import snnexp.models.network
@@ -16,6 +16,7 @@ import snnexp.neurons.engines
 from snnexp.analysis.activity import ActivityMeter
 from snnexp.config import NeuronConf, SurrogateConf
 from snnexp.encoders import ConstantInput
+from snnexp.models.event_conv import Packing
 from snnexp.models.network import Network
 from snnexp.models.norm_in_engine import leave_to_engine
 from snnexp.neurons.engines import numba_engine
@@ -27,11 +28,11 @@ SPEC = "c6k3-BN-SN-MP2-+(c6k3-BN-SN)-FC10-SN"
 LEFT = {"bn1": True, "bn2": True}
 
 
-def network(engine: str = "numba", spec: str = SPEC, **more: Any) -> Network:
+def network(engine: str = "numba", spec: str = SPEC, shape: tuple[int, int, int] = (2, 8, 8), **more: Any) -> Network:
     keys = {"learn_threshold": True, "threshold_per": "channel", "learn_beta": True, "beta": 0.6, "threshold": 0.4}
     neuron = NeuronConf(name="fixed", engine=engine, **(keys | more.pop("neuron", {})))
     build = {"channels_last": True, **more.pop("build", {})}
-    made = make_network(spec, make_info(kind="image"), neuron=neuron, build=build, gain=2.0, **more)
+    made = make_network(spec, make_info(shape, kind="image"), neuron=neuron, build=build, gain=2.0, **more)
     for module in made.modules():
         if isinstance(module, nn.BatchNorm2d):
             torch.manual_seed(1)
@@ -120,6 +121,51 @@ def test_values_and_gradients_are_those_of_the_reference(
     assert left == LEFT and found[0].sum() > 0 and sums_taken == [True, True]
     for a, b in zip(found, expected, strict=True):
         assert (a - b).abs().max() <= 1e-10 * max(1.0, float(b.abs().max()))
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize(
+    "spec", ["c6k3-BN-SN-MP2-FC10-SN", "c33k3s2-BN-SN-FC10-SN", "c12k3-BN-SN-MP2-c6k3-BN-SN-FC10-SN"]
+)
+def test_a_first_convolution_works_the_norms_gradient_out_itself(
+    left: dict[str, bool], monkeypatch: pytest.MonkeyPatch, spec: str
+) -> None:
+    """Vectors of one, two and four pixels, and maps that do not fill them; event lists and dense maps."""
+    told: list[bool] = []
+    norm = Packing.norm
+
+    def spy(self: Packing, given: Any, grad: Tensor) -> Any:
+        told.append(given is not None)
+        return norm(self, given, grad)
+
+    monkeypatch.setattr(Packing, "norm", spy)
+    x = (frames(size=9) > 0.8) * frames(size=9)
+    torchs = network("reference", spec=spec, build={"channels_last": False}, shape=(2, 9, 9)).double()
+    expected = trained(torchs, x)
+    for given in (x, as_events(x)):
+        told.clear()
+        found = trained(network(spec=spec, shape=(2, 9, 9), sparse="always").double(), given)
+        assert all(left.values()) and told[-1] and sum(told) == 1  # the last to run back; nobody else may
+        for a, b in zip(found, expected, strict=True):
+            assert (a - b).abs().max() <= 1e-10 * max(1.0, float(b.abs().max()))
+
+
+@pytest.mark.usefixtures("plain")
+def test_a_first_convolution_that_is_watched_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    results, seen = [], []
+
+    def watch(_: Any, __: Any, out: Tensor) -> None:
+        if out.requires_grad:
+            out.register_hook(seen.append)
+
+    for watched in (False, True):
+        made = network(sparse="always").double()
+        if watched:
+            made.get_submodule("conv1").register_forward_hook(watch)
+        results.append(trained(made, frames()))
+    assert len(seen) == 1 and abs(float(seen[0].sum())) < 1e-10  # of a norm's input
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 KEPT: dict[str, dict[str, Any]] = {  # membranes are written, and kept for backward

@@ -50,13 +50,18 @@ class BatchNorm2d(nn.BatchNorm2d):
             return shared_norm.normalised(self, x) if shared_norm.joins(self) else super().forward(x)
         return self._applied(x, *found, left=False)
 
-    def left_to_engine(self, x: Tensor) -> tuple[Tensor, InputNorm] | None:
+    def left_to_engine(self, x: Tensor, sole: bool = False) -> tuple[Tensor, InputNorm] | None:
         """x anew, with what it is to be normalised by: for an engine that does it as it loads x (`run_layer`).
 
         None: `forward` has to do it. What comes back has x's numbers in y's place in the graph: nobody else may see it.
+        sole: nobody else sees x either, so that whoever made x may get the gradient of y with what turns it into that
+        of x, `NormGradient`, if it says that it takes that.
         """
         found = self._prepared(x)
-        return None if found is None else (self._applied(x, *found, left=True), found[1])
+        if found is None:
+            return None
+        maker = x.grad_fn if sole and getattr(x.grad_fn, "takes_norm", False) else None
+        return self._applied(x, *found, left=True, maker=maker), found[1]
 
     def _prepared(self, x: Tensor) -> tuple[_Moments, InputNorm] | None:
         """The moments to normalise by, and the values that a kernel takes; None: it is torch's to do."""
@@ -74,9 +79,9 @@ class BatchNorm2d(nn.BatchNorm2d):
         mean, scale, bias = (a.astype(number_type(x.dtype)) for a in given)
         return moments, InputNorm(mean, scale, bias)
 
-    def _applied(self, x: Tensor, moments: _Moments, norm: InputNorm, left: bool) -> Tensor:
+    def _applied(self, x: Tensor, moments: _Moments, norm: InputNorm, left: bool, maker: Any = None) -> Tensor:
         y: Tensor = _BatchNorm.apply(  # type: ignore[no-untyped-call]
-            x, self.weight, self.bias, moments, norm, self.overwrite_gradient, left
+            x, self.weight, self.bias, moments, norm, self.overwrite_gradient, left, maker
         )
         if self.training:  # not while a segment of time is repeated
             shared_norm.follow(self, moments.rows, torch.from_numpy(moments.mean), torch.from_numpy(moments.var))
@@ -111,6 +116,16 @@ def _is_ours(x: Tensor) -> bool:
     return for_kernels(x) and x.numel() > x.shape[1] >= 4
 
 
+class NormGradient(NamedTuple):
+    """What turns g, the gradient of y, into that of x: g * scale - offset - (x - mean) * slope."""
+
+    x: NDArray[Any]  # rows x channels, flat
+    mean: NDArray[Any]  # [C] each, in x's precision
+    scale: NDArray[Any]
+    offset: NDArray[Any]
+    slope: NDArray[Any]
+
+
 class _Moments(NamedTuple):
     """Of a batch, or of those before it (running statistics; rows then is 0); in float64."""
 
@@ -136,7 +151,10 @@ def _moments(x: Tensor, eps: float) -> _Moments:
 
 
 class _BatchNorm(torch.autograd.Function):
-    """x [N, C, H, W] in channels_last, weight [C], bias [C] -> y; `left`: x's numbers in y's place, see `InputNorm`."""
+    """x [N, C, H, W] in channels_last, weight [C], bias [C] -> y; `left`: x's numbers in y's place, see `InputNorm`.
+
+    maker: x's node in the graph, if its backward takes y's gradient and a `NormGradient` (as `norm_behind`).
+    """
 
     @staticmethod
     def forward(
@@ -148,9 +166,10 @@ class _BatchNorm(torch.autograd.Function):
         norm: InputNorm,
         overwrite: bool,
         left: bool,
+        maker: Any,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.moments, ctx.overwrite, ctx.norm = moments, overwrite, norm if left else None
+        ctx.moments, ctx.overwrite, ctx.norm, ctx.maker = moments, overwrite, norm if left else None, maker
         if left:
             return share_memory(x)
         from snnexp.models.batch_norm_kernels import normalise
@@ -184,13 +203,15 @@ class _BatchNorm(torch.autograd.Function):
         if collectives.absent():
             grad_x = torch.zeros_like(x)
         elif ctx.needs_input_grad[0]:
-            grad_x = grad if ctx.overwrite else grad.clone()
             scale = weight.detach().numpy() * inverse
             coefficients = (mean, scale, scale * total / count, scale * inverse * inverse * product / count)
-            _over_pieces(
-                input_gradient, rows, channels, flat, flat_maps(grad_x), *(a.astype(flat.dtype) for a in coefficients)
-            )
-        return grad_x, grad_weight, grad_bias, None, None, None, None
+            turns = NormGradient(flat, *(a.astype(flat.dtype) for a in coefficients))
+            if ctx.maker is not None:
+                grad_x, ctx.maker.norm_behind = grad, turns
+            else:
+                grad_x = grad if ctx.overwrite else grad.clone()
+                _over_pieces(input_gradient, rows, channels, flat, flat_maps(grad_x), *turns[1:])
+        return grad_x, grad_weight, grad_bias, None, None, None, None, None
 
 
 def _over_pieces(kernel: Any, rows: int, channels: int, *arrays: NDArray[Any] | None) -> NDArray[np.float64]:

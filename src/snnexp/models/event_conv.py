@@ -27,6 +27,7 @@ from snnexp import buffers
 from snnexp.arrays import flat_maps, flat_weights, gapless, number_type
 from snnexp.data.base import EventFrames
 from snnexp.models import event_spread
+from snnexp.models.batch_norm import NormGradient
 from snnexp.models.event_conv_kernels import forward, pack, unpack, weight_gradient
 from snnexp.models.event_lists import Lists, list_events, list_maps
 from snnexp.models.needed import Needed, dense_input_gradient
@@ -108,6 +109,16 @@ class Packing:
         run_parallel(lambda start, stop: unpack(*given, start, stop), self.tiles, torch.get_num_threads())
         return weight
 
+    def norm(self, norm: NormGradient | None, grad: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
+        """x and [4, tiles, pixels, tile] flat of mean, scale, -offset and -slope; empty without a norm."""
+        if norm is None:
+            return (np.empty(0, number_type(grad.dtype)),) * 2
+        found = np.zeros((4, self.tiles, self.pixels, self.tile), norm.x.dtype)
+        room = self.tiles * self.tile - self.outputs
+        for to, values in zip(found, (norm.mean, norm.scale, -norm.offset, -norm.slope), strict=True):
+            to[:] = np.pad(values, (0, room)).reshape(self.tiles, 1, self.tile)
+        return norm.x, found.reshape(-1)
+
     def shape(self, height: int, width: int) -> tuple[int, ...]:
         """What the kernels ask of the input and the weights."""
         return (
@@ -146,7 +157,10 @@ def event_conv(
 
 
 class _EventConv(torch.autograd.Function):
-    """(x or None, weight [O, C, k, k], bias, lists of x, packing, needed) -> [N, O, H', W']."""
+    """(x or None, weight [O, C, k, k], bias, lists of x, packing, needed) -> [N, O, H', W'].
+
+    takes_norm: the gradient that comes back may be that of a batch norm of the output, if `norm_behind` says so.
+    """
 
     @staticmethod
     def forward(
@@ -159,6 +173,7 @@ class _EventConv(torch.autograd.Function):
         needed: Needed | None,
     ) -> Tensor:
         ctx.lists, ctx.packing, ctx.needed = lists, packing, needed
+        ctx.takes_norm, ctx.norm_behind = not ctx.needs_input_grad[0], None
         ctx.save_for_backward(weight)
         frames, _, height, width = lists.shape
         shape = packing.out_shape(frames, height, width)
@@ -181,12 +196,14 @@ class _EventConv(torch.autograd.Function):
         grad = grad.contiguous(memory_format=torch.channels_last)
         frames, _, height, width = lists.shape
         grad_x = grad_weight = grad_bias = None
+        norm, ctx.norm_behind = ctx.norm_behind, None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             block = max(-(-frames // _PIECES), min(_PIECE, frames), 1)
             pieces = max(-(-frames // block), 1)
             sums = np.zeros((pieces, packing.tiles, packing.rows + 1, packing.tile), number_type(grad.dtype))
             shape = packing.out_shape(frames, height, width)
-            _run(weight_gradient, lists, (flat_maps(grad), sums.reshape(-1)), packing, shape, block)
+            arrays = (flat_maps(grad), *packing.norm(norm, grad), sums.reshape(-1))
+            _run(weight_gradient, lists, arrays, packing, shape, block)
             grad_weight = packing.unpack(sums, weight)
             grad_bias = torch.from_numpy(sums[:, :, -1].sum(0).reshape(-1)[: packing.outputs].copy())
         if ctx.needs_input_grad[0]:

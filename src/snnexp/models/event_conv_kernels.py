@@ -11,11 +11,13 @@ import numba
 import numpy as np
 
 from snnexp.vectors import add as _add
+from snnexp.vectors import add_product as _add_product
 from snnexp.vectors import add_scaled as _add_scaled
 from snnexp.vectors import load as _load
 from snnexp.vectors import moved as _moved
 from snnexp.vectors import nonzero as _nonzero
 from snnexp.vectors import store as _store
+from snnexp.vectors import subtract as _subtract
 
 ROOM = 16  # entries that are copied at once: so many may be read behind the end of a list
 
@@ -187,11 +189,24 @@ def forward(first, entries, values, weights, bias, out, shape, output, block, st
                                 out[at + q * outputs + c] = part[q * tile + c]
 
 
+@_inline
+def _through_norm(g, x, norm, at, side):
+    """The gradient of x, g that of its batch norm."""
+    kinds = norm.size // 4
+    mean, scale = _take(norm, at, side), _take(norm, at + kinds, side)
+    offset, slope = _take(norm, at + 2 * kinds, side), _take(norm, at + 3 * kinds, side)
+    a = _add_product(_add_product(offset[0], g[0], scale[0]), _subtract(x[0], mean[0]), slope[0])
+    b = _add_product(_add_product(offset[1], g[1], scale[1]), _subtract(x[1], mean[1]), slope[1])
+    c = _add_product(_add_product(offset[2], g[2], scale[2]), _subtract(x[2], mean[2]), slope[2])
+    return a, b, c, _add_product(_add_product(offset[3], g[3], scale[3]), _subtract(x[3], mean[3]), slope[3])
+
+
 @_compile
-def weight_gradient(first, entries, values, grad, sums, shape, output, block, start, stop):
+def weight_gradient(first, entries, values, grad, x, norm, sums, shape, output, block, start, stop):
     """sums [pieces, tiles, rows + 1, tile] flat += the gradient of packed weights; the last row is the bias's.
 
     A task is one tile of outputs for a piece of `block` frames, and adds in order to a part of `sums` of its own.
+    x, norm: not empty if the gradient is that of a batch norm behind (`Packing.norm`).
     """
     size, stride, pad, pixels, tile, step = shape[3], shape[4], shape[5], shape[8], shape[9], shape[10]
     frames, out_height, out_width, outputs, rows = output
@@ -203,7 +218,7 @@ def weight_gradient(first, entries, values, grad, sums, shape, output, block, st
         o = task // blocks * tile
         base = (task % blocks * tiles + task // blocks) * (rows + 1) * tile
         part[:] = 0
-        total = _take(part, 0, side)
+        total, of_norm = _take(part, 0, side), task // blocks * tile * pixels
         for above in range(0, size, step):
             for frame in range(task % blocks * block, min((task % blocks + 1) * block, frames)):
                 for oy in range(out_height):
@@ -213,11 +228,17 @@ def weight_gradient(first, entries, values, grad, sums, shape, output, block, st
                             ox + pixels <= out_width and at <= last
                         ):  # what belongs to the next pixel lands in no output's row
                             g = _take(grad, at, places)
+                            if norm.size > 0:
+                                g = _through_norm(g, _take(x, at, places), norm, of_norm, side)
                         else:
                             part[:] = 0
                             for q in range(min(pixels, out_width - ox)):
                                 for c in range(min(tile, outputs - o)):
-                                    part[q * tile + c] = grad[at + q * outputs + c]
+                                    i, k, kinds = at + q * outputs + c, of_norm + q * tile + c, norm.size // 4
+                                    part[q * tile + c] = grad[i]
+                                    if norm.size > 0:
+                                        far = (x[i] - norm[k]) * norm[k + 3 * kinds]
+                                        part[q * tile + c] = grad[i] * norm[k + kinds] + norm[k + 2 * kinds] + far
                             g = _take(part, 0, side)
                         if _nonzero(g[0]) | _nonzero(g[1]) | _nonzero(g[2]) | _nonzero(g[3]) == 0:
                             continue  # behind pooling, whole rows and columns may be

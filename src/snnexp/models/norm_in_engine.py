@@ -4,6 +4,8 @@ The statistics are batch norm's own (`BatchNorm2d.left_to_engine`). Where nobody
 block of neurons over all T fit into a second-level cache, they are not written either: backward reads x, which batch
 norm keeps in any case, works them out again, and takes the two sums per channel that batch norm's gradient needs while
 the gradient is in a cache. These are added up in another order than batch norm's own; all else is the same bit for bit.
+Where a convolution that follows spikes comes first in the network, only its weights' gradient reads the gradient of x,
+and works it out as it reads (`NormGradient`).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from snnexp.models.batch_norm import BatchNorm2d
 from snnexp.models.flow import Flow
 from snnexp.models.needed import HOOKS
 from snnexp.models.spec import LayerPlan
+from snnexp.models.weights import Conv2d
 
 
 def leave_to_engine(network: Any, layer: LayerPlan, flow: Flow) -> bool:
@@ -30,7 +33,16 @@ def leave_to_engine(network: Any, layer: LayerPlan, flow: Flow) -> bool:
     x = flow.folded()
     if not neuron.can_normalise(flow.over_time()):
         return False
-    found = norm.left_to_engine(x)
+    found = norm.left_to_engine(x, sole=_made_for_it(network, layer))
     if found is not None:
         flow.x, flow.norm = found
     return found is not None
+
+
+def _made_for_it(network: Any, layer: LayerPlan) -> bool:
+    """Whether the layer before is a convolution, and nobody else sees its output."""
+    before = network.layers[layer.position - 1] if layer.position else None
+    if before is None or before.kind != "conv":
+        return False
+    conv = network.get_submodule(before.name)
+    return isinstance(conv, Conv2d) and conv.affine is None and not any(getattr(conv, hooks) for hooks in HOOKS)

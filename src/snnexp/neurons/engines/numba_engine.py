@@ -20,7 +20,7 @@ from snnexp.parallel import run_parallel
 
 BLOCK = 1024  # columns that a thread walks through time together: about ten rows of them stay in the first-level cache
 NORM_BLOCK = 1 << 14  # of what is normalised: memory that is written elsewhere than it is read wants longer pieces
-ROOM = 1 << 19  # bytes of membranes that a block works out again: half of a small second-level cache
+ROOM = 1 << 19  # bytes of membranes that a block works out again, at most: half of a small second-level cache
 AGAIN_BLOCK = 512  # columns of such a block, at least
 LEAST_BLOCKS = 16  # if that leaves them long enough
 PAST = 1 << 24  # bytes of a gradient from which on it is written past the caches
@@ -146,9 +146,10 @@ def _block_again(x: Tensor, pool: PoolGrid | None, channels: int, stored: int) -
     steps, columns = x.shape
     most = ROOM // (steps * x.element_size() * (1 + stored))
     if pool is not None:
-        return min(most // (pool.size * pool.row), -(-pool.height // pool.size))
+        band = pool.size * pool.row
+        return 0 if most < band else max(min(most // 2 // band, -(-pool.height // pool.size)), 1)
     shortest = -(-min(AGAIN_BLOCK, columns) // channels) * channels
-    return 0 if most < shortest else max(min(most, columns // LEAST_BLOCKS) // channels * channels, shortest)
+    return 0 if most < shortest else max(min(most // 2, columns // LEAST_BLOCKS) // channels * channels, shortest)
 
 
 def _count_blocks(block: int, pool: PoolGrid | None, columns: int) -> int:
