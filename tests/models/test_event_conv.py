@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,9 +16,11 @@ from hypothesis import strategies as st
 from networks import as_events, make_info, make_network, make_spikes
 from torch import Tensor
 
+import snnexp.models.event_conv
 from snnexp.analysis.synops import SynopsMeter
 from snnexp.arrays import for_kernels
 from snnexp.models import event_spread, sparsity
+from snnexp.models.batch_norm import _moments
 from snnexp.models.event_conv import dense_input_gradient, event_conv
 from snnexp.models.event_lists import dense_maps, density, list_maps
 from snnexp.models.weights import Conv2d
@@ -74,6 +77,31 @@ def test_equals_the_dense_convolution_and_its_gradients(
     assert torch.equal(dense_maps(lists, torch.float64), x) and for_kernels(dense_maps(lists, torch.float64))
     dense = F.conv2d(x, weight, bias, stride, pad)
     assert ours_equals(dense, event_conv(lists, weight, bias, stride, pad), target, weight, bias)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize(("outputs", "width", "taken"), [(5, 8, True), (16, 6, True), (33, 5, True), (8, 6, False)])
+def test_a_batch_norms_sums_are_taken_as_the_output_is_written(
+    monkeypatch: pytest.MonkeyPatch, outputs: int, width: int, taken: bool
+) -> None:
+    """Windows of four, two and one pixels; where they do not fill the rows, the norm reads the output."""
+    x = make_maps((40, 3, 7, width), 0.4)
+    weight, bias = (torch.randn(*shape, dtype=torch.float64) for shape in ((outputs, 3, 3, 3), (outputs,)))
+    found = []
+    for threads, past in ((1, 1 << 40), (2, 1 << 40), (2, 0)):
+        monkeypatch.setattr(snnexp.models.event_conv, "PAST", past)
+        torch.set_num_threads(threads)
+        y = event_conv(x, weight, bias, 1, 1, sums=True)
+        assert hasattr(y, "channel_sums") == taken
+        found.append((y, _moments(y, 1e-5)))
+    y, moments = found[0]
+    for other, same in found[1:]:
+        assert torch.equal(y, other) and all(np.array_equal(a, b) for a, b in zip(moments, same, strict=True))
+    rows = y.permute(0, 2, 3, 1).reshape(-1, outputs)
+    np.testing.assert_allclose(moments.mean, rows.mean(0), rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(moments.var, rows.var(0, correction=0), rtol=1e-12)
+    y.add_(1)  # they are no longer those of what is there
+    np.testing.assert_allclose(_moments(y, 1e-5).mean, moments.mean + 1, rtol=1e-12)
 
 
 def ours_equals(dense: Tensor, ours: Tensor, target: Tensor, *inputs: Tensor | None) -> bool:

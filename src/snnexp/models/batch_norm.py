@@ -135,13 +135,20 @@ class _Moments(NamedTuple):
     inverse: NDArray[np.float64]  # 1 / sqrt(var + eps)
 
 
+def with_sums(x: Tensor, shift: NDArray[np.float64], sums: NDArray[np.float64]) -> None:
+    """Let maps x [N, C, H, W] carry the sums of x - shift [C] and of its square, [2, C]: their maker took them."""
+    x.channel_sums = (x._version, shift, sums)  # type: ignore[attr-defined]
+
+
 def _moments(x: Tensor, eps: float) -> _Moments:
     """Of x [N, C, H, W] in channels_last, and of what other processes have of the same batch."""
     from snnexp.models.batch_norm_kernels import sums_of  # numba takes 0.2 s to import
 
     flat, rows, channels = flat_maps(x), x.numel() // x.shape[1], x.shape[1]
-    shift = flat[:channels].copy()
-    first, second = _over_pieces(sums_of, rows, channels, flat, None, shift) / rows
+    version, shift, sums = getattr(x, "channel_sums", (None, flat[:channels].copy(), None))
+    if sums is None or version != x._version:
+        sums = _over_pieces(sums_of, rows, channels, flat, None, shift.astype(flat.dtype))
+    first, second = sums / rows
     with np.errstate(invalid="ignore"):  # inf - inf is the nan that torch gives
         mean, var = shift + first, np.maximum(second - first * first, 0)
     if collectives.rows() is not None:

@@ -27,7 +27,7 @@ from snnexp import buffers
 from snnexp.arrays import flat_maps, flat_weights, gapless, number_type
 from snnexp.data.base import EventFrames
 from snnexp.models import event_spread
-from snnexp.models.batch_norm import NormGradient
+from snnexp.models.batch_norm import NormGradient, with_sums
 from snnexp.models.event_conv_kernels import forward, pack, unpack, weight_gradient
 from snnexp.models.event_lists import Lists, list_events, list_maps
 from snnexp.models.needed import Needed, dense_input_gradient
@@ -35,6 +35,7 @@ from snnexp.parallel import run_parallel
 from snnexp.vectors import BYTES
 
 CACHE = 640 << 10  # bytes of a tile's packed weights that stay in a second-level cache
+PAST = 1 << 24  # bytes of an output from which on it is written past the caches
 _BLOCK = 8  # frames of a task of the forward product, at most
 _PIECES = 16  # of the frames, at most, that the weights' gradient is summed over
 _PIECE = 32  # frames in one, at least
@@ -94,6 +95,15 @@ class Packing:
             return self.size
         return max(self.size * CACHE // size, 1)
 
+    @property
+    def lies_in_vectors(self) -> bool:
+        """Whether the output is whole vectors, none of which is written twice."""
+        return self.outputs % self.tile == 0 and self.step == self.size
+
+    def fills(self, shape: tuple[int, int, int, int]) -> bool:
+        """Whether windows fill the rows of an output of this `out_shape`."""
+        return shape[3] % self.pixels == 0 and shape[3] > 0
+
     def pack(self, weight: Tensor) -> NDArray[Any]:
         """weight [O, C, k, k] as [tiles, rows, tile], flat."""
         packed = np.empty(self.tiles * self.rows * self.tile, number_type(weight.dtype))
@@ -138,7 +148,13 @@ def packing_of(weight: Tensor, stride: int, pad: int) -> Packing:
 
 
 def event_conv(
-    x: Tensor | EventFrames, weight: Tensor, bias: Tensor | None, stride: int, pad: int, needed: Needed | None = None
+    x: Tensor | EventFrames,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    pad: int,
+    needed: Needed | None = None,
+    sums: bool = False,
 ) -> Tensor:
     """F.conv2d(x, weight, bias, stride, pad) as [N, O, H', W'] in channels_last, exact to rounding.
 
@@ -146,18 +162,23 @@ def event_conv(
         x: maps [N, C, H, W] in the weight's precision, best in channels_last; or event lists, N = T*B.
         weight: [O, C, k, k], float32 or float64, on the CPU.
         needed: computes the gradient of x; None: at all positions.
+        sums: a batch norm reads the output, and would add it up (`with_sums`), which may be done as it is written.
     """
     packing = packing_of(weight, stride, pad)
     if isinstance(x, EventFrames):
         maps, lists = None, list_events(x, packing.tile, weight.dtype)
     else:
         maps, lists = x, list_maps(x.contiguous(memory_format=torch.channels_last), packing.tile)
-    y: Tensor = _EventConv.apply(maps, weight, bias, lists, packing, needed)  # type: ignore[no-untyped-call]
+    found: list[NDArray[np.float64]] | None = [] if sums else None
+    y: Tensor = _EventConv.apply(maps, weight, bias, lists, packing, needed, found)  # type: ignore[no-untyped-call]
+    if found:
+        start = np.zeros(packing.outputs) if bias is None else bias.detach().double().numpy()
+        with_sums(y, start, found[0])
     return y
 
 
 class _EventConv(torch.autograd.Function):
-    """(x or None, weight [O, C, k, k], bias, lists of x, packing, needed) -> [N, O, H', W'].
+    """(x or None, weight [O, C, k, k], bias, lists of x, packing, needed, sums of y go here) -> [N, O, H', W'].
 
     takes_norm: the gradient that comes back may be that of a batch norm of the output, if `norm_behind` says so.
     """
@@ -171,6 +192,7 @@ class _EventConv(torch.autograd.Function):
         lists: Lists,
         packing: Packing,
         needed: Needed | None,
+        found: list[NDArray[np.float64]] | None,
     ) -> Tensor:
         ctx.lists, ctx.packing, ctx.needed = lists, packing, needed
         ctx.takes_norm, ctx.norm_behind = not ctx.needs_input_grad[0], None
@@ -185,7 +207,14 @@ class _EventConv(torch.autograd.Function):
             event_spread.convolve(lists, weight, start, flat_maps(out), packing.pad, packing.tile)
             return out
         block = min(_BLOCK, -(-frames // _PIECES))
-        _run(forward, lists, (packing.pack(weight), start, flat_maps(out)), packing, shape, block)
+        flat, tasks = flat_maps(out), packing.tiles * -(-frames // max(block, 1))
+        sums = np.zeros((tasks, 2, packing.pixels, packing.tile) if found is not None and packing.fills(shape) else 0)
+        past = packing.lies_in_vectors and flat.nbytes >= PAST and flat.ctypes.data % BYTES == 0
+        arrays = (packing.pack(weight), start, flat, sums.reshape(-1), past)
+        _run(forward, lists, arrays, packing, shape, block)
+        if found is not None and sums.size:
+            of_tiles = sums.reshape(packing.tiles, -1, *sums.shape[1:]).sum((1, 3))
+            found.append(of_tiles.transpose(1, 0, 2).reshape(2, -1)[:, : packing.outputs])
         return out
 
     @staticmethod
@@ -209,7 +238,7 @@ class _EventConv(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             compute = dense_input_gradient if ctx.needed is None else ctx.needed.input_gradient
             grad_x = compute(grad, weight, torch.Size(lists.shape), packing.stride, packing.pad)
-        return grad_x, grad_weight, grad_bias if ctx.needs_input_grad[2] else None, None, None, None
+        return grad_x, grad_weight, grad_bias if ctx.needs_input_grad[2] else None, None, None, None, None
 
 
 def _run(kernel: Any, lists: Lists, arrays: tuple[Any, ...], packing: Packing, shape: Any, block: int) -> None:

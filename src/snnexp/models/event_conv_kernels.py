@@ -17,8 +17,11 @@ from snnexp.vectors import load as _load
 from snnexp.vectors import moved as _moved
 from snnexp.vectors import nonzero as _nonzero
 from snnexp.vectors import store as _store
+from snnexp.vectors import store_past as _store_past
 from snnexp.vectors import subtract as _subtract
+from snnexp.vectors import zeros as _zeros
 
+SHORT = 32  # outputs of a channel, about, whose sums are taken in their precision
 ROOM = 16  # entries that are copied at once: so many may be read behind the end of a list
 
 _compile = numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -91,6 +94,42 @@ def _take(array, at, apart):
 
 
 @_inline
+def _put_past(array, at, apart, vectors):
+    _store_past(array, at, vectors[0])
+    _store_past(array, at + apart[0], vectors[1])
+    _store_past(array, at + apart[1], vectors[2])
+    _store_past(array, at + apart[2], vectors[3])
+
+
+@_inline
+def _none(array):
+    return _zeros(array), _zeros(array), _zeros(array), _zeros(array)
+
+
+@_inline
+def _minus(a, b):
+    return _subtract(a[0], b[0]), _subtract(a[1], b[1]), _subtract(a[2], b[2]), _subtract(a[3], b[3])
+
+
+@_inline
+def _plus_squared(a, b):
+    low = _add_product(a[0], b[0], b[0]), _add_product(a[1], b[1], b[1])
+    return low[0], low[1], _add_product(a[2], b[2], b[2]), _add_product(a[3], b[3], b[3])
+
+
+@_inline
+def _add_sums(sums, task, a, b, part, side):
+    """Add vectors of sums to a task's own, in float64."""
+    at = task * 2 * part.size
+    _put(part, 0, side, a)
+    for k in range(part.size):
+        sums[at + k] += part[k]
+    _put(part, 0, side, b)
+    for k in range(part.size):
+        sums[at + part.size + k] += part[k]
+
+
+@_inline
 def _plus(a, b):
     return _add(a[0], b[0]), _add(a[1], b[1]), _add(a[2], b[2]), _add(a[3], b[3])
 
@@ -148,8 +187,11 @@ def unpack(sums, weights, strides, outputs, pieces, shape, start, stop):
 
 
 @_compile
-def forward(first, entries, values, weights, bias, out, shape, output, block, start, stop):
+def forward(first, entries, values, weights, bias, out, sums, past, shape, output, block, start, stop):
     """out [frames, out_height, out_width, outputs] flat = the convolution.
+
+    sums [tasks, 2, pixels, tile] flat, if not empty: of what out is above the bias, and of its square. Then windows
+    fill the rows of out. past: vectors lie one by one, each where cache lines begin, and go past the caches.
 
     A task is one tile of outputs for `block` frames. weights [tiles, rows, tile] and bias [tiles, tile] flat. Weights
     that no second-level cache holds are gone through in parts, `step` rows of the window each, for all the frames.
@@ -167,8 +209,13 @@ def forward(first, entries, values, weights, bias, out, shape, output, block, st
         begin = _take(part, 0, side)
         last = end * out_height * out_width * outputs - places[2] - lanes
         for above in range(0, size, step):
+            summed, since = sums.size > 0 and above + step >= size, 0
+            a = b = _none(out)
             for frame in range(task % blocks * block, end):
                 for oy in range(out_height):
+                    if since >= SHORT:
+                        _add_sums(sums, task, a, b, part, side)
+                        since, a, b = 0, _none(out), _none(out)
                     for group in range(0, out_width, pixels):
                         ox = min(group, max(out_width - pixels, 0))
                         x0, at = ox * stride - pad, ((frame * out_height + oy) * out_width + ox) * outputs + o
@@ -180,6 +227,12 @@ def forward(first, entries, values, weights, bias, out, shape, output, block, st
                         else:
                             for i in range(count):
                                 y = _plus(y, _take(weights, base + local[i], apart))
+                        if summed:
+                            d = _minus(y, begin)
+                            since, a, b = since + pixels, _plus(a, d), _plus_squared(b, d)
+                        if past:
+                            _put_past(out, at, places, y)
+                            continue
                         if fits and at <= last:  # a vector may reach into the next pixel, which is written later
                             _put(out, at, places, y)
                             continue
@@ -187,6 +240,8 @@ def forward(first, entries, values, weights, bias, out, shape, output, block, st
                         for q in range(min(pixels, out_width)):
                             for c in range(min(tile, outputs - o)):
                                 out[at + q * outputs + c] = part[q * tile + c]
+            if summed:
+                _add_sums(sums, task, a, b, part, side)
 
 
 @_inline

@@ -111,6 +111,7 @@ class Conv2d(nn.Conv2d):
     rule: whether a batch's product follows what is not zero in its input (`event_conv.py`), which is exact to rounding;
         None: always dense.
     zeros_behind: what follows hands back a gradient that may have zeros (not a norm, not an average).
+    norm_behind: a batch norm follows.
     """
 
     fresh: Callable[[], nn.Module]  # makes another one, drawn as this one was
@@ -120,7 +121,7 @@ class Conv2d(nn.Conv2d):
         self.sigma: float | None = None
         self.affine: Affine | None = None
         self.rule: Rule | None = None
-        self.zeros_behind = False
+        self.zeros_behind = self.norm_behind = False
 
     def effective_weight(self) -> Tensor:
         """The weights that act, [out, in, k, k]."""
@@ -133,7 +134,7 @@ class Conv2d(nn.Conv2d):
         if self.rule is not None and _fits_windows(x, weight) and self.rule.follows(x, self, self.training):
             from snnexp.models.event_conv import event_conv  # numba takes 0.2 s to import
 
-            y = event_conv(x, weight, self.bias, stride, pad, needed)
+            y = event_conv(x, weight, self.bias, stride, pad, needed, sums=self.norm_behind and self.training)
         else:
             x = _dense(x, weight) if isinstance(x, EventFrames) else x
             y = conv2d(x, weight, self.bias, stride, pad, needed)
@@ -241,6 +242,7 @@ def follow_spikes(
     """
     if isinstance(weights, Conv2d):
         weights.zeros_behind = behind is not None and behind.kind in _ZEROS_BEHIND
+        weights.norm_behind = behind is not None and behind.kind == "batch_norm"
         if model.sparse == "always":
             weights.rule = Rule(name, ALWAYS)
         elif model.sparse == "auto" and channels_last:
