@@ -18,6 +18,7 @@ import pytest
 
 from snnexp.errors import TrackingError
 from snnexp.tracking import database as db
+from snnexp.tracking import new_database
 from snnexp.tracking.address import engine_uri, resolve_uri
 from snnexp.tracking.mlflow_store import connect, import_mlflow
 
@@ -58,7 +59,7 @@ def test_what_stops_the_making_leaves_nothing(
         path.write_bytes(b"half")
         raise how
 
-    monkeypatch.setattr(db, "_fill", fill)
+    monkeypatch.setattr(db, "fill", fill)
     with pytest.raises((KeyboardInterrupt, OSError, RuntimeError)):
         db.prepare(tmp_path / "mlflow.db")
     assert names(tmp_path) == set()
@@ -68,7 +69,7 @@ def test_a_killed_maker_leaves_no_database_and_the_next_start_sweeps(tmp_path: P
     script = (
         "import sys, time\nfrom pathlib import Path\nfrom snnexp.tracking import database as db\n"
         "def fill(path):\n    path.write_bytes(b'half'); print('writing', flush=True); time.sleep(600)\n"
-        "db._fill = fill\ndb.prepare(Path(sys.argv[1]))"
+        "db.fill = fill\ndb.prepare(Path(sys.argv[1]))"
     )
     path = tmp_path / "mlflow.db"
     maker = subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE)
@@ -95,10 +96,59 @@ def test_a_new_database_has_the_mode_that_the_umask_says(tmp_path: Path) -> None
 def test_a_journal_without_its_database_is_not_played_back_into_a_new_one(
     tmp_path: Path, migrated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(db, "_fill", lambda path: shutil.copy(migrated, path))
+    monkeypatch.setattr(db, "fill", lambda path: shutil.copy(migrated, path))
     (tmp_path / "mlflow.db-journal").write_bytes(b"of a database that was moved away")
     assert db.prepare(tmp_path / "mlflow.db")
     assert names(tmp_path) == {"mlflow.db", "mlflow.db-journal.old"}
+
+
+def schema(path: Path) -> list[Any]:
+    """All tables, indices and columns. The constraints' text is another each time: MLflow lists their words as sets."""
+    names = "SELECT type, name, tbl_name FROM sqlite_master ORDER BY 1, 2"
+    columns = (
+        "SELECT m.name, c.* FROM sqlite_master m, pragma_table_info(m.name) c WHERE m.type = 'table' ORDER BY 1, 2"
+    )
+    return sql(path, names, columns)
+
+
+def test_a_second_new_database_is_a_copy_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy that is damaged, holds rows or misses a table is made anew, and no cache is no fault."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    calls: list[Path] = []
+    made = new_database._migrate
+
+    def migrate(path: Path) -> None:
+        calls.append(path)
+        made(path)
+
+    def prepared(name: str) -> Path:
+        assert db.prepare(tmp_path / name)
+        assert db.prepare(tmp_path / name) is False  # complete
+        return tmp_path / name
+
+    monkeypatch.setattr(new_database, "_migrate", migrate)
+    expected = schema(prepared("first.db"))
+    (kept,) = (tmp_path / "cache" / "snnexp" / "mlflow").iterdir()
+    assert schema(prepared("second.db")) == expected
+    assert len(calls) == 1
+    add = "INSERT INTO experiments (name, artifact_location, lifecycle_stage) VALUES ('e', 'x', 'active')"
+    for number, spoil in enumerate(
+        [
+            lambda: kept.write_bytes(kept.read_bytes()[:200_000]),
+            lambda: kept.write_bytes(b"no database"),
+            lambda: kept.write_bytes(b""),
+            lambda: sql(kept, add),
+            lambda: sql(kept, "DROP TABLE metrics"),
+            lambda: sql(kept, "DELETE FROM alembic_version"),
+        ]
+    ):
+        spoil()
+        assert schema(prepared(f"after{number}.db")) == expected
+        assert len(calls) == number + 2
+    assert schema(prepared("third.db")) == expected
+    assert len(calls) == 7
+    monkeypatch.setenv("XDG_CACHE_HOME", str(kept))  # a file, where a folder should be
+    assert schema(prepared("fourth.db")) == expected
 
 
 # --- what was there before ---
@@ -129,7 +179,7 @@ def test_a_database_that_was_left_half_made_is_made_anew(
     tmp_path: Path, migrated: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(db, "QUIET_S", 0.1)
-    monkeypatch.setattr(db, "_fill", lambda path: shutil.copy(migrated, path))
+    monkeypatch.setattr(db, "fill", lambda path: shutil.copy(migrated, path))
     path = tmp_path / "mlflow.db"
     if kind == "half":
         half_made(path, migrated)

@@ -13,26 +13,22 @@ import logging
 import os
 import re
 import shlex
-import shutil
 import sqlite3
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from snnexp.atomic import sync_folder
-from snnexp.collector import importing
 from snnexp.commands import program
 from snnexp.errors import TrackingError
-from snnexp.tracking.address import engine_uri, sqlite_path
+from snnexp.tracking.address import sqlite_path
+from snnexp.tracking.new_database import fill, first, holds_rows, is_full, newest, opened, utils
 
 log = logging.getLogger(__name__)
 
 QUIET_S = 5.0  # a half-made file that nobody has written to for so long is not being made by a plain mlflow
-BUSY_S = 20.0  # how long a look at the file waits for somebody's transaction, as MLflow does
 SIDE_FILES = ("-journal", "-wal", "-shm")
 OTHER_FILE = (
     "Nothing was changed. Set tracking.uri to another file, such as sqlite:///other.db, or train with tracking=off."
@@ -79,14 +75,6 @@ def prepare(database: Path, *, create: bool = True) -> bool:
     return _replace_unfinished(database) if create else False
 
 
-@contextlib.contextmanager
-def _open(database: Path, mode: str = "rw", timeout: float = BUSY_S) -> Iterator[sqlite3.Connection]:
-    # mode=rw even to look: only so can SQLite roll back what a killed writer left in the journal
-    address = f"file:{quote(str(database))}?mode={mode}"
-    with contextlib.closing(sqlite3.connect(address, uri=True, timeout=timeout, isolation_level=None)) as connection:
-        yield connection
-
-
 def _look(database: Path, write: bool) -> Contents | None:
     """The contents of a file that is not a database of this MLflow; None if it is, or if somebody is busy with it.
 
@@ -95,23 +83,23 @@ def _look(database: Path, write: bool) -> Contents | None:
     if write and not os.access(database.parent, os.W_OK):
         raise TrackingError(_not_writable(database, "its folder is read-only, and SQLite keeps a journal there"))
     try:
-        with _open(database) as connection:
+        with opened(database) as connection:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             tables = {name for name in tables if not name.startswith("sqlite_")}
-            version = _first(connection, "SELECT version_num FROM alembic_version", "alembic_version" in tables)
+            version = first(connection, "SELECT version_num FROM alembic_version", "alembic_version" in tables)
             if write:
                 connection.execute("BEGIN IMMEDIATE")
                 connection.execute("ROLLBACK")
-            if version == _newest():
+            if version == newest():
                 return None
-            rows = any(_holds_rows(connection, name) for name in sorted(tables))
+            rows = any(holds_rows(connection, name) for name in sorted(tables))
     except sqlite3.DatabaseError as error:
         text = str(error)
         if "locked" in text or "busy" in text:
             return None  # MLflow waits for it
         if "readonly" in text or "unable to open" in text:
             raise TrackingError(_not_writable(database, text)) from error
-        if _is_full(text, database):
+        if is_full(text, database):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(database)) from error
         what = "is not a database" if "not a database" in text else f"is damaged ({text})"
         raise TrackingError(f"tracking.uri=sqlite:///{database}: this file {what}. {OTHER_FILE}") from error
@@ -123,22 +111,6 @@ def _not_writable(database: Path, reason: str) -> str:
         f"tracking.uri=sqlite:///{database}: cannot write there ({reason}). Ask its owner for `chmod g+w` on the file, "
         "its .lock and their folder, or set tracking.uri to a database of your own, such as sqlite:///mlflow.db."
     )
-
-
-def _first(connection: sqlite3.Connection, query: str, exists: bool) -> Any:
-    row = connection.execute(query).fetchone() if exists else None
-    return row[0] if row else None
-
-
-def _holds_rows(connection: sqlite3.Connection, table: str) -> bool:
-    if table == "alembic_version":
-        return False
-    # what MLflow puts into a new database by itself
-    rest = {"experiments": "experiment_id <> 0", "workspaces": "name <> 'default'"}.get(table, "1")
-    try:
-        return _first(connection, f'SELECT 1 FROM "{table}" WHERE {rest} LIMIT 1', True) is not None
-    except sqlite3.OperationalError:  # a table of that name with other columns
-        return _first(connection, f'SELECT 1 FROM "{table}" LIMIT 1', True) is not None
 
 
 def file_identity(uri: str) -> tuple[int, int] | None:
@@ -156,24 +128,14 @@ def file_identity(uri: str) -> tuple[int, int] | None:
 # --- making one ---
 
 
-def _utils() -> Any:
-    with importing(freeze=True):
-        from mlflow.store.db import utils
-    return utils
-
-
-def _newest() -> str:
-    return str(_utils()._get_latest_schema_revision())
-
-
 def _own_tables() -> set[str]:
-    return {*_utils().Base.metadata.tables, *_utils().InitialBase.metadata.tables}
+    return {*utils().Base.metadata.tables, *utils().InitialBase.metadata.tables}
 
 
 def _make(database: Path, replace: bool = False) -> None:
     temporary = database.with_name(f"{database.name}.{os.getpid()}.tmp")
     try:
-        _fill(temporary)
+        fill(temporary)
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # SQLite's own 0644 shuts out the users of a group
@@ -188,32 +150,6 @@ def _make(database: Path, replace: bool = False) -> None:
     finally:
         for name in (temporary.name, *(temporary.name + end for end in SIDE_FILES)):
             database.with_name(name).unlink(missing_ok=True)
-
-
-def _fill(path: Path) -> None:
-    """A new database with MLflow's tables."""
-    utils = _utils()
-    import sqlalchemy
-
-    def fast(connection: Any, _: Any) -> None:  # three times as fast; a kill loses a temporary file
-        for pragma in ("synchronous = OFF", "journal_mode = MEMORY", "temp_store = MEMORY"):
-            connection.execute(f"PRAGMA {pragma}")
-
-    engine = sqlalchemy.create_engine(engine_uri(f"sqlite:///{path}"))
-    sqlalchemy.event.listen(engine, "connect", fast)
-    try:
-        utils._initialize_tables(engine)
-    except sqlalchemy.exc.OperationalError as error:
-        if _is_full(str(error), path):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-        raise
-    finally:
-        engine.dispose()
-
-
-def _is_full(text: str, path: Path) -> bool:
-    """SQLite says "full", or only "disk I/O error" where it could not even begin a journal."""
-    return "full" in text or ("disk I/O" in text and shutil.disk_usage(path.parent).free < 1 << 20)
 
 
 def _rename_if_free(temporary: Path, database: Path) -> None:
@@ -285,7 +221,7 @@ def _other_version(database: Path, contents: Contents) -> str:
 
     address = f"tracking.uri=sqlite:///{database}"
     other = "or set tracking.uri to a new file, such as sqlite:///new.db."
-    scripts = ScriptDirectory.from_config(_utils()._get_alembic_config(db_url=""))
+    scripts = ScriptDirectory.from_config(utils()._get_alembic_config(db_url=""))
     try:
         known = contents.version is None or scripts.get_revision(contents.version) is not None
     except CommandError:
@@ -320,7 +256,7 @@ def follow_move(database: Path) -> None:
     """
     home = database.parent / "mlartifacts"
     try:
-        with _open(database) as connection:
+        with opened(database) as connection:
             moves = []
             for key, address in connection.execute(
                 "SELECT experiment_id, artifact_location FROM experiments"
