@@ -72,10 +72,12 @@ def test_equals_the_dense_convolution_and_its_gradients(
     bias = torch.randn(outputs, dtype=torch.float64, requires_grad=True) if has_bias else None
     dense = F.conv2d(x, weight, bias, stride, pad)
     target = torch.randn(dense.shape, dtype=torch.float64)
-    assert ours_equals(dense, event_conv(x, weight, bias, stride, pad), target, x, weight, bias)
+    for way in (False, True):
+        ours = event_conv(x, weight, bias, stride, pad, dense_gradient=way)
+        assert ours_equals(dense, ours, target, x, weight, bias)
+        dense = F.conv2d(x, weight, bias, stride, pad)
     lists = as_events(x.detach().unsqueeze(0).contiguous())
     assert torch.equal(dense_maps(lists, torch.float64), x) and for_kernels(dense_maps(lists, torch.float64))
-    dense = F.conv2d(x, weight, bias, stride, pad)
     assert ours_equals(dense, event_conv(lists, weight, bias, stride, pad), target, weight, bias)
 
 
@@ -308,11 +310,18 @@ def make_conv() -> Conv2d:
 def test_auto_goes_by_the_density_of_each_batch(measurements: list[sparsity.Place]) -> None:
     conv, shape = make_conv(), (64, 8, 24, 24)
     assert conv.rule is not None
-    chosen = {share: conv.rule.follows(make_maps(shape, share, dtype=torch.float32), conv, True) for share in (0, 0.2)}
-    assert chosen == {0: True, 0.2: False}
-    assert conv.rule.follows(make_maps(shape, 0.2, dtype=torch.float32), conv, False)  # forward alone pays for longer
+
+    def chosen(share: float, learns: bool = True, lists: bool = False) -> tuple[bool, bool]:
+        x = make_maps(shape, share, dtype=torch.float32)
+        assert conv.rule is not None
+        forward, gradient = conv.rule.follows(as_events(x.unsqueeze(0)) if lists else x, conv, learns)
+        return forward, gradient
+
+    assert [chosen(share) for share in (0, 0.2, 0.5)] == [(True, True), (True, False), (False, False)]
+    assert chosen(0.2, learns=False) == (True, True)  # forward alone pays for longer
+    assert [chosen(share, lists=True) for share in (0.05, 0.2)] == [(True, True), (False, False)]  # never one alone
     assert conv.rule.told.endswith(
-        "0.00 % of its inputs are not 0 in the first batch: event-driven (event-driven below 10 %)"
+        "0.00 % of its inputs are not 0 in the first batch: event-driven (event-driven below 10 %, forward below 26 %)"
     )
     assert len(measurements) == 1 and measurements[0].frames == 64
 
@@ -321,13 +330,13 @@ def test_event_lists_have_a_limit_of_their_own(measurements: list[sparsity.Place
     conv = make_conv()
     assert conv.rule is not None
     frames = make_maps((64, 8, 24, 24), 0.05).view(8, 8, 8, 24, 24)
-    assert conv.rule.follows(as_events(frames), conv, True)
+    assert conv.rule.follows(as_events(frames), conv, True).gradient
     assert measurements == [sparsity.Place(8, 16, 3, 1, 1, 24, 24, 64, "float32", lists=True)]
 
 
 def test_small_batches_are_dense_and_nothing_is_measured_for_them(measurements: list[sparsity.Place]) -> None:
     conv = make_conv()
-    assert conv.rule is not None and not conv.rule.follows(make_maps((4, 8, 24, 24), 0.0), conv, True)
+    assert conv.rule is not None and not any(conv.rule.follows(make_maps((4, 8, 24, 24), 0.0), conv, True))
     assert not measurements and conv.rule.limits is None
 
 
@@ -422,9 +431,9 @@ def test_limits_are_measured_on_as_few_frames_as_tell_what_a_batch_takes(monkeyp
     assert sparsity.measure(place) == (0.32, 0.32)  # 0.1 / 8 + 0.05 * 1.32 is 0.8 of 0.1, nearly
     assert Clock.frames == 8  # 1 ms with the gradient, and more than three times what one frame takes
     monkeypatch.setattr(sparsity, "_page_seconds", lambda: 1.0)
-    for kept, limit in ((True, 0.4), (False, 0.0)):  # only the dense output's memory does not stay; or neither's does
+    for kept, limits in ((True, (0.32, 0.4)), (False, (0.0, 0.0))):  # only the dense output's memory goes, or both's
         monkeypatch.setattr(sparsity.allocator, "prepared", kept)
-        assert sparsity.measure(place) == (limit, limit)
+        assert sparsity.measure(place) == limits  # outputs are of the forward product alone
 
 
 def test_the_dense_convolution_is_not_computed_as_well(monkeypatch: pytest.MonkeyPatch) -> None:

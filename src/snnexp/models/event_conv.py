@@ -30,7 +30,7 @@ from snnexp.models import event_spread
 from snnexp.models.batch_norm import NormGradient, with_sums
 from snnexp.models.event_conv_kernels import forward, pack, unpack, weight_gradient
 from snnexp.models.event_lists import Lists, list_events, list_maps
-from snnexp.models.needed import Needed, dense_input_gradient
+from snnexp.models.needed import Needed, dense_input_gradient, dense_weight_gradient
 from snnexp.parallel import run_parallel
 from snnexp.vectors import BYTES
 
@@ -155,6 +155,7 @@ def event_conv(
     pad: int,
     needed: Needed | None = None,
     sums: bool = False,
+    dense_gradient: bool = False,
 ) -> Tensor:
     """F.conv2d(x, weight, bias, stride, pad) as [N, O, H', W'] in channels_last, exact to rounding.
 
@@ -163,6 +164,7 @@ def event_conv(
         weight: [O, C, k, k], float32 or float64, on the CPU.
         needed: computes the gradient of x; None: at all positions.
         sums: a batch norm reads the output, and would add it up (`with_sums`), which may be done as it is written.
+        dense_gradient: the weights' gradient does not follow what is not zero; for maps.
     """
     packing = packing_of(weight, stride, pad)
     if isinstance(x, EventFrames):
@@ -170,7 +172,8 @@ def event_conv(
     else:
         maps, lists = x, list_maps(x.contiguous(memory_format=torch.channels_last), packing.tile)
     found: list[NDArray[np.float64]] | None = [] if sums else None
-    y: Tensor = _EventConv.apply(maps, weight, bias, lists, packing, needed, found)  # type: ignore[no-untyped-call]
+    dense = dense_gradient and maps is not None
+    y: Tensor = _EventConv.apply(maps, weight, bias, lists, packing, needed, found, dense)  # type: ignore[no-untyped-call]
     if found:
         start = np.zeros(packing.outputs) if bias is None else bias.detach().double().numpy()
         with_sums(y, start, found[0])
@@ -178,7 +181,9 @@ def event_conv(
 
 
 class _EventConv(torch.autograd.Function):
-    """(x or None, weight [O, C, k, k], bias, lists of x, packing, needed, sums of y go here) -> [N, O, H', W'].
+    """(x or None, weight [O, C, k, k], bias, lists of x, packing, needed, sums of y go here, dense) -> [N, O, H', W'].
+
+    dense: the weights' gradient does not follow what is not zero.
 
     takes_norm: the gradient that comes back may be that of a batch norm of the output, if `norm_behind` says so.
     """
@@ -193,10 +198,12 @@ class _EventConv(torch.autograd.Function):
         packing: Packing,
         needed: Needed | None,
         found: list[NDArray[np.float64]] | None,
+        dense: bool,
     ) -> Tensor:
-        ctx.lists, ctx.packing, ctx.needed = lists, packing, needed
-        ctx.takes_norm, ctx.norm_behind = not ctx.needs_input_grad[0], None
-        ctx.save_for_backward(weight)
+        ctx.lists, ctx.packing, ctx.needed = None if dense else lists, packing, needed
+        ctx.takes_norm, ctx.norm_behind = not (ctx.needs_input_grad[0] or dense), None
+        ctx.shape, ctx.biased = torch.Size(lists.shape), bias is not None
+        ctx.save_for_backward(weight, x if dense else None)
         frames, _, height, width = lists.shape
         shape = packing.out_shape(frames, height, width)
         out = buffers.empty(shape, weight.dtype, channels_last=True)
@@ -220,13 +227,17 @@ class _EventConv(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (weight,) = ctx.saved_tensors
-        lists, packing = ctx.lists, ctx.packing
+        weight, x = ctx.saved_tensors
+        lists, packing, wanted = ctx.lists, ctx.packing, ctx.needs_input_grad[1:3]
         grad = grad.contiguous(memory_format=torch.channels_last)
-        frames, _, height, width = lists.shape
+        frames, _, height, width = ctx.shape
         grad_x = grad_weight = grad_bias = None
         norm, ctx.norm_behind = ctx.norm_behind, None
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+        if lists is None:
+            x = x.contiguous(memory_format=torch.channels_last)
+            found = dense_weight_gradient(grad, x, weight, packing.stride, packing.pad, wanted, ctx.biased)
+            grad_weight, grad_bias = found
+        elif any(wanted):
             block = max(-(-frames // _PIECES), min(_PIECE, frames), 1)
             pieces = max(-(-frames // block), 1)
             sums = np.zeros((pieces, packing.tiles, packing.rows + 1, packing.tile), number_type(grad.dtype))
@@ -237,8 +248,8 @@ class _EventConv(torch.autograd.Function):
             grad_bias = torch.from_numpy(sums[:, :, -1].sum(0).reshape(-1)[: packing.outputs].copy())
         if ctx.needs_input_grad[0]:
             compute = dense_input_gradient if ctx.needed is None else ctx.needed.input_gradient
-            grad_x = compute(grad, weight, torch.Size(lists.shape), packing.stride, packing.pad)
-        return grad_x, grad_weight, grad_bias if ctx.needs_input_grad[2] else None, None, None, None, None
+            grad_x = compute(grad, weight, ctx.shape, packing.stride, packing.pad)
+        return grad_x, grad_weight, grad_bias if ctx.needs_input_grad[2] else None, None, None, None, None, None
 
 
 def _run(kernel: Any, lists: Lists, arrays: tuple[Any, ...], packing: Packing, shape: Any, block: int) -> None:

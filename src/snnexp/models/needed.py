@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 from weakref import WeakSet
 
 import numpy as np
@@ -136,6 +136,28 @@ def dense_input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, stride
     return grad_x
 
 
+def dense_weight_gradient(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: int, pad: int, wanted: Sequence[bool], biased: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of a convolution's weights and bias, as far as they are wanted, from that of the output."""
+    grads: Sequence[Tensor | None] = (None, None)
+    way = _way(x, weight, stride, pad) if any(wanted) else None
+    if way is winograd and winograd.weight_gradient_pays(x, weight, stride, pad):
+        grads = winograd.weight_gradient(grad, x, weight, stride, pad)
+    elif way is pointwise:
+        grads = pointwise.weight_gradient(grad, x, weight, stride)
+    elif any(wanted):
+        sides = ([stride] * 2, [pad] * 2, [1, 1], False, [0, 0], 1, [False, *wanted])
+        sizes = [weight.shape[0]] if biased else None
+        _, *grads = torch.ops.aten.convolution_backward(grad, x, weight, sizes, *sides)
+    return grads[0] if wanted[0] else None, grads[1] if wanted[1] else None
+
+
+def _way(x: Tensor, weight: Tensor, stride: int, pad: int) -> Any:
+    """`winograd` or `pointwise`, where these fit, or None."""
+    return next((way for way in (winograd, pointwise) if way.fits(x, weight, stride, pad)), None)
+
+
 def asks(network: Any, layer: LayerPlan, pool: Pool | None) -> bool:
     """Whether nobody but the layer with weights above sees a spiking layer's gradient, and may leave some of it out.
 
@@ -211,7 +233,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int
     Many 3x3 convolutions are done by Winograd's algorithm (`winograd.py`), 1x1 ones with a stride as products of rows
     (`pointwise.py`), exact to rounding.
     """
-    way = next((way for way in (winograd, pointwise) if way.fits(x, weight, stride, pad)), None)
+    way = _way(x, weight, stride, pad)
     if needed is None and way is None:
         return F.conv2d(x, weight, bias, stride, pad)
     y: Tensor = _Conv.apply(x, weight, bias, stride, pad, needed, way)  # type: ignore[no-untyped-call]
@@ -235,7 +257,7 @@ class _Conv(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int, needed: Needed | None, way: Any
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.pad, ctx.needed, ctx.way, ctx.biased = stride, pad, needed, way, bias is not None
+        ctx.stride, ctx.pad, ctx.needed, ctx.biased = stride, pad, needed, bias is not None
         if way is pointwise:
             return pointwise.convolve(x, weight, bias, stride)
         if way is winograd and winograd.pays(x, weight, stride, pad):
@@ -247,21 +269,13 @@ class _Conv(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
-        wanted, grads = ctx.needs_input_grad[1:3], cast(list[Tensor | None], [None, None])
-        if ctx.way is winograd and any(wanted) and winograd.weight_gradient_pays(x, weight, ctx.stride, ctx.pad):
-            grads = [*winograd.weight_gradient(grad, x, weight, ctx.stride, ctx.pad)]
-        elif ctx.way is pointwise and any(wanted):
-            grads = [*pointwise.weight_gradient(grad, x, weight, ctx.stride)]
-        elif any(wanted):
-            sides = ([ctx.stride] * 2, [ctx.pad] * 2, [1, 1], False, [0, 0], 1, [False, *wanted])
-            sizes = [weight.shape[0]] if ctx.biased else None
-            _, *grads = torch.ops.aten.convolution_backward(grad, x, weight, sizes, *sides)
+        wanted = ctx.needs_input_grad[1:3]
+        grads = dense_weight_gradient(grad, x, weight, ctx.stride, ctx.pad, wanted, ctx.biased)
         grad_x = None
         if ctx.needs_input_grad[0]:
             compute = dense_input_gradient if ctx.needed is None else ctx.needed.input_gradient
             grad_x = compute(grad, weight, x.shape, ctx.stride, ctx.pad)
-        grad_weight, grad_bias = (g if want else None for g, want in zip(grads, wanted, strict=True))
-        return grad_x, grad_weight, grad_bias, None, None, None, None
+        return grad_x, *grads, None, None, None, None
 
 
 class _Linear(torch.autograd.Function):

@@ -40,14 +40,14 @@ MEASURED_WORK = 1e7  # products that are measured, at least
 ENOUGH = 0.001  # seconds that following few spikes takes with as many frames as are measured; a call costs 0.1 ms
 MANY = 3  # times what one frame takes that is, too
 REPEATS, LONG = 3, 0.02  # rounds at most; seconds after which two will do
-METHOD = 2  # of measuring: what was kept by another one is not looked at
+METHOD = 3  # of measuring: what was kept by another one is not looked at
 
 
 class Limits(NamedTuple):
     """Densities below which a layer follows the spikes."""
 
-    training: float
-    evaluation: float
+    training: float  # forward and in the weights' gradient
+    evaluation: float  # forward; in training, too, with a dense gradient from the other limit on
 
 
 UNMEASURED = Limits(0.05, 0.05)  # where no file can keep what was measured, and the next run would measure otherwise
@@ -80,6 +80,13 @@ class Place(NamedTuple):
         return self.pixels * self.channels * self.outputs * self.size**2
 
 
+class Follows(NamedTuple):
+    """Where a layer follows the spikes of a batch."""
+
+    forward: bool
+    gradient: bool  # in the weights' gradient
+
+
 class Rule:
     """What one layer goes by. `limits` None: nothing has been measured yet."""
 
@@ -88,28 +95,30 @@ class Rule:
         self.limits = limits
         self.told = ""  # what was chosen for the first batch of training
 
-    def follows(self, x: Tensor | EventFrames, conv: nn.Conv2d, learns: bool) -> bool:
-        """Whether `conv` should follow what is not zero in x, maps [N, C, H, W] or event lists."""
+    def follows(self, x: Tensor | EventFrames, conv: nn.Conv2d, learns: bool) -> Follows:
+        """Where `conv` should follow what is not zero in x, maps [N, C, H, W] or event lists."""
         from snnexp.models.event_lists import density  # numba takes 0.2 s to import
 
         place = _place(x, conv)
         if self.limits is not ALWAYS and _frames(x) * place.products < LEAST_WORK:
-            return False
+            return Follows(False, False)
         if self.limits is None:
             self.limits = limits_of(place)
-        share = density(x)
-        limit = self.limits.training if learns else self.limits.evaluation
-        follows = share < limit
+        share, limits = density(x), self.limits
+        both = share < (limits.training if learns else limits.evaluation)
+        forward = share < limits.evaluation and isinstance(x, Tensor)  # a dense gradient would take a tensor of lists
+        follows = Follows(both or forward, both)
         if learns and not self.told:
-            self._say(share, follows, limit)
+            self._say(share, follows, limits)
         return follows
 
-    def _say(self, share: float, follows: bool, limit: float) -> None:
+    def _say(self, share: float, follows: Follows, limits: Limits) -> None:
         """Tell once what the rule chose, for the first batch."""
-        assert self.limits is not None
-        kind = "event-driven" if follows else "dense"
-        always = self.limits is ALWAYS
-        why = "model.sparse=always" if always else f"event-driven below {100 * limit:g} %"
+        kind = "event-driven" if follows.gradient else "event-driven forward" if follows.forward else "dense"
+        why = f"event-driven below {100 * limits.training:g} %"
+        if limits.evaluation > limits.training:
+            why += f", forward below {100 * limits.evaluation:g} %"
+        why = "model.sparse=always" if limits is ALWAYS else why
         self.told = f"{100 * share:.2f} % of its inputs are not 0 in the first batch: {kind} ({why})"
         log.info("%s: %s", self.name, self.told)
 
@@ -258,7 +267,8 @@ def _measured(place: Place) -> Limits:
         rounds.append([trial.times(*way) for way in ways])  # in turns: a busy moment meets all
     seconds = np.array(rounds).min(0) * place.frames / frames
     forward, step = (seconds + _touching(place, way[0])).T
-    return Limits(*(_crossing(MEASURED, t[:-1], MARGIN * t[-1]) for t in (step, forward)))
+    whole, ahead, back = (_crossing(MEASURED, t[:-1], MARGIN * t[-1]) for t in (step, forward, step - forward))
+    return Limits(whole if place.lists else min(whole, back), ahead)
 
 
 def _touching(place: Place, winograd: bool) -> NDArray[np.float64]:

@@ -131,10 +131,12 @@ class Conv2d(nn.Conv2d):
         """needed: where x needs a gradient, as in `Linear`."""
         weight, stride, pad = self.effective_weight(), self.stride[0], int(self.padding[0])
         needed = self._asked(x, weight, needed)
-        if self.rule is not None and _fits_windows(x, weight) and self.rule.follows(x, self, self.training):
+        follows = self.rule.follows(x, self, self.training) if self.rule and _fits_windows(x, weight) else None
+        if follows is not None and follows.forward:
             from snnexp.models.event_conv import event_conv  # numba takes 0.2 s to import
 
-            y = event_conv(x, weight, self.bias, stride, pad, needed, sums=self.norm_behind and self.training)
+            sums = self.norm_behind and self.training
+            y = event_conv(x, weight, self.bias, stride, pad, needed, sums, dense_gradient=not follows.gradient)
         else:
             x = _dense(x, weight) if isinstance(x, EventFrames) else x
             y = conv2d(x, weight, self.bias, stride, pad, needed)
