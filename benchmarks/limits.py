@@ -78,10 +78,15 @@ def judged(place: Place) -> tuple[list[Choice], float]:
     start = time.thread_time()
     limits = sparsity.measure(place._replace(frames=1 << (place.frames.bit_length() - 1)))
     took, found = time.thread_time() - start, []
+    lines = [_lines(SHARES, seconds) for seconds in follow.T]
     for product, limit in ((1, limits.training), (0, limits.evaluation)):
-        seconds = _lines(SHARES, follow[:, product])
-        chosen = np.where(limit > JUDGED, seconds, dense[product])
-        best = np.minimum(seconds, dense[product])
+        chosen = np.where(limit > JUDGED, lines[product], dense[product])
+        if product and not place.lists:  # forward may follow where the gradient is dense
+            ahead = lines[0] + dense[1] - dense[0]
+            chosen = np.where((limits.evaluation > JUDGED) & (limit <= JUDGED), ahead, chosen)
+            best = np.minimum(lines[0], dense[0]) + np.minimum(lines[1] - lines[0], dense[1] - dense[0])
+        else:
+            best = np.minimum(lines[product], dense[product])
         kind = f"{'event lists' if place.lists else 'maps'}, {'training' if product else 'evaluation'}"
         found.append(Choice(place, kind, limit, (chosen / dense[product]).max(), (chosen / best).mean()))
     return found, took

@@ -201,9 +201,10 @@ def forward(first, entries, values, weights, bias, out, sums, past, shape, outpu
     blocks, lanes, weighted = (frames + block - 1) // block, tile * pixels // 4, values.size > 0
     local, scales, part = _scratch(shape, weighted, weights)
     apart, places, side = _apart(shape), _places(outputs, pixels, lanes), (lanes, 2 * lanes, 3 * lanes)
-    fits = (outputs % tile == 0 or outputs < tile) and out_width >= pixels
     for task in range(start, stop):
         base, o, end = task // blocks * rows * tile, task // blocks * tile, min((task % blocks + 1) * block, frames)
+        held = min(tile, outputs - o)
+        fits = (held == tile or outputs < tile) and out_width >= pixels
         for v in range(pixels):
             part[v * tile : (v + 1) * tile] = bias[o : o + tile]
         begin = _take(part, 0, side)
@@ -237,8 +238,13 @@ def forward(first, entries, values, weights, bias, out, sums, past, shape, outpu
                             _put(out, at, places, y)
                             continue
                         _put(part, 0, side, y)
+                        if pixels == 1 and held >= lanes:  # whole vectors, the last one over the end of another
+                            for c in range(0, held - lanes, lanes):
+                                _store(out, at + c, _load(part, c))
+                            _store(out, at + held - lanes, _load(part, held - lanes))
+                            continue
                         for q in range(min(pixels, out_width)):
-                            for c in range(min(tile, outputs - o)):
+                            for c in range(held):
                                 out[at + q * outputs + c] = part[q * tile + c]
             if summed:
                 _add_sums(sums, task, a, b, part, side)

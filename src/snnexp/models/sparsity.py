@@ -35,12 +35,12 @@ log = logging.getLogger(__name__)
 LEAST_WORK = 3e7  # products of a batch's dense convolution, below which a Python call costs more than there is to gain
 DENSITIES = (0.004, 0.01, 0.02, 0.035, 0.05, 0.07, 0.1, 0.14, 0.19, 0.25, 0.32, 0.4)  # that limits are rounded to
 MEASURED = (0.02, 0.08, 0.25)  # between which time goes with density, nearly
-MARGIN = 0.8  # of the dense one's time that it may take at the limit
+MARGIN = 0.85  # of the dense one's time that it may take at the limit
 MEASURED_WORK = 1e7  # products that are measured, at least
 ENOUGH = 0.001  # seconds that following few spikes takes with as many frames as are measured; a call costs 0.1 ms
 MANY = 3  # times what one frame takes that is, too
-REPEATS, LONG = 3, 0.02  # rounds at most; seconds after which two will do
-METHOD = 3  # of measuring: what was kept by another one is not looked at
+REPEATS, LONG = 4, 0.04  # rounds at most; seconds after which three will do
+METHOD = 4  # of measuring: what was kept by another one is not looked at
 
 
 class Limits(NamedTuple):
@@ -263,7 +263,7 @@ def _measured(place: Place) -> Limits:
     ways = [*((x, True) for x in inputs), (inputs[0], False)]
     trial.times(*ways[-1])  # finds its memory
     rounds, start = list[list[tuple[float, float]]](), time.thread_time()
-    while len(rounds) < 2 or (len(rounds) < REPEATS and time.thread_time() - start < LONG):
+    while len(rounds) < 3 or (len(rounds) < REPEATS and time.thread_time() - start < LONG):
         rounds.append([trial.times(*way) for way in ways])  # in turns: a busy moment meets all
     seconds = np.array(rounds).min(0) * place.frames / frames
     forward, step = (seconds + _touching(place, way[0])).T
