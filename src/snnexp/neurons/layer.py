@@ -311,8 +311,10 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
                 f"expected [T, B, {', '.join(map(str, self.shape))}]."
             )
         dynamics = self.active_dynamics(last)
-        self.engine, self.engine_reason = choose_engine(self.requested_engine, x.device, dynamics, x.dtype)
-        return dynamics, self.engine
+        found = choose_engine(self.requested_engine, x.device, dynamics, x.dtype)
+        if found != (self.engine, self.engine_reason):  # a module takes its time to set what it has
+            self.engine, self.engine_reason = found
+        return dynamics, found[0]
 
     def engine_on(self, device: torch.device) -> tuple[str, str]:
         """The engine that the layer runs on there, and why."""
