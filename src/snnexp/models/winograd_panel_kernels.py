@@ -22,9 +22,12 @@ from snnexp.models.winograd_kernels import (
     transform_weights,
 )
 from snnexp.models.winograd_transforms import points_of
-from snnexp.vectors import BYTES
+from snnexp.vectors import BYTES, add, load, store
+
+DEEP = 64  # tiles
 
 _compile = numba.njit(nogil=True, cache=True, error_model="numpy")
+_inline = numba.njit(error_model="numpy", forceinline=True)
 
 
 @_compile
@@ -88,6 +91,19 @@ def spread_both(x, g, v, z, bias, tiling, shape, layout, chunk, base, stop_tile,
         gradients(g, room, z, z_place, bias, mine, first, count, tiling, shape, wide, wide, z_panel, z_apart, lanes, k)
 
 
+@_inline
+def _sum_over(z, a, wide, v, b, columns, sums, to, tiles, added, part, lanes):
+    """A block of `sums` = or += the products over all tiles, DEEP at a time: a long chain of sums rounds coarsely."""
+    for first in range(0, tiles, DEEP):
+        z_at, v_at, depth = a + first * wide, b + first * columns, min(DEEP, tiles - first)
+        if first == 0 and not added:
+            block_product(z, z_at, 1, wide, v, v_at, columns, sums, to, columns, depth)
+            continue
+        block_product(z, z_at, 1, wide, v, v_at, columns, part, 0, columns, depth)
+        for j in range(0, ROWS * columns, lanes):
+            store(sums, to + j, add(load(sums, to + j), load(part, j)))
+
+
 @_compile
 def add_products(v, z, sums, tiling, outputs, panels, layout, tiles, added, start, stop):
     """sums [transformed weights, panels of v, padded outputs, columns] flat = their gradients over these tiles.
@@ -96,6 +112,7 @@ def add_products(v, z, sums, tiling, outputs, panels, layout, tiles, added, star
     """
     lanes = BYTES // v.itemsize
     (panel, apart, _, z_apart, wide), columns, high = layout, lanes * VECTORS, (outputs + ROWS - 1) // ROWS * ROWS
+    part = np.zeros(ROWS * columns, v.dtype)
     for task in range(start, stop):
         number, p, more = task // panels, task % panels, added
         for i in range(tiling[3]):
@@ -103,10 +120,7 @@ def add_products(v, z, sums, tiling, outputs, panels, layout, tiles, added, star
                 continue
             for o in range(0, outputs, ROWS):
                 a, b, to = i * z_apart + o, i * apart + p * panel, (task * high + o) * columns
-                if more:
-                    add_block_product(z, a, 1, wide, v, b, columns, sums, to, columns, tiles)
-                else:
-                    block_product(z, a, 1, wide, v, b, columns, sums, to, columns, tiles)
+                _sum_over(z, a, wide, v, b, columns, sums, to, tiles, more, part, lanes)
             more = True
 
 
@@ -131,6 +145,7 @@ def weight_gradient(v, z, weights, strides, tiling, shape, layout, start, stop):
     panels, high = (channels + columns - 1) // columns, (wide + ROWS - 1) // ROWS * ROWS
     step = (high + 1) * columns  # one more: or all would share sets of caches
     sums, room, seen = np.zeros(distinct * step, v.dtype), np.zeros(ROOM * lanes, v.dtype), np.zeros(distinct, np.bool_)
+    part = np.zeros(ROWS * columns, v.dtype)
     for task in range(start, stop):
         p, q = task // panels, task % panels
         c, first = q * columns, p * wide
@@ -140,10 +155,7 @@ def weight_gradient(v, z, weights, strides, tiling, shape, layout, start, stop):
             number = number_of(i, tiling)
             for o in range(0, last - first, ROWS):
                 a, b, to = i * z_apart + p * z_panel + o, i * apart + q * panel, number * step + o * columns
-                if seen[number]:
-                    add_block_product(z, a, 1, wide, v, b, columns, sums, to, columns, tiles)
-                else:
-                    block_product(z, a, 1, wide, v, b, columns, sums, to, columns, tiles)
+                _sum_over(z, a, wide, v, b, columns, sums, to, tiles, seen[number], part, lanes)
             seen[number] = True
         held = min(columns, channels - c)
         back_to_weights(sums, 0, columns, step, weights, strides, distinct, first, last, c, held, room, lanes, k)
