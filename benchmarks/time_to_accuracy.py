@@ -80,6 +80,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = _options(arguments)
     out: Path = options.out
     found: dict[str, Any] = json.loads(out.read_text()) if out.exists() and options.add else {"seeds": {}}
+    found.setdefault("seeds", {})
     found |= {"bins": options.bins, "level": options.level}
     for seed in options.seeds:
         with tempfile.TemporaryDirectory(prefix="snnexp-bench-") as scratch:

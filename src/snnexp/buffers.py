@@ -14,6 +14,7 @@ from __future__ import annotations
 import weakref
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import count
 from math import prod
 from typing import Any
@@ -92,4 +93,5 @@ def _let_go(most: int) -> None:
     while (found := [blocks for blocks in list(_waiting.values()) if blocks]) and most < sum(
         block.numel() for blocks in found for _, block in blocks
     ):
-        min(found, key=lambda blocks: blocks[0][0]).pop(0)
+        with suppress(IndexError):  # another thread took the last one
+            min(found, key=lambda blocks: blocks[0][0]).pop(0)

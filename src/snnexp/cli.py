@@ -14,7 +14,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, NoReturn
 
-from snnexp import interrupts, ranks
+from snnexp import interrupts, ranks, without_compiler
 from snnexp.folders import conf_dir
 from snnexp.version import __version__
 
@@ -195,6 +195,8 @@ def _job(cfg: DictConfig) -> float | Outcome | None:
     from snnexp.validation import validate
 
     prepare_process()  # in the worker of a sweep's launcher main() did not run
+    if not ranks.several():  # joining other processes asks whether it is there, and then for all of it
+        without_compiler.put_off()
     try:
         settle_store(cfg)
         conf = validate(cfg)

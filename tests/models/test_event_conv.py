@@ -106,6 +106,35 @@ def test_a_batch_norms_sums_are_taken_as_the_output_is_written(
     np.testing.assert_allclose(_moments(y, 1e-5).mean, moments.mean + 1, rtol=1e-12)
 
 
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize(("outputs", "width"), [(32, 1), (16, 1), (16, 2), (16, 3), (8, 1), (64, 1), (32, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_narrower_than_a_window_leave_the_next_row_alone(
+    outputs: int, width: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large outputs go past the caches, whole windows at a time: not where a row is shorter than one."""
+    monkeypatch.setattr(snnexp.models.event_conv, "PAST", 0)
+    torch.set_num_threads(2)
+    x = make_maps((40, 2, 9, width), 0.3, dtype=dtype)
+    weight = torch.randn(outputs, 2, 3, 3, dtype=dtype)
+    expected = F.conv2d(x, weight, padding=1)
+    guarded: list[Tensor] = []
+
+    def with_guard(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> Tensor:
+        frames, channels, height, width = shape
+        size = frames * channels * height * width
+        whole = torch.full([size + 512], 7.0, dtype=dtype)
+        first = -whole.data_ptr() % 64 // whole.element_size()
+        guarded.append(whole[first + size :])
+        return whole[first : first + size].view(frames, height, width, channels).permute(0, 3, 1, 2)
+
+    monkeypatch.setattr(snnexp.models.event_conv.buffers, "empty", with_guard)
+    for _ in range(3):
+        y = event_conv(x, weight, None, 1, 1)
+        assert torch.allclose(y, expected, rtol=1e-4, atol=1e-4)
+    assert all(bool((guard == 7).all()) for guard in guarded) and guarded
+
+
 def ours_equals(dense: Tensor, ours: Tensor, target: Tensor, *inputs: Tensor | None) -> bool:
     """Whether both are the same, and the gradients that they hand to the inputs."""
     given = [t for t in inputs if t is not None]

@@ -174,7 +174,7 @@ def event_conv(
     found: list[NDArray[np.float64]] | None = [] if sums else None
     dense = dense_gradient and maps is not None
     y: Tensor = _EventConv.apply(maps, weight, bias, lists, packing, needed, found, dense)  # type: ignore[no-untyped-call]
-    if found:
+    if found and not y.is_inference():  # the sums go with a version of y, which such tensors do not have
         start = np.zeros(packing.outputs) if bias is None else bias.detach().double().numpy()
         with_sums(y, start, found[0])
     return y
@@ -216,7 +216,8 @@ class _EventConv(torch.autograd.Function):
         block = min(_BLOCK, -(-frames // _PIECES))
         flat, tasks = flat_maps(out), packing.tiles * -(-frames // max(block, 1))
         sums = np.zeros((tasks, 2, packing.pixels, packing.tile) if found is not None and packing.fills(shape) else 0)
-        past = packing.lies_in_vectors and flat.nbytes >= PAST and flat.ctypes.data % BYTES == 0
+        wide = shape[3] >= packing.pixels  # else windows would reach into the next row, which another thread may write
+        past = packing.lies_in_vectors and wide and flat.nbytes >= PAST and flat.ctypes.data % BYTES == 0
         arrays = (packing.pack(weight), start, flat, sums.reshape(-1), past)
         _run(forward, lists, arrays, packing, shape, block)
         if found is not None and sums.size:

@@ -9,7 +9,7 @@ from torch import Tensor
 from snnexp.data.base import EventFrames
 from snnexp.encoders import Input
 from snnexp.layout import flattened, repeated
-from snnexp.models.joins import forked, joined, large
+from snnexp.models.joins import added, forked, large
 from snnexp.models.needed import Needed
 from snnexp.models.observer import Observer
 from snnexp.models.segments import Memory
@@ -107,7 +107,7 @@ class Flow:
             if one_frame:
                 self.steps_x = before + now
             else:  # in four dimensions: torch adds five of them, channels last, at a third of the speed
-                self.x = joined(before.flatten(0, 1), now.flatten(0, 1))
+                self.x = added(before.flatten(0, 1), now.flatten(0, 1))
 
     def _here(self) -> tuple[Tensor | None, Any, bool, Needed | None]:
         """All that travels."""

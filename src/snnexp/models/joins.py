@@ -33,7 +33,7 @@ def forked(x: Tensor) -> tuple[Tensor, Tensor]:
     return both
 
 
-def joined(a: Tensor, b: Tensor) -> Tensor:
+def added(a: Tensor, b: Tensor) -> Tensor:
     """a + b, of what both ways made."""
     if not (large(a) and large(b)) or a.shape != b.shape or a.dtype != b.dtype:
         return a + b

@@ -156,8 +156,14 @@ def limits_of(place: Place) -> Limits:
 
 
 def _kept(path: Path) -> Limits | None:
-    with suppress(OSError, ValueError, TypeError):
-        return Limits(*map(float, json.loads(path.read_text())))
+    with suppress(OSError, ValueError):
+        found = json.loads(path.read_text())
+        if (
+            isinstance(found, list)
+            and len(found) == 2
+            and all(isinstance(x, (int, float)) and 0 <= x <= 1 for x in found)
+        ):
+            return Limits(*map(float, found))
     return None
 
 
@@ -166,7 +172,8 @@ def _key(place: Place) -> str:
     folder = Path(__file__).parents[1]
     sources = sorted(path for pattern in _SOURCES for path in folder.glob(pattern))
     kernels = b"".join(path.read_bytes() for path in sources)
-    machine = (torch.backends.cpu.get_cpu_capability(), torch.__version__, os.environ.get("NUMBA_CPU_NAME", ""))
+    variables = [os.environ.get(name) for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "ONEDNN_MAX_CPU_ISA")]
+    machine = (torch.backends.cpu.get_cpu_capability(), torch.__version__, torch.backends.mkldnn.enabled, variables)
     given = (METHOD, place, machine, _processor(), allocator.prepared)
     return hashlib.sha256(repr(given).encode() + kernels).hexdigest()[:24]
 

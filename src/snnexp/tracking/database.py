@@ -24,7 +24,7 @@ from snnexp.atomic import sync_folder
 from snnexp.commands import program
 from snnexp.errors import TrackingError
 from snnexp.tracking.address import sqlite_path
-from snnexp.tracking.new_database import fill, first, holds_rows, is_full, newest, opened, utils
+from snnexp.tracking.new_database import fill, first, holds_rows, is_full, newest, opened, tables_in, utils
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +84,7 @@ def _look(database: Path, write: bool) -> Contents | None:
         raise TrackingError(_not_writable(database, "its folder is read-only, and SQLite keeps a journal there"))
     try:
         with opened(database) as connection:
-            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            tables = {name for name in tables if not name.startswith("sqlite_")}
+            tables = tables_in(connection)
             version = first(connection, "SELECT version_num FROM alembic_version", "alembic_version" in tables)
             if write:
                 connection.execute("BEGIN IMMEDIATE")

@@ -42,6 +42,12 @@ def opened(database: Path, mode: str = "rw", timeout: float = BUSY_S) -> Iterato
         yield connection
 
 
+def tables_in(connection: sqlite3.Connection) -> set[str]:
+    """Names of all tables but SQLite's own."""
+    names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    return {name for name in names if not name.startswith("sqlite_")}
+
+
 def first(connection: sqlite3.Connection, query: str, exists: bool) -> Any:
     row = connection.execute(query).fetchone() if exists else None
     return row[0] if row else None
@@ -73,11 +79,12 @@ def fill(path: Path) -> None:
 
 def _kept() -> Path | None:
     """Where the copy is kept; None: the user has no home."""
+    version = newest()  # brings both packages, with the collector at rest
     import mlflow
     import sqlalchemy
 
     try:
-        return user_cache() / "mlflow" / f"{mlflow.__version__}-{newest()}-sqlalchemy-{sqlalchemy.__version__}.db"
+        return user_cache() / "mlflow" / f"{mlflow.__version__}-{version}-sqlalchemy-{sqlalchemy.__version__}.db"
     except OSError:
         return None
 
@@ -87,7 +94,7 @@ def _copied(kept: Path, path: Path) -> bool:
     try:
         path.write_bytes(kept.read_bytes())
         with opened(path) as connection:
-            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            tables = tables_in(connection)
             if (
                 first(connection, "PRAGMA integrity_check", True) == "ok"
                 and first(connection, "SELECT version_num FROM alembic_version", True) == newest()

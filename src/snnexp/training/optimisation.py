@@ -13,7 +13,6 @@ from snnexp.collector import importing
 from snnexp.config import OptimizerConf, SchedulerConf
 from snnexp.errors import ConfigError
 from snnexp.registry import OPTIMIZERS, SCHEDULERS, Kind, load
-from snnexp.training import without_compiler
 
 
 def learning_rates(conf: OptimizerConf) -> dict[str, float]:
@@ -53,8 +52,7 @@ def build_optimizer(conf: OptimizerConf, groups: Mapping[str, Sequence[nn.Parame
         options = {"lr": conf.lr}
     if conf.name in ("adam", "adamw", "sgd"):
         options["fused"] = True  # one pass over memory, on the CPU too
-    without_compiler.put_off()
-    with importing():
+    with importing():  # torch's optimizers import its compiler, which takes as long as torch (`without_compiler`)
         made = _made(OPTIMIZERS, conf.name, "optimizer.kwargs", param_groups, **options, **_tuples(conf.kwargs))
     if not isinstance(made, torch.optim.Optimizer):
         raise ConfigError(f"optimizer={conf.name}: this makes no torch.optim.Optimizer but {type(made).__name__}.")
@@ -117,10 +115,10 @@ def _go_by_memory(optimizer: torch.optim.Optimizer) -> None:
     renamed: list[tuple[nn.Parameter, torch.Tensor]] = []
 
     def rename(of: torch.optim.Optimizer, *_: Any) -> None:
-        renamed.clear()
-        for parameter in (p for group in of.param_groups for p in group["params"]):
+        restore()  # of a step that was cut off
+        for parameter in (p for group in of.param_groups if group.get("fused") for p in group["params"]):
             grad = parameter.grad
-            if grad is None or grad.is_cuda or grad.dim() != 2 or grad.is_contiguous():
+            if grad is None or grad.device.type != "cpu" or grad.dim() != 2 or grad.is_contiguous():
                 continue
             if grad.stride() == parameter.stride() and grad.t().is_contiguous():
                 renamed.append((parameter, grad))

@@ -11,7 +11,10 @@ TRAIN = """
 import sys
 import torch
 from snnexp.config import OptimizerConf
+from snnexp import without_compiler
 from snnexp.training.optimisation import build_optimizer, load_optimizer
+
+without_compiler.put_off()
 
 def steps(optimizer, parameter):
     for _ in range(2):
@@ -29,6 +32,20 @@ assert not hasattr(sys.modules["torch._dynamo"], "__warningregistry__")
 """
 ASKED = {
     "a part of it": "from torch._dynamo import config; import torch._dynamo.utils",
+    "what to leave alone": """
+@torch.compiler.disable()
+def one(x): return x + 1
+@torch.compiler.disable
+def two(x): return x + 1
+@torch._dynamo.disable(recursive=True)
+def three(x): return x + 1
+import torch._dynamo.testing
+for f in (one, two, three, made[0].zero_grad):
+    counter = torch._dynamo.testing.CompileCounter()
+    given = () if f is made[0].zero_grad.__self__ or f == made[0].zero_grad else (torch.ones(2),)
+    torch.compile(lambda: f(*given), backend=counter)()
+    assert counter.frame_count == 0, f
+""",
     "to compile": "assert torch.equal(torch.compile(torch.sin, backend='eager')(weights[0]), weights[0].sin())",
 }
 
