@@ -151,6 +151,31 @@ def test_a_first_convolution_works_the_norms_gradient_out_itself(
 
 
 @pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("spec", ["c8k3-BN-SN-MP2-FC10-SN", "c16k5p0-BN-SN-AP2-FC10-SN", "c8k3p2-BN-SN-MP3-FC10-SN"])
+@pytest.mark.parametrize("values", [False, True])
+def test_of_vectors_of_channels_the_engine_sums_up_its_weights_gradient(
+    left: dict[str, bool], monkeypatch: pytest.MonkeyPatch, spec: str, values: bool
+) -> None:
+    """Rows and columns that no window reaches, frames without spikes, and inputs that are not 1."""
+    made, gradients = list[bool](), Packing.gradients
+
+    def spy(self: Packing, norm: Any, like: Tensor) -> Any:
+        made.append(True)
+        return gradients(self, norm, like)
+
+    monkeypatch.setattr(Packing, "gradients", spy)
+    monkeypatch.setattr(numba_engine, "GROUPS", 2)
+    x = (frames(size=9) > 0.8) * (frames(size=9) if values else torch.ones(()).double())
+    x[1] = 0
+    torchs = network("reference", spec=spec, build={"channels_last": False}, shape=(2, 9, 9)).double()
+    expected = trained(torchs, x)
+    found = trained(network(spec=spec, shape=(2, 9, 9), sparse="always").double(), x)
+    assert all(left.values()) and made == [True]
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).abs().max() <= 1e-10 * max(1.0, float(b.abs().max()))
+
+
+@pytest.mark.usefixtures("plain")
 def test_a_first_convolution_that_is_watched_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     results, seen = [], []
 
@@ -221,7 +246,7 @@ def test_backward_may_come_twice() -> None:
 
 @pytest.mark.usefixtures("threads")
 def test_bits_are_those_of_the_two_apart_whatever_the_threads(left: dict[str, bool], apart: Callable[[], None]) -> None:
-    spec, found = "c6k3-BN-SN-MP2-c6k3-BN-SN-FC10-SN", []
+    spec, found = "c16k3-BN-SN-MP2-c6k3-BN-SN-FC10-SN", []
     info = make_info((2, 35, 33), kind="image")  # more than 2**16 values in a map
     for count in (1, 2, 2):
         torch.set_num_threads(count)
@@ -229,12 +254,12 @@ def test_bits_are_those_of_the_two_apart_whatever_the_threads(left: dict[str, bo
             assert left == LEFT
             apart()
         neuron = NeuronConf(name="fixed", engine="numba", beta=0.6, threshold=0.4, learn_threshold=True)
-        made = make_network(spec, info, neuron=neuron, build={"channels_last": True}, gain=2.0)
+        made = make_network(spec, info, neuron=neuron, build={"channels_last": True}, gain=2.0, sparse="always")
         x = torch.rand(4, 3, *info.shape, generator=torch.Generator().manual_seed(2))
-        found.append(trained(made, x))
+        found.append(trained(made, torch.where(x > 0.9, x, 0)))
     one, two, by_itself = found
     assert all(torch.equal(a, b) for a, b in zip((*two[:2], two[-1]), (*by_itself[:2], by_itself[-1]), strict=True))
-    assert all(torch.equal(a, b) for a, b in zip((*one[:2], one[-1]), (*two[:2], two[-1]), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip((*one[:3], one[-1]), (*two[:3], two[-1]), strict=True))
     for a, b in zip(two, by_itself, strict=True):  # sums for batch norm's gradient are taken in another order
         torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-6)
 

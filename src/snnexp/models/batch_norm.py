@@ -63,6 +63,8 @@ class BatchNorm2d(nn.BatchNorm2d):
         if found is None:
             return None
         maker = x.grad_fn if sole and getattr(x.grad_fn, "takes_norm", False) else None
+        if maker is not None and collectives.rows() is None:
+            found[1].taps = getattr(maker, "taps", None)
         return self._applied(x, *found, left=True, maker=maker), found[1]
 
     def _prepared(self, x: Tensor) -> tuple[_Moments, InputNorm] | None:
@@ -119,13 +121,19 @@ def _is_ours(x: Tensor) -> bool:
 
 
 class NormGradient(NamedTuple):
-    """What turns g, the gradient of y, into that of x: g * scale - offset - (x - mean) * slope."""
+    """What turns g, the gradient of y, into that of x: g * scale - offset - (x - mean) * slope.
+
+    products: in the place of g, of no use then: what the convolution that made x needs of it (`Taps`).
+    """
 
     x: NDArray[Any]  # rows x channels, flat
     mean: NDArray[Any]  # [C] each, in x's precision
     scale: NDArray[Any]
     offset: NDArray[Any]
     slope: NDArray[Any]
+    total: NDArray[np.float64]  # [C]: sum of g over all rows
+    rows: int
+    products: NDArray[np.float64] | None
 
 
 class _Moments(NamedTuple):
@@ -196,11 +204,13 @@ class _BatchNorm(torch.autograd.Function):
 
         x, weight = ctx.saved_tensors
         count, mean, _, inverse = ctx.moments
-        grad = grad.contiguous(memory_format=torch.channels_last)
-        g, flat, rows, channels = flat_maps(grad), flat_maps(x), x.numel() // x.shape[1], x.shape[1]
+        flat, rows, channels = flat_maps(x), x.numel() // x.shape[1], x.shape[1]
         sums = None if ctx.norm is None else ctx.norm.sums_of(grad)
+        products = None if ctx.norm is None else ctx.norm.products()
+        if products is None:
+            grad = grad.contiguous(memory_format=torch.channels_last)
         if sums is None:
-            sums = _over_pieces(sums_of, rows, channels, flat, g, mean.astype(flat.dtype))
+            sums = _over_pieces(sums_of, rows, channels, flat, flat_maps(grad), mean.astype(flat.dtype))
         total, product = sums
         grad_weight, grad_bias = (torch.from_numpy(a).to(weight.dtype) for a in (product * inverse, total))
         if collectives.rows() is not None:
@@ -213,13 +223,14 @@ class _BatchNorm(torch.autograd.Function):
             grad_x = torch.zeros_like(x)
         elif ctx.needs_input_grad[0]:
             scale = weight.detach().numpy() * inverse
-            coefficients = (mean, scale, scale * total / count, scale * inverse * inverse * product / count)
-            turns = NormGradient(flat, *(a.astype(flat.dtype) for a in coefficients))
+            numbers = (mean, scale, scale * total / count, scale * inverse * inverse * product / count)
+            mean, scale, offset, slope = (a.astype(flat.dtype) for a in numbers)
+            turns = NormGradient(flat, mean, scale, offset, slope, total, rows, products)
             if ctx.maker is not None:
                 grad_x, ctx.maker.norm_behind = grad, turns
             else:
                 grad_x = grad if ctx.overwrite else grad.clone()
-                _over_pieces(input_gradient, rows, channels, flat, flat_maps(grad_x), *turns[1:])
+                _over_pieces(input_gradient, rows, channels, flat, flat_maps(grad_x), *turns[1:5])
         return grad_x, grad_weight, grad_bias, None, None, None, None, None
 
 

@@ -31,11 +31,14 @@ from snnexp.models.batch_norm import NormGradient, with_sums
 from snnexp.models.event_conv_kernels import forward, pack, unpack, weight_gradient
 from snnexp.models.event_lists import Lists, list_events, list_maps
 from snnexp.models.needed import Needed, dense_input_gradient, dense_weight_gradient
+from snnexp.neurons.engines.calls import Taps
+from snnexp.neurons.engines.numba_norm import WIDE
 from snnexp.parallel import run_parallel
 from snnexp.vectors import BYTES
 
 CACHE = 640 << 10  # bytes of a tile's packed weights that stay in a second-level cache
 PAST = 1 << 24  # bytes of an output from which on it is written past the caches
+TAPS = 1 << 15  # bytes of the sums of `Taps`, at most, which stay in a first-level cache
 _BLOCK = 8  # frames of a task of the forward product, at most
 _PIECES = 16  # of the frames, at most, that the weights' gradient is summed over
 _PIECE = 32  # frames in one, at least
@@ -129,6 +132,26 @@ class Packing:
             to[:] = np.pad(values, (0, room)).reshape(self.tiles, 1, self.tile)
         return norm.x, found.reshape(-1)
 
+    def taps(self, lists: Lists) -> Taps | None:
+        """What lets the engine behind a norm take the weights' gradient; None: it can't, or they are too many."""
+        _, channels, height, width = lists.shape
+        small = self.size**2 * channels * 2 * self.outputs * self.itemsize <= TAPS and self.size * self.outputs <= WIDE
+        if self.stride != 1 or self.outputs % self.lanes or not small:
+            return None
+        return Taps(*lists[:3], (height, width, channels, self.size, self.pad, self.tile, self.outputs))
+
+    def gradients(self, norm: NormGradient, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients of the weight `like` and of the bias, of the products of `Taps`."""
+        assert norm.products is not None
+        taps = self.channels, self.size, self.size
+        half = self.size**2 * self.channels * self.outputs
+        of_g, of_x, of_one = np.split(norm.products, [half, 2 * half])
+        found = of_g.reshape(*taps, -1) * norm.scale - of_x.reshape(*taps, -1) * norm.slope
+        found -= of_one.reshape(*taps, 1) * norm.offset
+        by_tap = torch.from_numpy(found[:, :, ::-1].transpose(3, 0, 1, 2).copy())
+        bias = torch.from_numpy(norm.total * norm.scale - norm.rows * norm.offset)
+        return torch.empty_like(gapless(like)).copy_(by_tap), bias.to(like.dtype)
+
     def shape(self, height: int, width: int) -> tuple[int, ...]:
         """What the kernels ask of the input and the weights."""
         return (
@@ -203,6 +226,7 @@ class _EventConv(torch.autograd.Function):
         ctx.lists, ctx.packing, ctx.needed = None if dense else lists, packing, needed
         ctx.takes_norm, ctx.norm_behind = not (ctx.needs_input_grad[0] or dense), None
         ctx.shape, ctx.biased = torch.Size(lists.shape), bias is not None
+        ctx.taps = packing.taps(lists) if ctx.takes_norm else None
         ctx.save_for_backward(weight, x if dense else None)
         frames, _, height, width = lists.shape
         shape = packing.out_shape(frames, height, width)
@@ -230,10 +254,13 @@ class _EventConv(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, x = ctx.saved_tensors
         lists, packing, wanted = ctx.lists, ctx.packing, ctx.needs_input_grad[1:3]
-        grad = grad.contiguous(memory_format=torch.channels_last)
         frames, _, height, width = ctx.shape
         grad_x = grad_weight = grad_bias = None
         norm, ctx.norm_behind = ctx.norm_behind, None
+        if norm is not None and norm.products is not None:  # and x needs no gradient
+            found = packing.gradients(norm, weight)
+            return None, *(g if asked else None for g, asked in zip(found, wanted, strict=True)), *[None] * 5
+        grad = grad.contiguous(memory_format=torch.channels_last)
         if lists is None:
             x = x.contiguous(memory_format=torch.channels_last)
             found = dense_weight_gradient(grad, x, weight, packing.stride, packing.pad, wanted, ctx.biased)

@@ -35,6 +35,20 @@ class PoolGrid:
 
 
 @dataclass
+class Taps:
+    """What a convolution, with stride 1, in front of a norm has in place of its output's gradient: see `numba_taps.py`.
+
+    Its input [T * B, C, H, W] is listed, as in `models.event_lists`.
+    """
+
+    first: NDArray[np.int32]
+    entries: NDArray[np.int32]
+    values: NDArray[Any]
+    shape: tuple[int, ...]  # H, W, C, size and padding of the kernel, what entries are multiplied by, and O
+    products: NDArray[np.float64] | None = None  # made by backward: [C, ky, kx from right to left] of 2 O + 1 each
+
+
+@dataclass
 class InputNorm:
     """What batch norm leaves to the engine: its input is to be (x - mean) * scale + bias, values of a channel.
 
@@ -45,11 +59,19 @@ class InputNorm:
     scale: NDArray[Any]
     bias: NDArray[Any]
     summed: tuple[int, NDArray[np.float64]] | None = None  # a gradient's place in memory; sums of it, [2, C]
+    taps: Taps | None = None  # nobody needs the gradient that comes back, but a convolution these products of it
 
     def sums_of(self, grad: Tensor) -> NDArray[np.float64] | None:
         """[2, C] sums of grad, and of grad * (x - mean), if the engine took them as it made just this gradient."""
         found, self.summed = self.summed, None
         return found[1] if found is not None and found[0] == grad.data_ptr() else None
+
+    def products(self) -> NDArray[np.float64] | None:
+        """Of `taps`, if the engine took them in the place of a gradient."""
+        if self.taps is None:
+            return None
+        found, self.taps.products = self.taps.products, None
+        return found
 
 
 @dataclass
@@ -104,4 +126,5 @@ class BackwardCall:
     in_place: bool = False
     pool: PoolGrid | None = None
     norm: InputNorm | None = None  # gets the sums of grad_x, too
+    taps: Taps | None = None  # gets its products, and grad_x is not written
     local: tuple[str, ...] = ()  # columns that are not there: they begin at 0, and nobody asks for their end

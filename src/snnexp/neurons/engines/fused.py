@@ -237,7 +237,9 @@ class _Fused(torch.autograd.Function):
         kept = (*ctx.row_names, *ctx.first_names)
         given, rows = saved[: len(saved) - len(kept)], dict(zip(kept, saved[len(saved) - len(kept) :], strict=True))
         in_place = options.private and ctx.input_dtype == mem.dtype and recurrent is None and not ctx.again
-        grad_x = mem if in_place else buffers.empty_like(mem, ctx.input_dtype)
+        taps = options.norm.taps if options.norm is not None and ctx.again and options.pool is not None else None
+        nothing = None if taps is None else mem.new_zeros(1).expand(mem.shape)  # in the place of a gradient
+        grad_x = mem if in_place else buffers.empty_like(mem, ctx.input_dtype) if nothing is None else nothing
         steps = mem.shape[0]
         repeats = recurrent is None and options.pool is None and steps > 1
         call = BackwardCall(
@@ -255,6 +257,7 @@ class _Fused(torch.autograd.Function):
             in_place=in_place,
             pool=options.pool,
             norm=options.norm if ctx.again else None,
+            taps=taps,
         )
         plan = backward_plan(dynamics, names, ctx.wants, call.grad_spk is not None, call.grad_mem is not None)
         arriving = dict(zip((f"grad_{s}" for s in state_names(dynamics, names)[2:]), grad_extra, strict=False))

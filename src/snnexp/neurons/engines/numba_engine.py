@@ -12,7 +12,7 @@ from torch import Tensor
 
 from snnexp.arrays import number_type
 from snnexp.neurons.compiler.plan import SCALARS, forward_plan
-from snnexp.neurons.engines.calls import BackwardCall, ForwardCall, InputNorm, PoolGrid
+from snnexp.neurons.engines.calls import BackwardCall, ForwardCall, InputNorm, PoolGrid, Taps
 from snnexp.neurons.engines.numba_norm import repeated
 from snnexp.neurons.engines.numba_source import BackwardUse, ForwardUse, Kernel, backward_kernel, forward_kernel
 from snnexp.neurons.engines.recurrence import Backend, some_steps
@@ -23,6 +23,7 @@ NORM_BLOCK = 1 << 14  # of what is normalised: memory that is written elsewhere 
 ROOM = 1 << 19  # bytes of membranes that a block works out again, at most: half of a small second-level cache
 AGAIN_BLOCK = 512  # columns of such a block, at least
 LEAST_BLOCKS = 16  # if that leaves them long enough
+GROUPS = 128  # of blocks, at most, that take the products of `Taps` together
 PAST = 1 << 24  # bytes of a gradient from which on it is written past the caches
 WATCHED_STEPS = 16  # of a recurrent layer, before it is decided anew how to go on
 BUSY_SHARE = 0.25  # of spikes, above which one dense product per step is faster than adding up single weights
@@ -59,8 +60,14 @@ class NumbaBackend(Backend):
         sums = np.zeros((_count_blocks(block, call.pool, columns), 2, call.norm.mean.size))
         arguments |= _norm_arguments(call.norm) | {"x_rows": _array(call.mem), "sums": sums}
         arguments["past"] = call.grad_x.numel() * call.grad_x.element_size() >= PAST
-        self._launch(kernel, arguments, call.pool, steps, columns, block=block)
+        group = 1
+        if call.taps is not None:
+            group = -(-len(sums) // GROUPS)
+            arguments |= _taps_arguments(call.taps, -(-len(sums) // group)) | {"group": group}
+        self._launch(kernel, arguments, call.pool, steps, columns, block=block, group=group)
         call.norm.summed = call.grad_x.data_ptr(), sums.sum(0)
+        if call.taps is not None:
+            call.taps.products = arguments["tap_sums"].sum(0)
 
     def works_out_again(self, x: Tensor, pool: PoolGrid | None, norm: InputNorm, stored: int) -> bool:
         return _block_again(x, pool, norm.mean.size, stored) > 0
@@ -68,7 +75,7 @@ class NumbaBackend(Backend):
     def _backward_kernel(self, call: BackwardCall) -> Kernel:
         has = call.grad_spk is not None, call.grad_mem is not None
         use = BackwardUse(call.in_place, call.pool.kind if call.pool else "", *has, call.norm is not None)
-        use = use._replace(local=call.local, single=_single(call))
+        use = use._replace(local=call.local, single=_single(call), taps=call.taps is not None)
         return backward_kernel(call.dynamics, call.names, call.wants, use, self.compiled)
 
     def forward_recurrent(self, call: ForwardCall, weight: Tensor, spk0: Tensor | None) -> None:
@@ -116,8 +123,12 @@ class NumbaBackend(Backend):
         columns: int,
         block: int | None = None,
         pixel: int = 0,
+        group: int = 1,
     ) -> None:
-        """block: columns of one, or bands, if they are not to be chosen; pixel: channels of what is normalised."""
+        """block: columns of one, or bands, if they are not to be chosen; pixel: channels of what is normalised.
+
+        group: blocks that one thread does in order.
+        """
         arguments = [named[name] for name in kernel.arguments]
         threads = torch.get_num_threads() if self.compiled and steps * columns >= SERIAL_BELOW else 1
         if pool is None:
@@ -133,7 +144,11 @@ class NumbaBackend(Backend):
                 block = max(1, min(bands, (NORM_BLOCK if pixel else BLOCK) // (pool.size * pool.row)))
         blocks = _count_blocks(block, pool, columns)
         if self.compiled:
-            run_parallel(lambda start, stop: kernel.compiled(*arguments, block, start, stop), blocks, threads)
+            run_parallel(
+                lambda start, stop: kernel.compiled(*arguments, block, start * group, min(stop * group, blocks)),
+                -(-blocks // group),
+                threads,
+            )
         else:
             kernel.plain(*arguments, block, 0, blocks)
 
@@ -190,6 +205,12 @@ def _backward_arguments(call: BackwardCall) -> dict[str, Any]:
 
 def _norm_arguments(norm: InputNorm) -> dict[str, Any]:
     return {f"norm_{name}": repeated(getattr(norm, name)) for name in ("mean", "scale", "bias")}
+
+
+def _taps_arguments(taps: Taps, groups: int) -> dict[str, Any]:
+    _, _, channels, size, _, _, outputs = taps.shape
+    found = {f"tap_{name}": getattr(taps, name) for name in ("first", "entries", "values", "shape")}
+    return found | {"tap_sums": np.zeros((groups, size * size * channels * (2 * outputs + 1)))}
 
 
 def _shared_arguments(call: ForwardCall | BackwardCall, steps: int, rows: dict[str, Tensor]) -> dict[str, Any]:

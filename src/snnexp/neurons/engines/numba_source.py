@@ -24,7 +24,7 @@ from snnexp import vectors
 from snnexp.neurons.compiler.plan import Backward, Body, Names, backward_plan, forward_plan
 from snnexp.neurons.compiler.source import StepWriter, body_lines, file_hash, load, local
 from snnexp.neurons.compiler.symbols import Symbol, in_order, leaf
-from snnexp.neurons.engines import numba_helpers, numba_needed, numba_norm
+from snnexp.neurons.engines import numba_helpers, numba_needed, numba_norm, numba_taps
 from snnexp.neurons.equation import Dynamics
 
 CALLS: dict[str, Callable[..., str]] = {
@@ -44,7 +44,9 @@ from snnexp.neurons.engines.numba_helpers import {names}
 '''
 NAMES = "block_at, compiled, exp_of_negative, pool, push, room, spread, unpool"
 NEEDED = "from snnexp.neurons.engines.numba_needed import marked, pool_needed  # {by}\n"
-NORM = "from snnexp.neurons.engines.numba_norm import ahead, hand_back, laid, normal  # {by}\n"
+NORM = "from snnexp.neurons.engines.numba_norm import ahead, hand_back, laid, normal, sum_up  # {by}\n"
+TAPS = "from snnexp.neurons.engines.numba_taps import add_taps, keep_taps  # {by}\n"
+TAPPED = ("tap_first", "tap_entries", "tap_values", "tap_shape", "tap_sums", "group")  # arguments of one that uses them
 CHANNELS = ("norm_mean", "norm_scale", "norm_bias")  # arguments of a kernel that normalises
 
 
@@ -71,6 +73,7 @@ class BackwardUse(NamedTuple):
     has_grad_spk: bool = True
     has_grad_mem: bool = False
     again: bool = False  # membranes are worked out again of an input that is normalised, and sums for its norm taken
+    taps: bool = False  # with `again`: the gradient goes into the products of `Taps`, and is not written
     local: Names = ()  # columns that begin at zero; as in `ForwardUse`
     single: Names = ()
 
@@ -171,6 +174,7 @@ class _Frame(StepWriter):
         signature = ", ".join([*arguments, *geometry, "block", "start", "stop"])
         head += NEEDED.format(by=file_hash(numba_needed.__file__)) * ("needed_rows" in arguments)
         head += NORM.format(by=file_hash(numba_norm.__file__)) * ("norm_mean" in frame)
+        head += TAPS.format(by=file_hash(numba_taps.__file__)) * ("group" in frame)
         source = f"{head}def {kind}({signature}):\n" + "".join(f"    {line}\n" for line in self.lines)
         source += f"\n\n{kind}_compiled = compiled({kind})\n" if on_disk else ""
         module = load(source, on_disk)
@@ -262,7 +266,7 @@ def backward_kernel(
     if use.again:
         again, found = _again(dynamics, names, wants, use, out)
         local_rows |= {name: f"{name}_room[t * span : t * span + width]" for name in found}
-        scratch += _before_again(again, found)
+        scratch += _before_again(again, found, use.taps)
     out.begin(like, scratch)
     with out.block("for index in range(start, stop):"):
         out.block_begins()
@@ -273,9 +277,11 @@ def backward_kernel(
             out("routed[:] = zero")
         with out.block("for t in range(steps - 1, -1, -1):"):
             _backward_step(out, plan, use, rows, local_rows, spikes)
+        out(*["keep_taps(pairs, tap_sums[index // group])"] * use.taps)
     frame = ["grad_step"] if "grad_spk" in rows and not use.pool else []
-    frame += [*CHANNELS, "sums", "past"] if use.again else []
-    rows = [*["x"] * use.again, *(r for r in rows if r not in found and (r != "grad_x" or not use.in_place))]
+    frame += [*CHANNELS, "sums", *(TAPPED if use.taps else ["past"])] if use.again else []
+    kept = not (use.in_place or use.taps)
+    rows = [*["x"] * use.again, *(r for r in rows if r not in found and (r != "grad_x" or kept))]
     return out.finish("backward", rows, frame, on_disk)
 
 
@@ -308,7 +314,12 @@ def _backward_step(
             out.load(out.step)
             outputs = {f"{name}_column[j]": symbol for name, symbol in plan.body.columns.items()}
             out.assign(outputs | {"grad_x_row[j]": plan.body.rows["grad_x"]}, out.called)
-    if use.again:
+    if use.taps:
+        out("sum_up(mem_row, x_flat, t * columns + c, shift, sums[index])")
+        out("frame, top = t * (columns // (height * row)) + c // (height * row), c % (height * row) // row")
+        listed = "tap_first, tap_entries, tap_values, tap_shape"
+        out(f"add_taps(mem_row, x_flat, t * columns + c, norm_mean, pairs, {listed}, row, frame, top)")
+    elif use.again:
         out("hand_back(mem_row, x_flat, grad_x_flat, t * columns + c, shift, sums[index], past)")
 
 
@@ -333,10 +344,12 @@ def _again(
     return again, list(body.rows)
 
 
-def _before_again(again: _Frame, found: Iterable[str]) -> list[str]:
-    """What `_again` and `hand_back` need before the loops."""
+def _before_again(again: _Frame, found: Iterable[str], taps: bool) -> list[str]:
+    """What `_again` and what takes the gradient need before the loops."""
     lines = [f"{name}_room = room(x_rows, steps * span)" for name in found]
     lines += [f"{name}_own = room(x_rows, span)" for name in again.local]
     lines += [f"{name} = laid({name})" for name in CHANNELS]
     lines += ["part = norm_mean.size", "shift = norm_mean[: sums.shape[2]]"]
+    if taps:
+        return [*lines, "x_flat = x_rows.reshape(-1)", "pairs = room(x_rows, tap_sums.shape[1])", "pairs[:] = 0"]
     return [*lines, "x_flat, grad_x_flat = x_rows.reshape(-1), grad_x_rows.reshape(-1)"]
