@@ -16,6 +16,7 @@ import snnexp.neurons.engines
 from snnexp.analysis.activity import ActivityMeter
 from snnexp.config import NeuronConf, SurrogateConf
 from snnexp.encoders import ConstantInput
+from snnexp.models import winograd
 from snnexp.models.event_conv import Packing
 from snnexp.models.network import Network
 from snnexp.models.norm_in_engine import leave_to_engine
@@ -172,6 +173,31 @@ def test_of_vectors_of_channels_the_engine_sums_up_its_weights_gradient(
     found = trained(network(spec=spec, shape=(2, 9, 9), sparse="always").double(), x)
     assert all(left.values()) and made == [True]
     for a, b in zip(found, expected, strict=True):
+        assert (a - b).abs().max() <= 1e-10 * max(1.0, float(b.abs().max()))
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("watched", [False, True])
+def test_winograds_weight_gradient_works_the_norms_gradient_out(
+    left: dict[str, bool], monkeypatch: pytest.MonkeyPatch, watched: bool
+) -> None:
+    """And the convolution takes the sums of the norm; who looks at its output gets a gradient of its own."""
+    told, weight_gradient = list[bool](), winograd.weight_gradient
+
+    def spy(*given: Any) -> Any:
+        told.append(given[-1] is not None)
+        return weight_gradient(*given)
+
+    monkeypatch.setattr(winograd, "weight_gradient", spy)
+    monkeypatch.setattr(winograd, "LEAST_WORK", 0)
+    spec, results = "c16k3-BN-SN-c16k3-BN-SN-FC10-SN", []
+    for engine, last in (("reference", False), ("numba", True)):
+        made = network(engine, spec=spec, build={"channels_last": last}).double()
+        if watched and last:
+            made.get_submodule("conv2").register_forward_hook(lambda *_: None)
+        results.append(trained(made, frames()))
+    assert all(left.values()) and told == [not watched]
+    for a, b in zip(*results, strict=True):
         assert (a - b).abs().max() <= 1e-10 * max(1.0, float(b.abs().max()))
 
 

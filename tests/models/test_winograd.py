@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from snnexp.arrays import flat_maps
 from snnexp.models import winograd
+from snnexp.models.batch_norm import NormGradient
 from snnexp.models.needed import conv2d
 
 LAST = torch.channels_last
@@ -63,17 +67,34 @@ def test_equals_the_dense_convolution_and_its_gradients(
     for t in (x, weight, bias):
         t.requires_grad_()
     dense = F.conv2d(x, weight, bias, stride, pad)
-    grad = normal(*dense.shape, seed=3)
-    expected = torch.autograd.grad(dense, (x, weight, bias), grad)
+    grad, (of_norm, turned, norm) = normal(*dense.shape, seed=3), of_a_norm(dense.detach())
+    expected = [*torch.autograd.grad(dense, (x, weight, bias), grad, retain_graph=True), turned]
+    expected += torch.autograd.grad(dense, (weight, bias), turned)
+    sums, above = list[Any](), dense.detach() - bias.detach().view(-1, 1, 1)
     with torch.no_grad(), mock.patch.multiple(winograd, **SETTINGS[way]):
         found = (
-            winograd.convolve(x, weight, bias, stride, pad),
+            winograd.convolve(x, weight, bias, stride, pad, sums),
             winograd.input_gradient(grad, weight, x.shape, stride, pad),
             *winograd.weight_gradient(grad, x, weight, stride, pad),
+            of_norm,
+            *winograd.weight_gradient(of_norm, x, weight, stride, pad, norm),
+            *(torch.from_numpy(a) for a in sums),
         )
+    expected += [torch.stack([above.sum((0, 2, 3)), above.square().sum((0, 2, 3))])] * len(sums)
+    assert len(sums) == (way != "panels")
     for ours, theirs in zip(found, (dense.detach(), *expected), strict=True):
         assert ours.shape == theirs.shape
         assert (ours - theirs).abs().max() <= 1e-10 * max(float(theirs.abs().max()), 1)
+
+
+def of_a_norm(y: Tensor) -> tuple[Tensor, Tensor, NormGradient]:
+    """The gradient of a norm of y, the same turned into that of y, and what turns it."""
+    grad, y = normal(*y.shape, seed=4), y.contiguous(memory_format=LAST)
+    mean, scale, offset, slope = (normal(y.shape[1], seed=5 + i) for i in range(4))
+    one, two, three, four = (a.view(-1, 1, 1) for a in (mean, scale, offset, slope))
+    arrays = (a.numpy() for a in (mean, scale, offset, slope))
+    norm = NormGradient(flat_maps(y), *arrays, total=np.zeros(y.shape[1]), rows=1, products=None)
+    return grad, grad * two - three - (y - one) * four, norm
 
 
 def layer(channels: int = 32, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:

@@ -57,12 +57,14 @@ class BatchNorm2d(nn.BatchNorm2d):
 
         None: `forward` has to do it. What comes back has x's numbers in y's place in the graph: nobody else may see it.
         sole: nobody else sees x either, so that whoever made x may get the gradient of y with what turns it into that
-        of x, `NormGradient`, if it says that it takes that.
+        of x, `NormGradient`, if it says that it takes that; some do so by overwriting it.
         """
         found = self._prepared(x)
         if found is None:
             return None
         maker = x.grad_fn if sole and getattr(x.grad_fn, "takes_norm", False) else None
+        if getattr(maker, "overwrites", False) and not self.overwrite_gradient:
+            maker = None
         if maker is not None and collectives.rows() is None:
             found[1].taps = getattr(maker, "taps", None)
         return self._applied(x, *found, left=True, maker=maker), found[1]

@@ -17,11 +17,13 @@ from weakref import WeakSet
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.module import _has_any_global_hook
 
 from snnexp.models import pointwise, winograd
+from snnexp.models.batch_norm import NormGradient, with_sums
 from snnexp.models.gradient_lists import cost as walking_cost
 from snnexp.models.gradient_lists import listed_input_gradient
 from snnexp.models.input_gradient import LEAST_WORK, conv_cost, conv_input_gradient, linear_input_gradient, may_pay
@@ -137,13 +139,23 @@ def dense_input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, stride
 
 
 def dense_weight_gradient(
-    grad: Tensor, x: Tensor, weight: Tensor, stride: int, pad: int, wanted: Sequence[bool], biased: bool
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: int,
+    pad: int,
+    wanted: Sequence[bool],
+    biased: bool,
+    norm: NormGradient | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of a convolution's weights and bias, as far as they are wanted, from that of the output."""
+    """The gradients of a convolution's weights and bias, as far as they are wanted, from that of the output.
+
+    norm: as `winograd.weight_gradient` takes it; for where that is called, and a weight's gradient is wanted.
+    """
     grads: Sequence[Tensor | None] = (None, None)
     way = _way(x, weight, stride, pad) if any(wanted) else None
     if way is winograd and winograd.weight_gradient_pays(x, weight, stride, pad):
-        grads = winograd.weight_gradient(grad, x, weight, stride, pad)
+        grads = winograd.weight_gradient(grad, x, weight, stride, pad, norm)
     elif way is pointwise:
         grads = pointwise.weight_gradient(grad, x, weight, stride)
     elif any(wanted):
@@ -227,16 +239,27 @@ def fits(x: Tensor, weight: Tensor, needed: Needed | None) -> bool:
     )
 
 
-def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int, needed: Needed | None) -> Tensor:
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    pad: int,
+    needed: Needed | None,
+    sums: bool = False,
+) -> Tensor:
     """F.conv2d, whose backward gives x its gradient only where it is needed, if that is faster; None: everywhere.
 
     Many 3x3 convolutions are done by Winograd's algorithm (`winograd.py`), 1x1 ones with a stride as products of rows
-    (`pointwise.py`), exact to rounding.
+    (`pointwise.py`), exact to rounding. sums: a batch norm reads the output, and would add it up (`with_sums`).
     """
     way = _way(x, weight, stride, pad)
     if needed is None and way is None:
         return F.conv2d(x, weight, bias, stride, pad)
-    y: Tensor = _Conv.apply(x, weight, bias, stride, pad, needed, way)  # type: ignore[no-untyped-call]
+    found: list[NDArray[np.float64]] | None = [] if sums else None
+    y: Tensor = _Conv.apply(x, weight, bias, stride, pad, needed, way, found)  # type: ignore[no-untyped-call]
+    if found and not y.is_inference():  # the sums go with a version of y, which such tensors do not have
+        with_sums(y, np.zeros(len(weight)) if bias is None else bias.detach().double().numpy(), found[0])
     return y
 
 
@@ -247,21 +270,34 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, needed: Needed) -> Te
 
 
 class _Conv(torch.autograd.Function):
-    """(x [N, C, H, W], weight, bias or None, stride, pad, needed or None, way) -> the convolution, dense forward.
+    """(x [N, C, H, W], weight, bias or None, stride, pad, needed or None, way, sums) -> the convolution, dense forward.
 
-    way: `winograd` or `pointwise`, where these fit, or None.
+    way: `winograd` or `pointwise`, where these fit, or None; sums: as for `winograd.convolve`.
+
+    takes_norm: the gradient that comes back may be that of a batch norm of the output, if `norm_behind` says so. It is
+    overwritten (`overwrites`).
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int, needed: Needed | None, way: Any
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: int,
+        pad: int,
+        needed: Needed | None,
+        way: Any,
+        sums: list[NDArray[np.float64]] | None,
     ) -> Tensor:
+        makes = way is winograd and winograd.weight_gradient_pays(x, weight, stride, pad)
+        ctx.takes_norm, ctx.overwrites, ctx.norm_behind = makes and ctx.needs_input_grad[1], True, None
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.pad, ctx.needed, ctx.biased = stride, pad, needed, bias is not None
         if way is pointwise:
             return pointwise.convolve(x, weight, bias, stride)
         if way is winograd and winograd.pays(x, weight, stride, pad):
-            return winograd.convolve(x, weight, bias, stride, pad)
+            return winograd.convolve(x, weight, bias, stride, pad, sums)
         return F.conv2d(x, weight, bias, stride, pad)
 
     @staticmethod
@@ -269,13 +305,13 @@ class _Conv(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
-        wanted = ctx.needs_input_grad[1:3]
-        grads = dense_weight_gradient(grad, x, weight, ctx.stride, ctx.pad, wanted, ctx.biased)
+        wanted, norm, ctx.norm_behind = ctx.needs_input_grad[1:3], ctx.norm_behind, None
+        grads = dense_weight_gradient(grad, x, weight, ctx.stride, ctx.pad, wanted, ctx.biased, norm)
         grad_x = None
         if ctx.needs_input_grad[0]:
             compute = dense_input_gradient if ctx.needed is None else ctx.needed.input_gradient
             grad_x = compute(grad, weight, x.shape, ctx.stride, ctx.pad)
-        return grad_x, *grads, None, None, None, None
+        return grad_x, *grads, None, None, None, None, None
 
 
 class _Linear(torch.autograd.Function):

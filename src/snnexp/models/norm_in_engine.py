@@ -6,7 +6,8 @@ norm keeps in any case, works them out again, and takes the two sums per channel
 the gradient is in a cache. These are added up in another order than batch norm's own; all else is the same bit for bit.
 Where a convolution that follows spikes comes first in the network, only its weights' gradient reads the gradient of x,
 and works it out as it reads (`NormGradient`); or, if the spikes are pooled, the engine sums that up as it goes, and the
-gradient of x is never written (`neurons/engines/numba_taps.py`).
+gradient of x is never written (`neurons/engines/numba_taps.py`). Behind a convolution by Winograd's algorithm its
+weights' gradient works that of x out, in the place of y's, before the input's gradient reads it.
 """
 
 from __future__ import annotations

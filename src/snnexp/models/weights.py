@@ -131,15 +131,15 @@ class Conv2d(nn.Conv2d):
         """needed: where x needs a gradient, as in `Linear`."""
         weight, stride, pad = self.effective_weight(), self.stride[0], int(self.padding[0])
         needed = self._asked(x, weight, needed)
+        sums = self.norm_behind and self.training
         follows = self.rule.follows(x, self, self.training) if self.rule and _fits_windows(x, weight) else None
         if follows is not None and follows.forward:
             from snnexp.models.event_conv import event_conv  # numba takes 0.2 s to import
 
-            sums = self.norm_behind and self.training
             y = event_conv(x, weight, self.bias, stride, pad, needed, sums, dense_gradient=not follows.gradient)
         else:
             x = _dense(x, weight) if isinstance(x, EventFrames) else x
-            y = conv2d(x, weight, self.bias, stride, pad, needed)
+            y = conv2d(x, weight, self.bias, stride, pad, needed, sums)
         return y if self.affine is None else cast(Tensor, self.affine(y))
 
     def _asked(self, x: Tensor | EventFrames, weight: Tensor, needed: Needed | None) -> Needed | None:

@@ -35,6 +35,7 @@ from torch import Tensor
 
 from snnexp import buffers
 from snnexp.arrays import flat_maps, flat_weights, for_kernels, gapless, number_type
+from snnexp.models.batch_norm import NormGradient
 from snnexp.models.input_gradient import LEAST_WORK, VECTOR
 from snnexp.parallel import run_parallel
 
@@ -150,10 +151,15 @@ def speed(weight: Tensor, stride: int) -> float:
     return (2.9 if stride == 1 else 1.4) * fewer / (fewer + 16)
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int) -> Tensor:
-    """F.conv2d(x, weight, bias, stride, pad) in channels_last, for what `fits`."""
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int, sums: list[NDArray[Any]] | None = None
+) -> Tensor:
+    """F.conv2d(x, weight, bias, stride, pad) in channels_last, for what `fits`.
+
+    sums: gets the sums of what the output is above the bias, and of its square, [2, O], if they were taken.
+    """
     tiling = TWO if stride == 1 else APART
-    return _convolved(x, weight, bias, tiling, _shape_of(x, len(weight), pad, tiling))
+    return _convolved(x, weight, bias, tiling, _shape_of(x, len(weight), pad, tiling), sums)
 
 
 def input_gradient(grad: Tensor, weight: Tensor, shape: Sequence[int], stride: int, pad: int) -> Tensor:
@@ -161,7 +167,14 @@ def input_gradient(grad: Tensor, weight: Tensor, shape: Sequence[int], stride: i
     return _convolved(grad, weight, None, *_gradient_tiles(grad, weight, shape, stride, pad))
 
 
-def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, tiling: Tiling, shape: Shape) -> Tensor:
+def _convolved(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tiling: Tiling,
+    shape: Shape,
+    sums: list[NDArray[Any]] | None = None,
+) -> Tensor:
     """The convolution with a kernel, or for the gradient of its input with the kernel turned."""
     from snnexp.models.blocks import ROWS  # numba takes 0.2 s to import
     from snnexp.models.winograd_kernels import convolve as kernel
@@ -178,8 +191,12 @@ def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, tiling: Tiling, s
         return out
     held = max(SCRATCH // (products * item * (channels + outputs)), SHORT)
     chunk = max(-(-min(held, -(-shape.tiles // PIECES)) // ROWS), 1) * ROWS
-    given = (flat_maps(x), _packed(weight, tiling), start, flat_maps(out), tuple(tiling), tuple(shape), chunk)
-    _run(lambda first, last: kernel(*given, first, last), -(-shape.tiles // chunk))
+    tasks = -(-shape.tiles // chunk)
+    taken = np.zeros((0 if sums is None else tasks, 2, outputs))
+    arrays = flat_maps(x), _packed(weight, tiling), start, flat_maps(out), taken.reshape(-1)
+    _run(lambda first, last: kernel(*arrays, tuple(tiling), tuple(shape), chunk, first, last), tasks)
+    if sums is not None:
+        sums.append(taken.sum(0))
     return out
 
 
@@ -230,8 +247,13 @@ def _packed(weight: Tensor, tiling: Tiling) -> NDArray[Any]:
     return packed
 
 
-def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, pad: int) -> tuple[Tensor, Tensor]:
-    """The gradients of weight and bias from that of the output, grad [N, O, H', W'] in channels_last."""
+def weight_gradient(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: int, pad: int, norm: NormGradient | None = None
+) -> tuple[Tensor, Tensor]:
+    """The gradients of weight and bias from that of the output, grad [N, O, H', W'] in channels_last.
+
+    norm: grad is that of a batch norm of the output, and becomes that of the output in its place.
+    """
     from snnexp.models.blocks import ROWS, columns_of
     from snnexp.models.winograd_kernels import unpack
     from snnexp.models.winograd_kernels import weight_gradient as kernel
@@ -241,24 +263,27 @@ def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, pad: i
     shape, columns = _shape_of(x, outputs, pad, tiling), columns_of(item)
     padded = -(-outputs // ROWS) * ROWS, -(-channels // columns) * columns
     bytes_of_sums = tiling.weights * item * padded[0] * padded[1]
+    behind = np.empty(0, number_type(x.dtype)), np.empty(0, number_type(x.dtype))
+    if norm is not None:
+        behind = norm.x, np.concatenate((norm.mean, norm.scale, -norm.offset, -norm.slope))
     if bytes_of_sums > CACHE:
-        return _weight_gradient_in_panels(grad, x, weight, tiling, shape)
+        return _weight_gradient_in_panels(grad, x, weight, tiling, shape, behind)
     pieces = min(PIECES, max(1, shape.tiles // SHORT))
     piece = max(-(-shape.tiles // pieces), 1)
     pieces = -(-shape.tiles // piece)
     chunk = min(max(SCRATCH // (tiling.products * item * (channels + outputs)), SHORT), piece)
     sums = np.zeros((pieces, tiling.weights, *padded), number_type(x.dtype))
     bias = np.zeros((pieces, outputs), sums.dtype)
-    given = (flat_maps(x), flat_maps(grad), sums.reshape(-1), bias.reshape(-1), tuple(tiling), tuple(shape))
+    given = (flat_maps(x), flat_maps(grad), *behind, sums.reshape(-1), bias.reshape(-1), tuple(tiling), tuple(shape))
     _run(lambda start, stop: kernel(*given, chunk, piece, start, stop), pieces)
     found = torch.empty_like(gapless(weight))
     target = (flat_weights(found), found.stride(), tiling.weights)
-    _run(lambda start, stop: unpack(given[2], *target, pieces, given[5], start, stop), outputs)
+    _run(lambda start, stop: unpack(given[4], *target, pieces, given[7], start, stop), outputs)
     return found, torch.from_numpy(bias.sum(0))
 
 
 def _weight_gradient_in_panels(
-    grad: Tensor, x: Tensor, weight: Tensor, tiling: Tiling, shape: Shape
+    grad: Tensor, x: Tensor, weight: Tensor, tiling: Tiling, shape: Shape, behind: tuple[NDArray[Any], NDArray[Any]]
 ) -> tuple[Tensor, Tensor]:
     """The same if the sums of a piece of the tiles do not stay in a second-level cache."""
     from snnexp.models import winograd_panel_kernels as kernels
@@ -278,7 +303,7 @@ def _weight_gradient_in_panels(
     found = torch.empty_like(gapless(weight))
     bias = np.zeros((-(-shape.tiles // chunk) + 1, outputs), number_type(x.dtype))
     kind, target = tuple(tiling), (flat_weights(found), found.stride())
-    given = (flat_maps(x), flat_maps(grad), v, z, bias.reshape(-1), kind, tuple(shape), layout, chunk)
+    given = (flat_maps(x), flat_maps(grad), *behind, v, z, bias.reshape(-1), kind, tuple(shape), layout, chunk)
     sums = None if whole else buffers.scratch(tiling.weights * panels * high * columns, x.dtype)
     for base in range(0, shape.tiles, tiles):
         ends = base, min(base + tiles, shape.tiles)

@@ -30,8 +30,9 @@ from snnexp.models.winograd_transforms import (
     weights_of_four,
     weights_of_two,
 )
-from snnexp.vectors import BYTES, add, load, store, zeros
+from snnexp.vectors import BYTES, add, add_product, load, store, subtract, zeros
 
+SHORT = 32  # tiles whose outputs are added up in their precision
 ROOM, NINE = 63, 54  # vectors between the two halves of a transform; where it puts nine weights
 
 _compile = numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -121,6 +122,28 @@ def outputs_of(m, bias, room, out, first, count, tiling, shape, start, stop, row
 
 
 @_inline
+def _sum_up(out, shift, part, sums, mine, first, count, tiling, shape, lanes):
+    """sums[mine:] [2, outputs] += what the outputs of `count` tiles are above shift, and its square; part is 0."""
+    out_height, out_width, outputs, side = shape[3], shape[4], shape[5], tiling[2]
+    for t in range(count):
+        frame, ty, tx = _tile(first + t, shape)
+        at = ((frame * out_height + side * ty) * out_width + side * tx) * outputs
+        below, beside = min(side, out_height - side * ty), min(side, out_width - side * tx)
+        for o in range(0, outputs, lanes):
+            a, b, mean = zeros(out), zeros(out), load(shift, o)  # of a tile: it need not wait for the one before
+            for i in range(below):
+                for j in range(beside):
+                    d = subtract(load(out, at + (i * out_width + j) * outputs + o), mean)
+                    a, b = add(a, d), add_product(b, d, d)
+            store(part, o, add(load(part, o), a))
+            store(part, outputs + o, add(load(part, outputs + o), b))
+        if t % SHORT == SHORT - 1 or t == count - 1:
+            for i in range(part.size):
+                sums[mine + i] += part[i]
+                part[i] = 0
+
+
+@_inline
 def transform_weights(weights, begin, held, rows, tiling, strides, packed, place, apart, nine, room, lanes, k):
     """Transform the weights of `held` outputs and `rows` inputs from number `begin` on: packed from `place` on."""
     _, by_input, by_output, by_y, by_x = strides
@@ -159,11 +182,11 @@ def pack(weights, packed, inputs, outputs, tiling, strides, start, stop):
 
 
 @_compile
-def convolve(x, weights, bias, out, tiling, shape, chunk, start, stop):
+def convolve(x, weights, bias, out, sums, tiling, shape, chunk, start, stop):
     """out [frames, out_height, out_width, outputs] flat = the convolution of x [frames, height, width, channels].
 
     A task is `chunk` tiles, a multiple of ROWS. weights [transformed ones, panels x channels + 1, columns] and
-    bias [outputs] flat.
+    bias [outputs] flat. sums [tasks, 2, outputs] flat, if not empty: of what out is above the bias, and of its square.
     """
     channels, outputs, tiles, lanes = shape[2], shape[5], shape[9], BYTES // x.itemsize
     columns, count, k = lanes * VECTORS, tiling[3], points_of(x)
@@ -172,6 +195,7 @@ def convolve(x, weights, bias, out, tiling, shape, chunk, start, stop):
     apart, out_apart = chunk * row + lanes, chunk * out_row + lanes
     v, m = np.zeros(count * apart, x.dtype), np.zeros(count * out_apart, x.dtype)
     patch, room = np.zeros(tiling[0] ** 2 * channels, x.dtype), np.zeros(ROOM * lanes, x.dtype)
+    part = np.zeros(2 * outputs, x.dtype)
     for task in range(start, stop):
         first = task * chunk
         held = min(chunk, tiles - first)
@@ -184,13 +208,16 @@ def convolve(x, weights, bias, out, tiling, shape, chunk, start, stop):
                     a, c = i * apart + r * row, i * out_apart + r * out_row + panel * columns
                     block_product(v, a, row, 1, weights, w, columns, m, c, out_row, channels)
         outputs_of(m, bias, room, out, first, held, tiling, shape, 0, outputs, out_row, out_apart, lanes, k)
+        if sums.size > 0:
+            _sum_up(out, bias, part, sums, task * part.size, first, held, tiling, shape, lanes)
 
 
 @_inline
-def gradients(g, room, z, place, bias, mine, first, count, tiling, shape, row, wide, panel, apart, lanes, k):
+def gradients(g, y, norm, room, z, place, bias, mine, first, count, tiling, shape, row, wide, panel, apart, lanes, k):
     """Transform the output's gradients of `count` tiles, and add them up for the bias, from `mine` on.
 
     In z from `place` on rows of tiles are `row` apart, `wide` outputs and the next ones `panel`, products `apart`.
+    y, norm: not empty if g is the gradient of a batch norm of y, the output: it becomes that of y in its place.
     """
     out_height, out_width, outputs, side = shape[3], shape[4], shape[5], tiling[2]
     for t in range(count):
@@ -198,11 +225,17 @@ def gradients(g, room, z, place, bias, mine, first, count, tiling, shape, row, w
         at = ((frame * out_height + side * ty) * out_width + side * tx) * outputs
         below, beside = min(side, out_height - side * ty), min(side, out_width - side * tx)
         for o in range(0, outputs, lanes):
-            total = load(bias, mine + o)
+            total, mean, scale, offset, slope = load(bias, mine + o), zeros(g), zeros(g), zeros(g), zeros(g)
+            if norm.size > 0:
+                mean, scale = load(norm, o), load(norm, outputs + o)
+                offset, slope = load(norm, 2 * outputs + o), load(norm, 3 * outputs + o)
             for i in range(side):
                 for j in range(side):
                     p = at + (i * out_width + j) * outputs + o
                     one = load(g, p) if i < below and j < beside else zeros(g)
+                    if norm.size > 0 and i < below and j < beside:
+                        one = add_product(add_product(offset, one, scale), subtract(load(y, p), mean), slope)
+                        store(g, p, one)
                     store(room, (side * i + j) * lanes, one)
                     total = add(total, one)
             store(bias, mine + o, total)
@@ -214,11 +247,11 @@ def gradients(g, room, z, place, bias, mine, first, count, tiling, shape, row, w
 
 
 @_compile
-def weight_gradient(x, g, sums, bias, tiling, shape, chunk, piece, start, stop):
+def weight_gradient(x, g, y, norm, sums, bias, tiling, shape, chunk, piece, start, stop):
     """sums [pieces, transformed weights, padded outputs, padded channels] flat += their gradient.
 
     A task is a piece of `piece` tiles, which go by in chunks. g [frames, out_height, out_width, outputs]
-    and bias [pieces, outputs] flat; the latter += the gradient of the bias.
+    and bias [pieces, outputs] flat; the latter += the gradient of the bias. y, norm: see `gradients`.
     """
     channels, outputs, tiles, lanes = shape[2], shape[5], shape[9], BYTES // x.itemsize
     columns, k, products, distinct = lanes * VECTORS, points_of(x), tiling[3], tiling[4]
@@ -233,7 +266,8 @@ def weight_gradient(x, g, sums, bias, tiling, shape, chunk, piece, start, stop):
             count = min(chunk, min((task + 1) * piece, tiles) - first)
             inputs(x, patch, room, v, 0, first, count, tiling, shape, row, columns, apart, lanes, k)
             mine = task * outputs
-            gradients(g, room, z, 0, bias, mine, first, count, tiling, shape, out_row, high, 0, out_apart, lanes, k)
+            place = out_row, high, 0, out_apart
+            gradients(g, y, norm, room, z, 0, bias, mine, first, count, tiling, shape, *place, lanes, k)
             for i in range(products):
                 begin = total + number_of(i, tiling) * high * wide
                 for c in range(0, wide, columns):

@@ -73,7 +73,7 @@ def convolve(v, weights, bias, out, tiling, shape, strides, layout, depth, start
 
 
 @_compile
-def spread_both(x, g, v, z, bias, tiling, shape, layout, chunk, base, stop_tile, start, stop):
+def spread_both(x, g, y, norm, v, z, bias, tiling, shape, layout, chunk, base, stop_tile, start, stop):
     """Transform the tiles from `base` to `stop_tile` for the weights' gradient. A task is `chunk` of them.
 
     v [products, panels, tiles, columns] of inputs, z [products, panels, tiles, wide] of the output's gradients, both
@@ -88,7 +88,8 @@ def spread_both(x, g, v, z, bias, tiling, shape, layout, chunk, base, stop_tile,
         count, mine = min(chunk, stop_tile - first), first // chunk * outputs
         place, z_place = (first - base) * columns, (first - base) * wide
         inputs(x, patch, room, v, place, first, count, tiling, shape, columns, panel, apart, lanes, k)
-        gradients(g, room, z, z_place, bias, mine, first, count, tiling, shape, wide, wide, z_panel, z_apart, lanes, k)
+        lie = wide, wide, z_panel, z_apart
+        gradients(g, y, norm, room, z, z_place, bias, mine, first, count, tiling, shape, *lie, lanes, k)
 
 
 @_inline
