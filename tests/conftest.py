@@ -18,6 +18,7 @@ import pytest
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("SNNEXP_AHEAD", "0")  # the cores are the tests' own
 # `make test` runs one process per core, and threads that wait for each other crawl on a loaded machine.
 # Tests of threads set their number themselves.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

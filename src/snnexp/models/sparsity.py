@@ -328,12 +328,12 @@ def _crossing(shares: Sequence[float], seconds: Sequence[float], allowed: float)
 
 def limits_in(network: nn.Module) -> dict[str, list[float]]:
     """What the layers of a network go by, as far as it has been measured; it belongs to a run's state."""
-    return {rule.name: list(rule.limits) for rule in _rules(network) if rule.limits not in (None, ALWAYS)}  # type: ignore[arg-type]
+    return {rule.name: list(rule.limits) for rule in rules(network) if rule.limits not in (None, ALWAYS)}  # type: ignore[arg-type]
 
 
 def go_by(network: nn.Module, limits: dict[str, list[float]]) -> None:
     """Go on with the limits of a run's state."""
-    for rule in _rules(network):
+    for rule in rules(network):
         if rule.name in limits and rule.limits is not ALWAYS:
             rule.limits = Limits(*limits[rule.name])
 
@@ -346,9 +346,10 @@ def agree(network: nn.Module) -> None:
 
 def tags(network: nn.Module) -> dict[str, str]:
     """What its layers chose, for the record."""
-    return {f"sparse.{rule.name}": rule.told for rule in _rules(network) if rule.told}
+    return {f"sparse.{rule.name}": rule.told for rule in rules(network) if rule.told}
 
 
-def _rules(network: nn.Module) -> list[Rule]:
+def rules(network: nn.Module) -> list[Rule]:
+    """Those of its layers."""
     found = (getattr(module, "rule", None) for module in network.modules())
     return [rule for rule in found if isinstance(rule, Rule)]

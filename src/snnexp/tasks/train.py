@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from omegaconf import DictConfig, OmegaConf
 
 from snnexp import interrupts, ranks, waiting
+from snnexp.ahead import Helper, compiling_ahead
 from snnexp.collector import importing
 from snnexp.commands import evaluate_command
 from snnexp.config import Config
@@ -46,7 +47,7 @@ def train(conf: Config, cfg: DictConfig) -> float | Outcome | None:
     if ranks.leads():
         before_job(conf.tracking, env.sweep, env.start_dir)
     try:
-        folder, value = train_run(conf, cfg, env)
+        folder, value = train_run(conf, cfg, env, ahead=not env.beside_others)
         if env.trial is None:
             return value
         return env.trial.outcome(folder, _measured(conf, folder) if env.trial.lacks(folder) else None)
@@ -75,8 +76,10 @@ def name_among_others(conf: Config, env: Environment) -> str:
     return f"{env.number} {conf.dataset.name}-{conf.neuron.name}-s{conf.seed}" if env.beside_others else ""
 
 
-def train_run(conf: Config, cfg: DictConfig, env: Environment, quiet: bool = False) -> tuple[RunFolder, float | None]:
-    """The same, with the run's folder; `quiet` shows nothing on the way."""
+def train_run(
+    conf: Config, cfg: DictConfig, env: Environment, quiet: bool = False, ahead: bool = False
+) -> tuple[RunFolder, float | None]:
+    """The same, with the run's folder; `quiet` shows nothing on the way; ahead: another process may compile kernels."""
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     config.pop("claim", None)  # what a paper says is no parameter of the run
     config = ranks.with_size(with_code(config))
@@ -91,7 +94,8 @@ def train_run(conf: Config, cfg: DictConfig, env: Environment, quiet: bool = Fal
         if folder.action == "skip":
             _skip(conf, env, folder)
             return folder, _value(folder)
-        return folder, _train(conf, config, env, folder, data, quiet)
+        with compiling_ahead(conf, ahead) as helper:
+            return folder, _train(conf, config, env, folder, data, helper, quiet)
     except KeyboardInterrupt:
         interrupts.ending()
         opened = not folder.finish("KILLED", told=False)
@@ -160,7 +164,13 @@ class _Data:
 
 
 def _train(
-    conf: Config, config: dict[str, Any], env: Environment, folder: RunFolder, data: _Data, quiet: bool
+    conf: Config,
+    config: dict[str, Any],
+    env: Environment,
+    folder: RunFolder,
+    data: _Data,
+    helper: Helper,
+    quiet: bool,
 ) -> float | None:
     with waiting.telling(LOADING), importing(freeze=True):
         from snnexp.experiment import assemble, processor
@@ -174,6 +184,7 @@ def _train(
         waiting.watch_compilation()
         with waiting.telling("reading the data"):
             experiment = ranks.first_here_first(lambda: assemble(conf, data.source))
+        helper.build(experiment.source.info.as_input(), experiment.device.type)
         check_training(experiment)
     except BaseException:
         folder.discard()

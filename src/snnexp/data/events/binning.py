@@ -14,6 +14,7 @@ so that with `time` and `count` no event is lost. Bins are set by all events of 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numba
 import numpy as np
@@ -93,6 +94,13 @@ def build_binning(
     return Binning(num_steps, bin_by, bin_us, value == "binary", signed, sensor, shape, table, signs)
 
 
+def _only_read(array: NDArray[Any]) -> NDArray[Any]:
+    """A view, so that arrays of a store and of an augmented batch are of one type: a kernel is compiled for each."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
 @numba.njit(nogil=True, cache=True)
 def _first_at_least(time, low, stop, wanted):  # type: ignore[no-untyped-def]
     """First index in low..stop whose time is at least `wanted`: doubling steps, since the next edge is mostly near."""
@@ -150,7 +158,7 @@ def bin_edges(
     Args: times of all events, rising within each sample; sample b is `time[starts[b]:stops[b]]`.
     """
     edges = np.empty((len(starts), binning.num_steps + 1), dtype=np.int64)
-    _bin_edges(time, starts, stops, binning.num_steps, BIN_BY[binning.bin_by], binning.bin_us, edges)
+    _bin_edges(_only_read(time), starts, stops, binning.num_steps, BIN_BY[binning.bin_by], binning.bin_us, edges)
     return edges
 
 
@@ -198,7 +206,7 @@ def bin_dense(
     rows = binning.num_steps * len(edges)
     pool = pool or BufferPool()
     frames = pool.take(rows * binning.features, np.float32).reshape(rows, binning.features)
-    _fill_frames(address, edges, binning.lookup, binning.lookup_signs, binning.binary, frames)
+    _fill_frames(_only_read(address), edges, binning.lookup, binning.lookup_signs, binning.binary, frames)
     return torch.from_numpy(frames).to(dtype).view(binning.num_steps, len(edges), *binning.shape)
 
 
@@ -271,7 +279,8 @@ def bin_lists(
     values = None if binning.binary and not binning.signed else pool.take(upper, np.float32)
     offsets = np.empty(binning.num_steps * len(edges) + 1, dtype=np.int64)
     features = np.uint32(binning.features)
-    used = _fill_lists(address, edges, binning.lookup, binning.lookup_signs, features, indices, values, offsets)
+    tables = binning.lookup, binning.lookup_signs
+    used = _fill_lists(_only_read(address), edges, *tables, features, indices, values, offsets)
     if values is not None:
         values = values[:used]
         if binning.binary:

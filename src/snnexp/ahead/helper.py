@@ -1,0 +1,95 @@
+"""The process that compiles ahead (`ahead/__init__.py`): it takes two steps of the run's network on random input."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import signal
+import sys
+import threading
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from snnexp.experiment import Experiment
+
+MEMORY = 128 << 20  # bytes that a step of the helper may take
+DENSITY = 0.03  # of the random events: as sparse as real ones, so that backward goes the same way
+
+
+def main() -> None:
+    """Compile for the configuration and the data that come through the pipe; its end is this process's end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the run decides how it ends
+    messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(messages,), daemon=True).start()
+    from snnexp.ahead.kernel_locks import share_kernels
+
+    conf = messages.get()
+    from snnexp.experiment import Experiment  # while the run imports it, too
+
+    if share_kernels():
+        rehearse(_experiment(Experiment, conf, messages.get()))
+    os._exit(0)
+
+
+def _listen(messages: queue.SimpleQueue[Any]) -> None:
+    """Hand messages on until the run ends or closes the pipe."""
+    try:
+        while True:
+            messages.put(pickle.load(sys.stdin.buffer))
+    except Exception:
+        os._exit(0)
+
+
+def _experiment(kind: type[Experiment], conf: Any, described: dict[str, Any]) -> Experiment:
+    """The run's network and decoder, with nothing behind its data."""
+    import torch
+
+    from snnexp.data.base import DataInfo
+    from snnexp.decoders import build_decoder
+    from snnexp.experiment import build
+
+    torch.set_num_threads(1)  # the other core is the run's
+    info, device = DataInfo.from_input(described), torch.device("cpu")
+    decoder = build_decoder(conf.decoder, info.num_classes, info.num_steps)
+    return kind(conf, device, SimpleNamespace(info=info), build(conf, info, device), decoder)  # type: ignore[arg-type]
+
+
+def rehearse(experiment: Experiment) -> None:
+    """Evaluate one batch of random input, and train on it: compiles what these call, but for what follows events.
+
+    That is what the run itself compiles first.
+    """
+    import torch
+
+    from snnexp.analysis.activity import ActivityMeter, counted_eps
+    from snnexp.models import sparsity
+
+    network, trainer = experiment.network, experiment.conf.trainer
+    for rule in sparsity.rules(network):
+        rule.limits = sparsity.Limits(0.0, 0.0)
+    batch = _batch(experiment)
+    network.eval()
+    with torch.no_grad():
+        meter = ActivityMeter(network, counted_eps(trainer, "val"))
+        experiment.predict(experiment.forward(batch, meter))
+    network.train()
+    network.set_epoch(1, trainer.max_epochs)
+    _, loss = experiment.trained_on(batch, ActivityMeter(network, counted_eps(trainer, "train")))
+    loss.backward()  # type: ignore[no-untyped-call]
+
+
+def _batch(experiment: Experiment) -> Any:
+    """As many samples as the run's batches have, or as memory allows: few may go another way than many."""
+    import torch
+
+    from snnexp.data.base import Batch
+
+    info, size = experiment.source.info, experiment.conf.dataset.batch_size
+    while size > 1 and experiment.network.step_memory_bytes(size) > MEMORY:
+        size //= 2
+    labels = torch.arange(size) % info.num_classes
+    if info.kind == "image":
+        return Batch(torch.randint(0, 256, (size, *info.shape), dtype=torch.uint8), labels)
+    return Batch((torch.rand(info.num_steps, size, *info.shape) < DENSITY).float(), labels)
