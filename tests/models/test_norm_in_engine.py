@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 import snnexp.models.network
 import snnexp.neurons.engines
-from snnexp.analysis.activity import ActivityMeter
 from snnexp.config import NeuronConf, SurrogateConf
 from snnexp.encoders import ConstantInput
 from snnexp.models import winograd
@@ -223,7 +222,6 @@ KEPT: dict[str, dict[str, Any]] = {  # membranes are written, and kept for backw
     "too long": {"room": 1},
     "noise": {"neuron": {"noise": 0.1}},
     "who has fired": {"neuron": {"fire_once": True}},
-    "an observer": {"observed": True},
 }
 
 
@@ -234,11 +232,10 @@ def test_otherwise_membranes_are_kept(
 ) -> None:
     monkeypatch.setattr(numba_engine, "ROOM", case.get("room", numba_engine.ROOM))
     made, reference = (network(engine, neuron=case.get("neuron", {})).double() for engine in ("numba", "reference"))
-    observer = ActivityMeter(made) if case.get("observed") else None
     results = []
     for one in (made, reference):
         torch.manual_seed(0)
-        out = one(frames(), observer if one is made else None)
+        out = one(frames())
         (out.mem.square().mean() + out.spk.mean()).backward()
         results.append([out.mem.detach(), *(p.grad for p in one.parameters())])
     assert left == dict.fromkeys(LEFT, False) and sums_taken == [False, False]  # the reference ran last

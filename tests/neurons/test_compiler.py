@@ -146,7 +146,8 @@ def test_without_a_folder_kernels_live_in_memory(tmp_path, monkeypatch):
     assert kernel.plain.__code__.co_filename.startswith("<snnexp_kernel")
     x, spk, mem, kept, counts = (np.zeros(s, np.float32) for s in ((1, 2), (1, 2), (1, 2), 2, 2))
     named = {"x_rows": x + 2, "spk_rows": spk, "mem_rows": mem, "kept_columns": kept, "counts": counts}
-    named |= {"beta_values": np.ones(1, np.float32), "threshold_values": np.ones(1, np.float32)}
+    named |= {f"{n}_values": np.ones(1, np.float32) for n in ("beta", "threshold", "near_center", "near_radius")}
+    named["near"] = np.zeros(2, np.int32)
     kernel.compiled(*(named[name] for name in kernel.arguments), 2, 0, 1)
     assert counts.tolist() == [1, 1] and mem.tolist() == [[2, 2]]
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -35,9 +36,10 @@ from snnexp.analysis.weight_gradients import Norms, WeightGradients
 from snnexp.config import TrainerConf
 from snnexp.data.base import EventFrames
 from snnexp.models.network import Network
-from snnexp.models.observer import Firing
+from snnexp.models.observer import Counts, Firing
 from snnexp.models.spec import WEIGHT_KINDS
 from snnexp.neurons.layer import SpikingLayer
+from snnexp.neurons.module_layer import ModuleLayer
 from snnexp.neurons.reach import Reach, reach_of
 
 SATURATED_RATE = 0.95  # spikes per time step
@@ -99,6 +101,11 @@ class ActivityMeter:
 
     reads_spikes = False
 
+    @property
+    def reads_membranes(self) -> bool:
+        """For the peaks of the first batch."""
+        return not self._counters or any(counter.batches == 0 for counter in self._counters.values())
+
     def __init__(self, network: nn.Module, eps: float | None = None) -> None:
         self.network = network
         self.eps = eps  # share of a surrogate's peak from which a gradient passes; None: nobody counts
@@ -115,25 +122,35 @@ class ActivityMeter:
     def spiking(self, name: str, layer: nn.Module, firing: Firing) -> None:
         """Add the spikes of one batch, or of one segment of its time steps."""
         with torch.no_grad():
-            if name not in self._counters:
-                self._counters[name] = self._counter(name, layer, firing.mem[0, 0].numel(), firing.mem.device)
+            counter = self._counter(name, layer, firing.counts[0].numel(), firing.counts.device)
             if collectives.absent():
-                self._counters[name].add_nothing(firing.last)
+                counter.add_nothing(firing.last)
                 if unforced(layer, firing)[1] is not None:
                     self._forced.setdefault(name, 0)
                 return
             firing, forced = unforced(layer, firing)
             if forced is not None:
                 self._forced[name] = self._forced.get(name, 0) + forced.double().mean() * forced.shape[0]
-            self._counters[name].add(firing)
+            counter.add(firing)
             self._input.take_apart(firing.counts.shape[0], firing.last)
 
+    def reach(self, name: str, layer: nn.Module) -> Counts | None:
+        """What the engine may count of a layer while it runs; see `models.observer`."""
+        if self.eps is None or collectives.absent() or not isinstance(layer, SpikingLayer):
+            return None
+        if isinstance(layer, ModuleLayer):
+            return None
+        return self._counter(name, layer, prod(layer.shape), layer.raw_beta.device).near
+
     def _counter(self, name: str, layer: nn.Module, neurons: int, device: torch.device) -> Counter:
+        if name in self._counters:
+            return self._counters[name]
         known = self._reach.get(name)
         moved = known is not None and known.dynamics is not known.layer.dynamics  # another surrogate since
         if self.eps is not None and (name not in self._reach or moved):
             self._reach[name] = reach_of(layer, self.eps)
-        return Counter(layer, neurons, device, self._reach.get(name))
+        self._counters[name] = Counter(layer, neurons, device, self._reach.get(name))
+        return self._counters[name]
 
     def connection(self, name: str, module: nn.Module, x: Tensor | EventFrames, repeat: int) -> None:
         """Look for samples without input at the network's entrance; inputs of other layers do not matter here."""
@@ -207,8 +224,7 @@ class ActivityMeter:
         self.reset()
         layers: Mapping[str, nn.Module] = self.network.spiking_layers  # type: ignore[assignment]
         for name, counted in state["counters"].items():
-            self._counters[name] = self._counter(name, layers[name], counted["spikes"].numel(), device)
-            self._counters[name].load_state_dict(counted)
+            self._counter(name, layers[name], counted["spikes"].numel(), device).load_state_dict(counted)
         self._gradients.load_state_dict(state["gradients"], device)
         silent = state["input"]["silent"]
         self._input.silent = None if silent is None else silent.to(device)
@@ -301,7 +317,8 @@ def forced_spikes(layer: SpikingLayer, firing: Firing) -> Tensor:
     to an input, so it counts for nobody. Their membrane never reached the threshold.
     """
     level = layer.threshold.detach()
-    reached = (firing.mem > level if layer.dynamics.strict else firing.mem >= level).any(0)
+    mem = firing.membranes()
+    reached = (mem > level if layer.dynamics.strict else mem >= level).any(0)
     return (firing.counts > 0) & ~reached
 
 

@@ -76,7 +76,7 @@ class Verdict:
 class Drives:
     """Observer of one batch: what every spiking layer is given, [T, B, *shape]."""
 
-    reads_spikes = False
+    reads_spikes = reads_membranes = False
 
     def __init__(self, layers: Mapping[str, SpikingLayer]) -> None:
         self._layers = layers

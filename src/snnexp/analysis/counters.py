@@ -7,18 +7,23 @@ silent in a batch are put together while it goes on, since a share of each batch
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from snnexp import collectives, ranks
-from snnexp.analysis.reach import NearCounter
+from snnexp.analysis.in_memory import KernelSums, flat_in, order_of
+from snnexp.analysis.reach import SERIAL_BELOW, NearCounter
 from snnexp.data.base import EventFrames
 from snnexp.layout import largest
 from snnexp.models.observer import Firing
 from snnexp.neurons.layer import SpikingLayer
+from snnexp.neurons.module_layer import ModuleLayer
 from snnexp.neurons.reach import Reach
+from snnexp.parallel import run_parallel
 
 SUMS, NUMBERS = ("spikes", "shares", "peaks", "thresholds"), ("batches", "samples", "steps")  # of a `Counter`
 JOINED = 16  # batches whose silent neurons several processes put together at a time
@@ -28,10 +33,11 @@ class Counter:
     """Running sums of one layer, on the device. float64 holds counts exactly up to 2**53."""
 
     def __init__(self, layer: nn.Module, neurons: int, device: torch.device, reach: Reach | None) -> None:
-        self.spikes = torch.zeros(neurons, dtype=torch.float64, device=device)
+        self._spikes = torch.zeros(neurons, dtype=torch.float64, device=device)
+        self._host = KernelSums()  # more of them, counted by kernels
         # sums of batch shares, of silent pairs of neuron and sample, of samples without a spike
         self.shares = torch.zeros(3, dtype=torch.float64, device=device)
-        self.peaks = torch.full_like(self.spikes, -torch.inf, dtype=torch.float32)
+        self.peaks = torch.full_like(self._spikes, -torch.inf, dtype=torch.float32)
         self.thresholds = torch.full_like(self.peaks, torch.nan)
         # now: they may be learned while the pass goes on
         if isinstance(layer, SpikingLayer) and (level := layer.effective("threshold")) is not None:
@@ -40,13 +46,29 @@ class Counter:
         self._fired: list[Tensor] = []  # which neurons did in this process's rows, of batches not yet joined
         self._so_far: Tensor | None = None  # spikes [B, neurons] of a batch whose last time steps are still to come
         self.near = None if reach is None else NearCounter(reach, neurons, device)
+        ones = isinstance(layer, SpikingLayer) and not isinstance(layer, ModuleLayer) and not layer.dynamics.high_spikes
+        self._layer = layer if ones else None  # whose spikes are whole numbers
+
+    @property
+    def spikes(self) -> Tensor:
+        """Of each neuron, flat."""
+        total = self._host.total()
+        return self._spikes if total is None else self._spikes + total
 
     def add(self, firing: Firing) -> None:
         if self.near is not None:
             self.near.add(firing, self._so_far)
         if self.batches == 0:
-            self.peaks = torch.maximum(self.peaks, largest(firing.mem).flatten().float())
-        self.steps += firing.mem.shape[0] * firing.mem.shape[1]
+            self.peaks = torch.maximum(self.peaks, largest(firing.membranes()).flatten().float())
+        self.steps += firing.steps * len(firing.counts)
+        by_kernel = self._layer is not None and self._layer.engine == "numba"
+        if by_kernel and firing.last and self._so_far is None and collectives.rows() is None:
+            self._add_by_kernel(firing)
+        else:
+            self._add_by_torch(firing)
+
+    def _add_by_torch(self, firing: Firing) -> None:
+        """Any device, rows of a batch, segments."""
         counts = firing.counts.flatten(1)
         if self._so_far is not None:
             counts = self._so_far + counts
@@ -54,7 +76,7 @@ class Counter:
         if not firing.last:
             return
         per_neuron = counts.sum(0)
-        self.spikes += per_neuron
+        self._spikes += per_neuron
         silent = counts == 0
         in_batch = (per_neuron == 0).double().mean()
         if collectives.rows() is not None:
@@ -63,10 +85,26 @@ class Counter:
         self.batches += 1
         self.samples += counts.shape[0]
 
+    def _add_by_kernel(self, firing: Firing) -> None:
+        """A whole batch, in the order of memory."""
+        from snnexp.analysis.counting_kernels import count_spikes  # numba takes 0.2 s to import
+
+        counts, order = firing.counts, order_of(firing.counts.unsqueeze(0))
+        samples, neurons = len(counts), counts[0].numel()
+        sums = self._host.parts(order, tuple(counts.shape[1:]), 1, firing.steps * samples)[0]
+        parts = torch.get_num_threads() if counts.numel() >= SERIAL_BELOW else 1
+        silent, loud = np.zeros((parts, 2), np.int64), np.zeros((parts, samples), np.int32)
+        run_parallel(partial(count_spikes, flat_in(order, counts), sums, silent, loud), parts, parts)
+        batch, pairs = silent.sum(0).tolist()
+        quiet = samples - np.count_nonzero(loud.any(0))
+        self.shares += torch.tensor([batch / neurons, pairs, quiet], dtype=torch.float64)
+        self.batches += 1
+        self.samples += samples
+
     def add_nothing(self, last: bool) -> None:
         """A batch of which other processes have all samples; `last`: their last time steps."""
         if last:
-            self.shares[0] += self._silent_in_all(torch.zeros_like(self.spikes, dtype=torch.bool))
+            self.shares[0] += self._silent_in_all(torch.zeros_like(self._spikes, dtype=torch.bool))
             self.batches += 1
 
     def _silent_in_all(self, fired: Tensor) -> Tensor:
@@ -87,7 +125,8 @@ class Counter:
         self.shares[0] += self._joined_batches()
         own = [self.spikes, self.shares, self.shares.new_tensor([self.samples, self.steps])]
         total = collectives.add_up(torch.cat(own))
-        self.spikes, self.shares, counts = torch.split(total, [len(self.spikes), 3, 2])
+        self._spikes, self.shares, counts = torch.split(total, [len(self._spikes), 3, 2])
+        self._host = KernelSums()
         self.samples, self.steps = (int(count) for count in counts)
         collectives.largest(self.peaks)
         if self.near is not None:
@@ -105,8 +144,8 @@ class Counter:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
-        for key in SUMS:
-            getattr(self, key).copy_(state[key])
+        for key, mine in zip(SUMS, (self._spikes, self.shares, self.peaks, self.thresholds), strict=True):
+            mine.copy_(state[key])
         for key in NUMBERS:
             setattr(self, key, int(state[key]))
         self._fired = [fired.to(self.spikes.device) for fired in state.get("fired", [])]

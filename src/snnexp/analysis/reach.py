@@ -4,8 +4,9 @@
                      eps times its peak (`neurons/reach.py`)
     gradient-dead    its reach is 0: no gradient passes its spikes in the whole pass, whether it fires or not
 
-On the CPU one compiled pass over the membranes, which the engine has left in memory; elsewhere, and for derivatives
-that are not said by one distance, plain torch, some steps at a time. Distances are sampled evenly over each batch.
+The numba engine counts as it runs (`calls.Near`), so that no membranes need to be there. Where it cannot, on the CPU
+one compiled pass over them; elsewhere, and for derivatives that are not said by one distance, plain torch, some steps
+at a time. Distances are sampled evenly over each batch.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from snnexp import collectives
+from snnexp.analysis.in_memory import KernelSums, flat_in, order_of
 from snnexp.arrays import number_type
-from snnexp.layout import memory_order
 from snnexp.models.observer import Firing
+from snnexp.neurons.engines.calls import Near
 from snnexp.neurons.reach import Reach, Window
 from snnexp.parallel import run_parallel
 from snnexp.ranks import Rows
@@ -43,8 +45,7 @@ class NearCounter:
     def __init__(self, reach: Reach, neurons: int, device: torch.device) -> None:
         self.reach = reach
         self._near = torch.zeros(neurons, dtype=torch.float64, device=device)  # by torch, in the order of the shape
-        self._host: dict[tuple[int, ...], NDArray[np.int64]] = {}  # by kernels, [parts, neurons], by order of memory
-        self._shape: tuple[int, ...] = ()
+        self._host = KernelSums()  # by kernels
         self._histogram = np.zeros(len(EDGES) + 1, np.int64)  # of distances between EDGES, and beyond both ends
         self._picked = np.empty(SAMPLED * PENDING, np.float32)
         self._filled = 0
@@ -55,24 +56,31 @@ class NearCounter:
 
         Nothing in it may ask for a gradient.
         """
-        mem, window = firing.mem.detach(), self.reach.window()
-        self._shape = tuple(mem.shape[2:])
+        if firing.near is not None:
+            self._add_distances(firing.near)
+            return
+        mem, window = firing.membranes().detach(), self.reach.window()
         if window is not None and mem.device.type == "cpu" and mem.dtype in (torch.float32, torch.float64):
             self._compiled(mem, window, fired)
         else:
             self._plain(mem, fired)
 
+    def prepared(self, x: Tensor) -> Near | None:
+        """What the engine is to count of a layer with input x [T, B, *shape]; None: the membranes are counted here."""
+        window = self.reach.window()
+        if window is None or self.reach.once:
+            return None
+        order, shape, steps = order_of(x), tuple(x.shape[2:]), x.shape[0] * x.shape[1]
+        center, radius = (_in_order(v, order, shape, x.dtype) for v in window)
+        places = _places(x.shape[0], x.shape[1], self._near.numel(), collectives.rows())
+        picked = np.empty(len(places) - 1, number_type(x.dtype))
+        return Near(center, radius, self._host.parts(order, shape, torch.get_num_threads(), steps), places, picked)
+
     @property
     def near(self) -> Tensor:
         """At how many steps and samples each neuron was in reach, flat, float64."""
-        total = self._near
-        for order, parts in self._host.items():
-            sums = torch.from_numpy(parts.sum(0))
-            if order != tuple(sorted(order)):
-                back = [order.index(d) for d in sorted(order)]
-                sums = sums.view([self._shape[d - 2] for d in order]).permute(back).reshape(-1)
-            total = total + sums
-        return total
+        total = self._host.total()
+        return self._near if total is None else self._near + total
 
     def state_dict(self) -> dict[str, Any]:
         """All sums; they are whole numbers, so it does not matter in which parts they were counted."""
@@ -85,7 +93,7 @@ class NearCounter:
 
     def join(self) -> None:
         """The counts of all processes, at the end of a pass."""
-        near, self._host = self.near.clone(), {}
+        near, self._host = self.near.clone(), KernelSums()
         self._near = collectives.add_up(near)
         self._histogram = collectives.add_up(torch.from_numpy(self.distances().copy())).numpy()
 
@@ -95,40 +103,35 @@ class NearCounter:
         return self._histogram
 
     def _compiled(self, mem: Tensor, window: Window, fired: Tensor | None) -> None:
-        from snnexp.analysis.reach_kernels import count_near, count_near_once, pick  # numba takes 0.2 s to import
+        from snnexp.analysis.reach_kernels import count_near, count_near_once  # numba takes 0.2 s to import
 
-        order = tuple(memory_order(mem)[2:]) if mem.dim() > 3 else (2,)
-        flat = mem if mem.dim() <= 3 else mem.permute(0, 1, *order)
-        values = flat.contiguous().view(-1).numpy()
+        order, shape = order_of(mem), tuple(mem.shape[2:])
+        values = flat_in(order, mem)
         neurons = self._near.numel()
-        columns = flat.shape[1] * neurons
-        center, radius = (_in_order(v, order, self._shape, mem.dtype) for v in window)
+        columns = mem.shape[1] * neurons
+        center, radius = (_in_order(v, order, shape, mem.dtype) for v in window)
         parts = torch.get_num_threads() if values.size >= SERIAL_BELOW else 1
-        near = self._host.get(order)
-        if near is None or len(near) < parts:
-            kept = near
-            near = self._host[order] = np.zeros((parts, neurons), np.int64)
-            near[0] += 0 if kept is None else kept.sum(0)
+        near = self._host.parts(order, shape, parts, mem.shape[0] * mem.shape[1])
         count: Callable[[int, int], None]
         if self.reach.once:
-            spent = np.zeros(columns, np.float32) if fired is None else _permuted(fired, order, self._shape).numpy()
+            spent = np.zeros(columns, np.float32) if fired is None else _permuted(fired, order, shape).numpy()
             strict = self.reach.dynamics.strict
             count = partial(count_near_once, values, center, radius, near[:parts], columns, spent, strict)
         else:
             count = partial(count_near, values, center, radius, near[:parts])
         run_parallel(count, parts, parts)
+        places = _places(mem.shape[0], mem.shape[1], neurons, collectives.rows())
+        self._add_distances(Near(center, radius, near, places, values[places[:-1]]))
+
+    def _add_distances(self, near: Near) -> None:
+        """Keep how far the picked membranes are from the center; over it, if each has a radius of its own."""
         if self._filled > len(self._picked) - SAMPLED:
             self._bin()
-        free = self._picked[self._filled : self._filled + SAMPLED]
-        mine = collectives.rows()
-        if mine is None:
-            self._filled += pick(values, center, radius.size > 1, _stride(values.size, columns), free)
-        else:
-            at = _sampled(mine, flat.shape[0], neurons)[:SAMPLED]
-            level = center[at % center.size]
-            distances = values[at] - level
-            free[: len(at)] = distances / level if radius.size > 1 else distances
-            self._filled += len(at)
+        level = near.center[near.places[:-1] % near.center.size]
+        distances = near.picked - level
+        free = self._picked[self._filled : self._filled + len(distances)]
+        free[:] = distances / level if near.radius.size > 1 else distances
+        self._filled += len(distances)
 
     def _plain(self, mem: Tensor, fired: Tensor | None) -> None:
         """Any device, precision and derivative."""
@@ -186,6 +189,17 @@ def _stride(total: int, columns: int) -> int:
     while gcd(stride, columns) > 1 and stride > 1:
         stride += 1
     return stride
+
+
+@lru_cache(256)
+def _places(steps: int, samples: int, neurons: int, mine: Rows | None) -> NDArray[np.int64]:
+    """Where in flat memory [T, B, N] membranes are sampled, ascending; behind them a place beyond it."""
+    columns = samples * neurons
+    if mine is None:
+        at = np.arange(0, steps * columns, _stride(steps * columns, columns), dtype=np.int64)
+    else:
+        at = _sampled(mine, steps, neurons)
+    return np.append(at[:SAMPLED], steps * columns)
 
 
 def _sampled(mine: Rows, steps: int, neurons: int) -> NDArray[np.int64]:

@@ -61,19 +61,5 @@ def _count_near_once(mem, center, radius, near, columns, fired, strict, start, s
                 near[part, (first + j) % neurons] += found[j]
 
 
-def _pick(mem, center, relative, stride, out):
-    """Every stride-th U - center into out; relative: over center. Returns how many there were."""
-    number = np.int64(0)
-    for at in range(0, mem.size, stride):
-        if number == out.size:
-            break
-        level = center[at % center.size]
-        distance = mem[at] - level
-        out[number] = distance / level if relative else distance
-        number += 1
-    return number
-
-
 count_near = compiled(_count_near)
 count_near_once = compiled(_count_near_once)
-pick = compiled(_pick)

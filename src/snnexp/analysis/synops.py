@@ -109,7 +109,7 @@ def _acting(module: nn.Module) -> Tensor:
 class SynopsMeter:
     """Observer that counts operations over passes. It reads every layer's input once more: meant for the test set."""
 
-    reads_spikes = False
+    reads_spikes = reads_membranes = False
 
     def __init__(self, network: Network) -> None:
         self.network = network
@@ -128,7 +128,7 @@ class SynopsMeter:
             return
         count = firing.counts.sum(dtype=torch.float64).long()
         self._spikes = count if self._spikes is None else self._spikes + count
-        self._outputs += firing.mem.numel()
+        self._outputs += firing.steps * firing.counts.numel()
 
     def connection(self, name: str, module: nn.Module, x: Tensor | EventFrames, repeat: int) -> None:
         """Count non-zero inputs."""

@@ -75,7 +75,7 @@ class Watched(nn.Module):
 class _Recorder:
     """Observer that keeps every layer's spikes."""
 
-    reads_spikes = True
+    reads_spikes, reads_membranes = True, False
 
     def __init__(self) -> None:
         self.spikes: dict[str, list[Tensor]] = {}

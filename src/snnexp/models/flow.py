@@ -11,10 +11,12 @@ from snnexp.encoders import Input
 from snnexp.layout import flattened, repeated
 from snnexp.models.joins import added, forked, large
 from snnexp.models.needed import Needed
-from snnexp.models.observer import Observer
+from snnexp.models.observer import Firing, Observer, counts_of, reads_membranes
 from snnexp.models.segments import Memory
 from snnexp.models.sums import Sums
-from snnexp.neurons.engines.calls import InputNorm
+from snnexp.neurons.engines import LayerRun
+from snnexp.neurons.engines.calls import InputNorm, Near
+from snnexp.neurons.layer import SpikingLayer
 
 
 class Flow:
@@ -41,6 +43,7 @@ class Flow:
         self.observer = observer
         self.sums = sums
         self.reads_spikes = observer is not None and observer.reads_spikes
+        self.reads_membranes = observer is not None and reads_membranes(observer)
         self._kept: list[tuple[Tensor | None, Any, bool, Needed | None]] = []  # of residual blocks that are open
         self.x = x
         self.memory = Memory()  # of the layers: before these steps, and after them once they have run
@@ -122,6 +125,25 @@ class Flow:
         self._steps_x = None
         self._folded, other = forked(cast(Tensor, x))
         return None, other, self.constant, self.needed
+
+    def looked_at(self, name: str, neuron: SpikingLayer, x: Tensor, recurrent: bool) -> tuple[bool, Near | None]:
+        """Whether somebody looks at the membranes of a layer with input x, and what its engine counts of them instead.
+
+        Forced spikes are told from others by membranes.
+        """
+        if self.observer is None or not neuron.dynamics.spiking:
+            return False, None
+        counts, near = counts_of(self.observer, name, neuron), None
+        if counts is not None and neuron.can_count_near(x, recurrent):
+            near = counts.prepared(x)
+        forces = neuron.training and neuron.dynamics.force_last_spike
+        return self.reads_membranes or forces or (counts is not None and near is None), near
+
+    def tell(self, name: str, neuron: SpikingLayer, out: LayerRun, pooled: bool, near: Near | None) -> None:
+        """Let the observer know what a spiking layer did."""
+        if self.observer is not None and neuron.dynamics.spiking and out.counts is not None:
+            mem, spk = out.mem if len(out.mem) else None, None if pooled else out.spk
+            self.observer.spiking(name, neuron, Firing(out.counts, mem, spk, self.last, self.steps, near))
 
     def over_time(self) -> Tensor:
         """[T, B, ...]; from here on the steps differ."""

@@ -26,7 +26,7 @@ from snnexp.models.layers import TimeDropout, build_stateless
 from snnexp.models.memory_estimate import step_memory_bytes
 from snnexp.models.needed import KEEPS, asks, needed_of
 from snnexp.models.norm_in_engine import leave_to_engine
-from snnexp.models.observer import Firing, Observer
+from snnexp.models.observer import Observer
 from snnexp.models.residual import BRANCHES, inputs_behind
 from snnexp.models.segments import Memory, recomputed, split_time
 from snnexp.models.spec import (
@@ -217,7 +217,7 @@ class Network(nn.Module):
         sums = flow.sums if flow.sums is not None and layer.name in flow.sums.counts else None
         if pool and ((observer and flow.reads_spikes) or added or sums or not neuron.can_pool(current)):
             pool = None
-        counts = bool(observer or sums or added)
+        counts, near = bool(observer or sums or added), None
         weights = self.get_submodule(before.name) if before.kind == "recurrent" else None
         recurrent = weights.recurrent.weight if isinstance(weights, RecurrentLinear) else None
         if isinstance(weights, RecurrentLinear) and weights.delay is not None:
@@ -225,7 +225,8 @@ class Network(nn.Module):
         elif flow.whole:
             private = not is_last and not neuron._forward_hooks and added is None  # a hook may keep what it sees
             needed = private and not flow.reads_spikes and asks(self, layer, pool)
-            within = Within(pool, counts, private, needed, flow.norm, unseen=private and not observer)
+            seen, near = flow.looked_at(layer.name, neuron, current, recurrent is not None)
+            within = Within(pool, counts, private, needed, flow.norm, not seen, near)
             out = cast(LayerRun, neuron(current, recurrent=recurrent, within=within))
         else:  # the last membranes go on, and gradients come back through them: not private, and nothing is fused
             spk, mem, after = neuron(current, state, recurrent, last=flow.last)
@@ -240,8 +241,7 @@ class Network(nn.Module):
                 flow.observer.connection(f"{before.name}.recurrent", weights.recurrent, previous, 1)
             if flow.sums is not None:
                 flow.sums.spent(f"{before.name}.recurrent", previous)
-        if observer and out.counts is not None:
-            observer.spiking(layer.name, neuron, Firing(out.counts, out.mem, None if pool else out.spk, flow.last))
+        flow.tell(layer.name, neuron, out, pool is not None, near)
         if sums is not None and out.counts is not None:
             sums.add(layer.name, counted(out.spk, out.counts))
         flow.steps_x = out.spk if added is None else added(neuron, out)

@@ -1,9 +1,10 @@
 """Batch norm that the spiking layer behind it does as it loads its input, so that the normalised map is never written.
 
-The statistics are batch norm's own (`BatchNorm2d.left_to_engine`). Where nobody looks at the membranes, and those of a
-block of neurons over all T fit into a second-level cache, they are not written either: backward reads x, which batch
-norm keeps in any case, works them out again, and takes the two sums per channel that batch norm's gradient needs while
-the gradient is in a cache. These are added up in another order than batch norm's own; all else is the same bit for bit.
+The statistics are batch norm's own (`BatchNorm2d.left_to_engine`). Where the membranes of a block of neurons over all T
+fit into a second-level cache, backward does not read them either, and they are written only if an observer does:
+backward reads x, which batch norm keeps in any case, works them out again, and takes the two sums per channel that
+batch norm's gradient needs while the gradient is in a cache. These are added up in another order than batch norm's own,
+whoever watches; all else is the same bit for bit.
 Where a convolution that follows spikes comes first in the network, only its weights' gradient reads the gradient of x,
 and works it out as it reads (`NormGradient`); or, if the spikes are pooled, the engine sums that up as it goes, and the
 gradient of x is never written (`neurons/engines/numba_taps.py`). Behind a convolution by Winograd's algorithm its

@@ -17,8 +17,16 @@ from snnexp import collectives
 from snnexp.config import NeuronConf
 from snnexp.errors import ConfigError, unknown_choice
 from snnexp.neurons.custom import OURS, Equation, Param, load_equation
-from snnexp.neurons.engines import LayerRun, can_normalise, can_pool, choose_engine, run_layer, run_neurons
-from snnexp.neurons.engines.calls import InputNorm
+from snnexp.neurons.engines import (
+    LayerRun,
+    can_count_near,
+    can_normalise,
+    can_pool,
+    choose_engine,
+    run_layer,
+    run_neurons,
+)
+from snnexp.neurons.engines.calls import InputNorm, Near
 from snnexp.neurons.equation import Dynamics, Pool, State, advance, initial_state, reset, state_names, value_dict
 from snnexp.neurons.names import RESETS
 from snnexp.neurons.surrogates import SpikeGrad, build_surrogate, with_value
@@ -41,6 +49,7 @@ class Within(NamedTuple):
     needed: bool = False
     norm: InputNorm | None = None
     unseen: bool = False
+    near: Near | None = None
 
 
 # Options of the equation that are keys of the configuration.
@@ -303,6 +312,11 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
         """Whether a batch norm before this layer is done in the same pass, as far as the engine goes."""
         dynamics, engine = self._choose(x)
         return can_normalise(dynamics, tuple(self.values()), engine, x)
+
+    def can_count_near(self, x: Tensor, recurrent: bool) -> bool:
+        """Whether the engine counts membranes in a window in the same pass."""
+        dynamics, engine = self._choose(x)
+        return can_count_near(dynamics, engine, x, recurrent)
 
     def _choose(self, x: Tensor, last: bool = True) -> tuple[Dynamics, str]:
         if tuple(x.shape[2:]) != self.shape:

@@ -49,7 +49,7 @@ class Homeostasis(Cure):
 class _Rates:
     """Observer: spikes per time step of each neuron in the batch under way, of the layers named."""
 
-    reads_spikes = False
+    reads_spikes = reads_membranes = False
 
     def __init__(self, names: Collection[str]) -> None:
         self.names = names
@@ -61,7 +61,7 @@ class _Rates:
             so_far, steps = self._sums.get(name, (0, 0))
             counts = unforced(layer, firing)[0].counts.detach()
             total, samples = collectives.total_of_rows(counts.sum(0)), collectives.samples(counts.shape[0])
-            self._sums[name] = so_far + total / samples, steps + firing.mem.shape[0]
+            self._sums[name] = so_far + total / samples, steps + firing.steps
 
     def connection(self, name: str, module: nn.Module, x: object, repeat: int) -> None:
         """Inputs do not matter."""

@@ -34,7 +34,7 @@ def normal(shape: torch.Size, sigma: float, seed: int, *purpose: object) -> Tens
 class _Power:
     """Observer: the mean square of the first layer's input."""
 
-    reads_spikes = False
+    reads_spikes = reads_membranes = False
 
     def __init__(self) -> None:
         self.power = 0.0

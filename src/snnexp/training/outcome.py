@@ -41,6 +41,8 @@ MILESTONES = (50, 60, 70, 80, 90, 95, 96, 98, 99)  # per cent of validation accu
 class _Raster:
     """Observer that keeps every layer's spikes of the first sample of the first batch."""
 
+    reads_membranes = False
+
     def __init__(self) -> None:
         self.spikes: dict[str, Tensor] = {}
         self._segments: dict[str, list[Tensor]] = {}

@@ -211,13 +211,13 @@ def _non_finite_parameter(network: torch.nn.Module) -> str | None:
 class _NonFiniteFinder:
     """Observer that remembers the first layer whose membrane or input is not finite."""
 
-    reads_spikes = False
+    reads_spikes, reads_membranes = False, True
 
     def __init__(self) -> None:
         self.found: str | None = None
 
     def spiking(self, name: str, layer: object, firing: Firing) -> None:
-        if self.found is None and not torch.isfinite(firing.mem).all():
+        if self.found is None and not torch.isfinite(firing.membranes()).all():
             self.found = f"layer {name} (its membrane)"
 
     def connection(self, name: str, module: object, x: object, repeat: int) -> None:

@@ -25,9 +25,10 @@ LONGEST = 60  # characters of an expression, beyond which its parts get names
 _INFIX = {"add": ("+", 2), "sub": ("-", 2), "mul": ("*", 3), "div": ("/", 3)}
 _COMPARISON = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 _ATOM = 5
-_FRAMES = """ahead at bands before block block_at column columns end free hand_back height index inner laid last math
-norm_bias norm_mean norm_scale normal now number one part past pool pooled push pushed room routed row shift size span
-spikes spread start steps stop sums times tl triton unpool unpooled weight wide width zero"""
+_FRAMES = """add_taps ahead at bands before beside block block_at column columns count end find_place free group
+hand_back height index inner keep_taps laid last math near norm_bias norm_mean norm_scale normal now number one part
+past pairs pick picked place places pool pooled push pushed room routed row shift size span spikes spread start steps
+stop sum_up sums take_apart times tl triton unpool unpooled weight wide width written zero"""
 RESERVED = frozenset(_FRAMES.split())
 """Variables of the engines' frames beside those of the equation; single letters are theirs as well."""
 Call = Callable[..., str]  # the operands' texts -> the text of a call or a bracketed expression

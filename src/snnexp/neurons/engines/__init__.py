@@ -17,7 +17,7 @@ from snnexp.errors import ConfigError, unknown_choice
 from snnexp.layout import memory_order
 from snnexp.neurons.compiler.plan import derived_values, forward_plan, why_not_compiled
 from snnexp.neurons.engines import reference
-from snnexp.neurons.engines.calls import InputNorm
+from snnexp.neurons.engines.calls import InputNorm, Near
 from snnexp.neurons.engines.fused import run_fused, run_fused_layer, with_derived
 from snnexp.neurons.engines.recurrence import Backend
 from snnexp.neurons.equation import Dynamics, Pool, State, initial_state, value_dict
@@ -114,6 +114,7 @@ def run_layer(
     needed: bool = False,
     norm: InputNorm | None = None,
     unseen: bool = False,
+    near: Near | None = None,
 ) -> LayerRun:
     """Run a layer from `start` (None: rest) to the end, with what follows the spikes in the same pass where it can be.
 
@@ -125,14 +126,15 @@ def run_layer(
         needed: say where the gradient of spikes is, if the engine can, and the equation lets it (`plan.where_needed`).
         norm: what x is to be normalised by first; `can_normalise` tells where that is allowed.
         unseen: nobody looks at the membranes, which are private: if x is normalised, there may be none (T = 0).
+        near: what else to count with `counts`; `can_count_near` tells where that is allowed.
     """
     if engine == "numba" and x.dtype in (torch.float32, torch.float64):
         recurrent = _checked(x, value_dict(alpha, beta, threshold, more), recurrent)
         needed = needed and recurrent is None
         more_options = (recurrent, pool, counts, private, more, noise, start)
         given = (x, alpha, beta, threshold, dynamics, _backend(engine), overwrite_input)
-        return LayerRun(*run_fused_layer(*given, *more_options, needed, norm, unseen and private))
-    assert norm is None
+        return LayerRun(*run_fused_layer(*given, *more_options, needed, norm, unseen and private, near))
+    assert norm is None and near is None
     options = (engine, overwrite_input, recurrent, more, noise)
     spk, mem, _ = run_neurons(x, alpha, beta, threshold, dynamics, start, *options)
     counted = spikes_over_time(spk, dynamics.high_spikes) if counts else None
@@ -169,6 +171,16 @@ def can_normalise(dynamics: Dynamics, names: tuple[str, ...], engine: str, x: Te
     names = (*names, *derived_values(dynamics, names))
     lies = x.permute(0, 1, 3, 4, 2).is_contiguous()
     return lies and "x" not in forward_plan(dynamics, names, frozenset(names)).stored
+
+
+def can_count_near(dynamics: Dynamics, engine: str, x: Tensor, recurrent: bool) -> bool:
+    """Whether `run_layer` takes a `near` for x [T, B, ...]."""
+    if engine != "numba" or x.dtype not in (torch.float32, torch.float64) or recurrent or not x.numel():
+        return False
+    from snnexp.neurons.engines.numba_near import MANY  # numba takes 0.2 s to import
+    from snnexp.neurons.engines.numba_source import ForwardUse
+
+    return len(x) < MANY and ForwardUse(counting=True).near(dynamics)
 
 
 def spikes_over_time(spk: Tensor, high: bool = False) -> Tensor:

@@ -75,6 +75,20 @@ class InputNorm:
 
 
 @dataclass
+class Near:
+    """What an engine counts as it runs: how often |U - center| <= radius; and what it copies: U at some places.
+
+    All in the order of memory, in which columns are [B, neurons]. Nobody has to write all membranes for that.
+    """
+
+    center: NDArray[Any]  # [1] or [neurons], in the precision computed in
+    radius: NDArray[Any]  # as well
+    totals: NDArray[np.int32]  # [threads, neurons]: added to, and it does not matter where
+    places: NDArray[np.int64]  # [n + 1] in flat memory [T, B, neurons], ascending; the last one lies beyond it
+    picked: NDArray[Any]  # out [n]: the membranes there
+
+
+@dataclass
 class ForwardCall:
     """One forward pass over flat tensors.
 
@@ -87,20 +101,25 @@ class ForwardCall:
     wants: frozenset[str]  # values that get gradients
     x: Tensor  # [T, M]
     spk: Tensor  # [T, M], in x's dtype; not written unless spiking
-    mem: Tensor  # [T, M], may share x's memory: see in_place
-    stored: dict[str, Tensor]  # [T, M] each: what else backward needs; "x" is a recurrent layer's whole input
+    mem: Tensor  # [T, M], may share x's memory: see in_place; with `norm` it may be [0, M]: not written
+    stored: dict[str, Tensor]  # like mem, each: what else backward needs; "x" is a recurrent layer's whole input
     values: dict[str, Tensor]  # [1] or [neurons] each
     columns: dict[str, Tensor]  # [M] each: see compiler.plan.Forward
     in_place: bool
     last: int  # number of the sample's last step
     time: int = 0  # number of this pass's first step
-    counts: Tensor | None = None  # [M]: spikes over all steps, added to
+    counts: Tensor | None = None  # [M]: spikes over all steps, added to; with `near` put there
     pool: PoolGrid | None = None  # spk is then [T, pooled columns]
     noise: Tensor | None = None  # [T, M]: added to the membranes
     needed: Tensor | None = None  # out, uint8, like spk: where the gradient of spikes is (compiler.plan.where_needed)
     norm: InputNorm | None = None  # x is normalised by it
-    unseen: bool = False  # mem and stored are not written
+    near: Near | None = None  # with counts only
     local: tuple[str, ...] = ()  # columns that are not there: they begin at rest, and nobody asks for their end
+
+    @property
+    def unseen(self) -> bool:
+        """Whether membranes, and what else backward might read, are not written."""
+        return len(self.mem) == 0
 
 
 @dataclass

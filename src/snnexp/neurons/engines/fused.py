@@ -20,7 +20,7 @@ from snnexp.arrays import share_memory
 from snnexp.layout import memory_order
 from snnexp.neurons.compiler.plan import Backward, Forward, backward_plan, derived_values, forward_plan, where_needed
 from snnexp.neurons.compiler.symbols import Symbol, evaluate
-from snnexp.neurons.engines.calls import BackwardCall, ForwardCall, InputNorm, PoolGrid
+from snnexp.neurons.engines.calls import BackwardCall, ForwardCall, InputNorm, Near, PoolGrid
 from snnexp.neurons.engines.recurrence import Backend, backward_recurrent
 from snnexp.neurons.equation import Dynamics, Pool, State, state_names, state_of, value_dict
 
@@ -39,7 +39,9 @@ class _Options(NamedTuple):
     needed: bool = False  # say where the gradient of spikes is
     norm: InputNorm | None = None  # what x is normalised by
     unseen: bool = False  # nobody looks at the membranes
+    near: Near | None = None
     states: bool = True  # somebody asks for the last state
+    learns: bool = True  # there may be a backward pass
 
 
 def run_fused(
@@ -83,11 +85,12 @@ def run_fused_layer(
     needed: bool = False,
     norm: InputNorm | None = None,
     unseen: bool = False,
+    near: Near | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Run a whole layer, with what surrounds it in a network; see `run_layer`."""
     values = value_dict(alpha, beta, threshold, more)
     given = (x, values, dynamics, backend, overwrite_input, recurrent, noise, start)
-    spk, mem, counted, where, *_ = _run(*given, pool, counts, private, needed, norm, unseen, states=False)
+    spk, mem, counted, where, *_ = _run(*given, pool, counts, private, needed, norm, unseen, near, states=False)
     return spk, mem, counted, where
 
 
@@ -106,6 +109,7 @@ def _run(
     needed: bool = False,
     norm: InputNorm | None = None,
     unseen: bool = False,
+    near: Near | None = None,
     states: bool = True,
 ) -> list[Any]:
     """Spikes, membranes, counts or None, where the spikes' gradient is or None, and the last of the extra states.
@@ -121,7 +125,8 @@ def _run(
     grid = None if pool is None else _pool_grid(pool, flat_x, order)
     needed = needed and where_needed(dynamics, tuple(values)) is not None
     options = _Options(dynamics, tuple(values), backend, overwrite_input, counts, private, grid, flat_noise)
-    options = options._replace(needed=needed, norm=norm, unseen=unseen, states=states)
+    options = options._replace(needed=needed, norm=norm, unseen=unseen, near=near, states=states)
+    options = options._replace(learns=torch.is_grad_enabled())
     flat_values = (_permute_value(v, order) for v in values.values())
     outputs = _Fused.apply(flat_x, recurrent, options, *flat_values, *given)  # type: ignore[no-untyped-call]
     back = [order.index(d) for d in range(len(order))]
@@ -192,19 +197,18 @@ class _Fused(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, recurrent: Tensor | None, options: _Options, *rest: Tensor) -> tuple[Any, ...]:
         dynamics, names, private = options.dynamics, options.names, options.private
         values, given = rest[: len(names)], rest[len(names) :]
-        ctx.options, ctx.input_dtype = options._replace(noise=None), x.dtype
+        ctx.options, ctx.input_dtype = options._replace(noise=None, near=None), x.dtype
         ctx.wants = frozenset(n for n, needed in zip(names, ctx.needs_input_grad[3:], strict=False) if needed)
         plan = forward_plan(dynamics, names, ctx.wants)
-        learns = any(ctx.needs_input_grad)
-        call = _forward_call(x, recurrent is not None, options, plan, values, given, ctx.wants, learns)
-        ctx.again = call.unseen
+        learns = options.learns and any(ctx.needs_input_grad)
+        call, ctx.again = _forward_call(x, recurrent is not None, options, plan, values, given, ctx.wants, learns)
         if x.numel() and recurrent is None:
             options.backend.forward(call)
         elif x.numel() and recurrent is not None:
             options.backend.forward_recurrent(call, recurrent.detach(), given[1] if given else None)
         if call.in_place:
             torch.autograd.graph.increment_version(x)  # whoever saved x for backward gets torch's error, not garbage
-        rows = dict(call.stored)
+        rows = {} if ctx.again else dict(call.stored)
         if "x" in plan.stored:
             rows.setdefault("x", x)
         firsts = {column: call.columns[column] for column in plan.latches.values()}
@@ -290,8 +294,12 @@ def _forward_call(
     given: Sequence[Tensor],
     wants: frozenset[str],
     learns: bool,
-) -> ForwardCall:
-    """Make the memory that a forward pass fills; learns: there may be a backward pass."""
+) -> tuple[ForwardCall, bool]:
+    """Make the memory that a forward pass fills; learns: there may be a backward pass.
+
+    Returns: also whether that works membranes out again. It does not hang on who looks at them: sums for the norm's
+    gradient are then taken in another order, and watching must not change bits.
+    """
     dynamics, names, pool = options.dynamics, options.names, options.pool
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     steps, columns = x.shape[0], x[0].numel()
@@ -299,40 +307,49 @@ def _forward_call(
     own = set[str]()  # columns of the engine's
     if options.backend.makes_columns and not (is_recurrent or given or options.states):
         own = {n for n, s in plan.rest.items() if s.op == "const"} - {*plan.latches}
-    unseen, norm = options.unseen and not (dynamics.noisy or given or plan.latches or {*plan.rest} - own), options.norm
-    if unseen and learns and norm is not None:
-        unseen = options.backend.works_out_again(x.view(steps, columns), pool, norm, len(plan.stored))
-    if unseen and norm is not None:
+    alone = options.private and not (dynamics.noisy or given or plan.latches or {*plan.rest} - own)
+    norm, flat = options.norm if alone else None, x.view(steps, columns)
+    again = norm is not None and learns and options.backend.works_out_again(flat, pool, norm, len(plan.stored))
+    if norm is not None and options.unseen and (again or not learns):
         mem = x.new_empty((0, *x.shape[1:]))
     else:
-        mem, unseen = share_memory(x) if in_place else buffers.empty_like(x, dtype), False
-    keeps = [] if unseen else [n for n in plan.stored if n != "x" or is_recurrent]
+        mem = share_memory(x) if in_place else buffers.empty_like(x, dtype)
+    keeps = [n for n in plan.stored if n != "x" or is_recurrent]
     if pool is not None:
         spk = buffers.empty((steps, pool.columns), x.dtype, x.device)
     else:
         spk = (buffers.empty_like(x) if dynamics.spiking else torch.zeros_like(x)).view(steps, columns)
     flat_values = {name: _flat(v, x.shape[2:], dtype) for name, v in zip(names, values, strict=True)}
     started = dict(zip(state_names(dynamics, names), given, strict=False))
-    return ForwardCall(
+    call = ForwardCall(
         dynamics=dynamics,
         names=names,
         wants=wants,
-        x=x.detach().view(steps, columns),
+        x=flat.detach(),
         spk=spk,
         mem=mem.view(len(mem), columns),
-        stored={n: buffers.empty_like(mem).view(steps, columns) for n in keeps},
+        stored={n: buffers.empty_like(mem).view(len(mem), columns) for n in keeps},
         values=flat_values,
         columns=_start(plan, started, flat_values, mem, own),
-        in_place=in_place and not unseen,
+        in_place=in_place,
         last=steps - 1,
-        counts=torch.zeros(columns, dtype=dtype, device=x.device) if options.counts else None,
+        counts=_spike_counts(columns, dtype, x.device, options),
         pool=pool,
         noise=None if options.noise is None else options.noise.view(steps, columns),
         needed=torch.empty(spk.shape, dtype=torch.uint8) if options.needed else None,
-        norm=norm,
-        unseen=unseen,
+        norm=options.norm,
+        near=options.near,
         local=tuple(sorted(own)),
     )
+    return call, again
+
+
+def _spike_counts(columns: int, dtype: torch.dtype, device: torch.device, options: _Options) -> Tensor | None:
+    """What spikes are added to; who counts membranes, too, puts them there."""
+    if not options.counts:
+        return None
+    make = torch.zeros if options.near is None else torch.empty
+    return make(columns, dtype=dtype, device=device)
 
 
 def _flat_gradient(grad: Tensor | None, may_repeat: bool) -> Tensor | None:

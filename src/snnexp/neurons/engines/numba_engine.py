@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from snnexp.arrays import number_type
 from snnexp.neurons.compiler.plan import SCALARS, forward_plan
-from snnexp.neurons.engines.calls import BackwardCall, ForwardCall, InputNorm, PoolGrid, Taps
+from snnexp.neurons.engines.calls import BackwardCall, ForwardCall, InputNorm, Near, PoolGrid, Taps
 from snnexp.neurons.engines.numba_norm import repeated
 from snnexp.neurons.engines.numba_source import BackwardUse, ForwardUse, Kernel, backward_kernel, forward_kernel
 from snnexp.neurons.engines.recurrence import Backend, some_steps
@@ -42,12 +42,19 @@ class NumbaBackend(Backend):
 
     def forward(self, call: ForwardCall) -> None:
         use = ForwardUse(call.in_place, call.counts is not None, call.pool.kind if call.pool else "")
-        use = use._replace(needed=call.needed is not None, norm=call.norm is not None, unseen=call.unseen)
-        use = use._replace(local=call.local, single=_single(call))
+        use = use._replace(needed=call.needed is not None, norm=call.norm is not None, local=call.local)
+        arguments = _forward_arguments(call)
+        if use.near(call.dynamics):
+            arguments |= _near_arguments(call)
+        else:
+            use = use._replace(unseen=call.unseen)
+        use = use._replace(single=_single(arguments))
         kernel = forward_kernel(call.dynamics, call.names, call.wants, use, self.compiled)
         steps, columns = call.x.shape
         pixel = 0 if call.norm is None else call.norm.mean.size
-        self._launch(kernel, _forward_arguments(call), call.pool, steps, columns, pixel=pixel)
+        self._launch(kernel, arguments, call.pool, steps, columns, pixel=pixel)
+        if call.near is not None and call.norm is None:
+            call.near.picked[:] = _array(call.mem).reshape(-1)[call.near.places[:-1]]
 
     def backward(self, call: BackwardCall) -> None:
         kernel, arguments = self._backward_kernel(call), _backward_arguments(call)
@@ -75,7 +82,7 @@ class NumbaBackend(Backend):
     def _backward_kernel(self, call: BackwardCall) -> Kernel:
         has = call.grad_spk is not None, call.grad_mem is not None
         use = BackwardUse(call.in_place, call.pool.kind if call.pool else "", *has, call.norm is not None)
-        use = use._replace(local=call.local, single=_single(call), taps=call.taps is not None)
+        use = use._replace(local=call.local, single=_single(_value_arguments(call)), taps=call.taps is not None)
         return backward_kernel(call.dynamics, call.names, call.wants, use, self.compiled)
 
     def forward_recurrent(self, call: ForwardCall, weight: Tensor, spk0: Tensor | None) -> None:
@@ -87,7 +94,8 @@ class NumbaBackend(Backend):
         from_to = weight.t().contiguous()
         limit = BUSY_SHARE if from_to.numel() <= SMALL_WEIGHTS else BUSY_SHARE_LARGE
         counting = call.counts is not None
-        use = ForwardUse(call.in_place, counting, recurrent=True, store_input="x" in call.stored, single=_single(call))
+        use = ForwardUse(call.in_place, counting, recurrent=True, store_input="x" in call.stored)
+        use = use._replace(single=_single(_value_arguments(call)))
         kernel = forward_kernel(call.dynamics, call.names, call.wants, use, self.compiled)
         silent = torch.zeros_like(call.mem[0])
         busy = False
@@ -130,6 +138,7 @@ class NumbaBackend(Backend):
         group: blocks that one thread does in order.
         """
         arguments = [named[name] for name in kernel.arguments]
+        near = kernel.arguments.index("near") if "near" in kernel.arguments else None
         threads = torch.get_num_threads() if self.compiled and steps * columns >= SERIAL_BELOW else 1
         if pool is None:
             if pixel:  # whole pixels, and at least four blocks for each thread
@@ -143,14 +152,18 @@ class NumbaBackend(Backend):
             if block is None:
                 block = max(1, min(bands, (NORM_BLOCK if pixel else BLOCK) // (pool.size * pool.row)))
         blocks = _count_blocks(block, pool, columns)
-        if self.compiled:
-            run_parallel(
-                lambda start, stop: kernel.compiled(*arguments, block, start * group, min(stop * group, blocks)),
-                -(-blocks // group),
-                threads,
-            )
-        else:
-            kernel.plain(*arguments, block, 0, blocks)
+        run = kernel.compiled if self.compiled else kernel.plain
+        totals = [] if near is None else list(arguments[near])
+
+        def work(start: int, stop: int) -> None:
+            given = list(arguments)
+            if near is not None:
+                given[near] = totals.pop()  # nobody else's meanwhile
+            run(*given, block, start * group, min(stop * group, blocks))
+            if near is not None:
+                totals.append(given[near])
+
+        run_parallel(work, -(-blocks // group), threads)
 
 
 def _block_again(x: Tensor, pool: PoolGrid | None, channels: int, stored: int) -> int:
@@ -175,9 +188,10 @@ def _count_blocks(block: int, pool: PoolGrid | None, columns: int) -> int:
     return pool.outer * -(-bands // block)
 
 
-def _single(call: ForwardCall | BackwardCall) -> tuple[str, ...]:
+def _single(arguments: Mapping[str, Any]) -> tuple[str, ...]:
     """Values that are one number."""
-    return tuple(name for name, value in call.values.items() if value.numel() == 1)
+    values = {name.removesuffix("_values"): a for name, a in arguments.items() if name.endswith("_values")}
+    return tuple(name for name, value in values.items() if value.size == 1)
 
 
 def _forward_arguments(call: ForwardCall) -> dict[str, Any]:
@@ -192,6 +206,18 @@ def _forward_arguments(call: ForwardCall) -> dict[str, Any]:
     if call.counts is not None:
         named["counts"] = _array(call.counts)
     return named
+
+
+def _near_arguments(call: ForwardCall) -> dict[str, Any]:
+    """Of a kernel that counts membranes in a window. Where nobody wants that, it is the same, and nothing is in it."""
+    near, number = call.near, number_type(call.x.dtype)
+    if near is None:
+        center = _array(call.values["threshold"]) if "threshold" in call.values else np.zeros(1, number)
+        radius = np.full(center.size if call.dynamics.relative_surrogate else 1, -1, number)
+        nothing = np.zeros((torch.get_num_threads(), 0), np.int32), np.full(1, np.iinfo(np.int64).max)
+        near = Near(center, radius, *nothing, np.zeros(0, number))
+    named = {"near_center_values": near.center, "near_radius_values": near.radius, "near": near.totals}
+    return named | {"places": near.places, "picked": near.picked}
 
 
 def _backward_arguments(call: BackwardCall) -> dict[str, Any]:
@@ -216,11 +242,15 @@ def _taps_arguments(taps: Taps, groups: int) -> dict[str, Any]:
 def _shared_arguments(call: ForwardCall | BackwardCall, steps: int, rows: dict[str, Tensor]) -> dict[str, Any]:
     number = number_type(call.mem.dtype)
     named: dict[str, Any] = {f"{name}_rows": _array(row) for name, row in rows.items()}
-    named |= {f"{name}_values": _array(value) for name, value in call.values.items()}
+    named |= _value_arguments(call)
     named |= {f"{name}_columns": _array(column) for name, column in call.columns.items()}
     if call.dynamics.spiking and call.dynamics.surrogate.fused:
         named |= {n: number(v) for n, v in zip(SCALARS, call.dynamics.surrogate.constants, strict=False)}
     return named | {"times": np.arange(call.time, call.time + steps, dtype=number), "end": number(call.last)}
+
+
+def _value_arguments(call: ForwardCall | BackwardCall) -> dict[str, Any]:
+    return {f"{name}_values": _array(value) for name, value in call.values.items()}
 
 
 def _array(tensor: Tensor) -> np.ndarray[Any, Any]:

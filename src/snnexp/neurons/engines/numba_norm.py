@@ -42,10 +42,17 @@ def normalise(x, out, mean, scale, bias):
 
 
 @numba.njit(error_model="numpy")
-def laid(values):
-    """The values in `room` of their own."""
-    out = room(values, values.size)
-    out[:] = values
+def beside(mean, scale, bias, more):
+    """The values, and so many rows of more numbers, in one piece of memory.
+
+    Where each began with a page, they would push each other, and what a block holds, out of the first-level cache.
+    """
+    lanes = BYTES // mean.itemsize
+    size = (mean.size + lanes - 1) // lanes * lanes
+    out = room(mean, (3 + more) * size).reshape(3 + more, size)
+    out[0, : mean.size] = mean
+    out[1, : mean.size] = scale
+    out[2, : mean.size] = bias
     return out
 
 

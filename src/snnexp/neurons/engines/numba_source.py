@@ -15,7 +15,7 @@ out again (`BackwardUse.again`) in `room` of the block's own, which a second-lev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 from snnexp import vectors
 from snnexp.neurons.compiler.plan import Backward, Body, Names, backward_plan, forward_plan
 from snnexp.neurons.compiler.source import StepWriter, body_lines, file_hash, load, local
-from snnexp.neurons.compiler.symbols import Symbol, in_order, leaf
-from snnexp.neurons.engines import numba_helpers, numba_needed, numba_norm, numba_taps
+from snnexp.neurons.compiler.symbols import Symbol, in_order, leaf, make
+from snnexp.neurons.engines import numba_helpers, numba_near, numba_needed, numba_norm, numba_taps
 from snnexp.neurons.equation import Dynamics
 
 CALLS: dict[str, Callable[..., str]] = {
@@ -44,7 +44,8 @@ from snnexp.neurons.engines.numba_helpers import {names}
 '''
 NAMES = "block_at, compiled, exp_of_negative, pool, push, room, spread, unpool"
 NEEDED = "from snnexp.neurons.engines.numba_needed import marked, pool_needed  # {by}\n"
-NORM = "from snnexp.neurons.engines.numba_norm import ahead, hand_back, laid, normal, sum_up  # {by}\n"
+NORM = "from snnexp.neurons.engines.numba_norm import ahead, beside, hand_back, normal, sum_up  # {by}\n"
+NEAR = "from snnexp.neurons.engines.numba_near import find_place, pick, take_apart  # {by}\n"
 TAPS = "from snnexp.neurons.engines.numba_taps import add_taps, keep_taps  # {by}\n"
 TAPPED = ("tap_first", "tap_entries", "tap_values", "tap_shape", "tap_sums", "group")  # arguments of one that uses them
 CHANNELS = ("norm_mean", "norm_scale", "norm_bias")  # arguments of a kernel that normalises
@@ -60,9 +61,18 @@ class ForwardUse(NamedTuple):
     store_input: bool = False  # of a recurrent layer: the input with what the spikes added
     needed: bool = False  # where the gradient of the spikes is
     norm: bool = False  # the input is normalised as it is loaded
-    unseen: bool = False  # membranes, and what backward would read besides, are not written
+    unseen: bool = False  # membranes, and what backward would read besides, are not written; counting: see `near`
     local: Names = ()  # columns that the block has for itself: they begin at rest, and nobody asks for them afterwards
     single: Names = ()  # values that are one number
+
+    def near(self, dynamics: Dynamics) -> bool:
+        """Whether it counts membranes in a window, too (`calls.Near`), so that nobody has to look at them for that.
+
+        Who counts spikes usually counts them as well, so all those kernels do: without a window none is in it. One that
+        normalises decides as it runs whether membranes are written, so that a look at some batches needs no other.
+        """
+        once = dynamics.equation is None and dynamics.fire_once  # out of reach once it has fired
+        return self.counting and not self.recurrent and dynamics.spiking and not once
 
 
 class BackwardUse(NamedTuple):
@@ -175,6 +185,7 @@ class _Frame(StepWriter):
         head += NEEDED.format(by=file_hash(numba_needed.__file__)) * ("needed_rows" in arguments)
         head += NORM.format(by=file_hash(numba_norm.__file__)) * ("norm_mean" in frame)
         head += TAPS.format(by=file_hash(numba_taps.__file__)) * ("group" in frame)
+        head += NEAR.format(by=file_hash(numba_near.__file__)) * ("near" in frame)
         source = f"{head}def {kind}({signature}):\n" + "".join(f"    {line}\n" for line in self.lines)
         source += f"\n\n{kind}_compiled = compiled({kind})\n" if on_disk else ""
         module = load(source, on_disk)
@@ -190,7 +201,8 @@ def forward_kernel(
     body = plan.body
     if use.unseen:
         body = Body({name: row for name, row in body.rows.items() if name in ("spk", "needed")}, body.columns)
-    out = _Frame(body, use, parts=use.norm)
+    near = in_order([_in_window(body.rows["mem"])]) if use.near(dynamics) else []
+    out = _Frame(body, use, near, parts=use.norm)
     rows = list(dict.fromkeys(["x", *body.reads("row"), *body.rows, *(["input"] if use.store_input else [])]))
     local_rows = {"mem": "x_row"} if use.in_place else {}
     here = "s:e" if use.norm else ":width"
@@ -199,43 +211,73 @@ def forward_kernel(
     kept = ["pushed = x_rows[0, :1].repeat(block)"] if use.recurrent else []
     kept += ["unpooled = room(x_rows, span)"] if use.pool else []
     kept += ["unpooled_needed = room(needed_rows, span)"] if use.pool and use.needed else []
-    kept += [*(f"{name} = laid({name})" for name in CHANNELS), "part = norm_mean.size"] if use.norm else []
+    kept += ["counts_own = room(x_rows, span)"] if near else []
+    if use.norm:
+        unread = [name for name in body.rows if name not in ("spk", "needed")]  # by anybody but backward
+        kept += _laid([*CHANNELS, *(f"{name}_scratch" for name in unread if near)])
+        if near:
+            kept += ["written = mem_rows.shape[0] > 0"]
+            local_rows |= {n: f"{n}_rows[t, c + s : c + e] if written else {n}_scratch[: e - s]" for n in unread}
     out.begin("x_rows", kept)
     with out.block("for index in range(start, stop):"):
         out.block_begins()
         out.columns_begin({name: out.number(plan.rest[name].name) for name in out.local})
-        if use.counting:
+        if near:
+            out("counts_whole = counts_own[:width]", "counts_whole[:] = zero")
+        elif use.counting:
             out("counts_whole = counts[c : c + width]")
         with out.block("for t in range(steps):"):
             out.step_begins()
+            if near and use.norm:
+                out("place = find_place(places, t * columns + c)")
             if use.recurrent:
                 out("before_row = before[c : c + width] if t == 0 else spk_rows[t - 1, c : c + width]")
                 out("push(before_row, weight, pushed, zero)")
-            with out.part(rows, local_rows, ["counts"] if use.counting else []), out.over_columns():
-                _forward_step(out, body, dynamics, use)
+            with out.part(rows, local_rows, ["counts"] if use.counting else []):
+                with out.over_columns():
+                    _forward_step(out, body, dynamics, use, near)
+                if near and use.norm:
+                    out("place = pick(mem_row, t * columns + c + s, places, picked, place)")
             if use.pool:
                 _pooling(out, use)
+        if near:
+            out("take_apart(counts_whole, counts[c : c + width], near, c)")
     frame = (["counts"] if use.counting else []) + [*CHANNELS] * use.norm
+    frame += ["near", *["places", "picked"] * use.norm] if near else []
     frame += ["before", "weight", *([] if "spk" in rows else ["spk_rows"])] if use.recurrent else []
     return out.finish("forward", [r for r in rows if r != "mem" or not use.in_place], frame, on_disk)
 
 
-def _forward_step(out: _Frame, body: Body, dynamics: Dynamics, use: ForwardUse) -> None:
-    """One column's step."""
-    out.load(out.step)
+def _laid(names: Sequence[str]) -> list[str]:
+    """Values of channels, and room for as many numbers of these further names, where parts of a block find them."""
+    lines = ["part = norm_mean.size", f"laid = beside({', '.join(CHANNELS)}, {len(names) - len(CHANNELS)})"]
+    return [*lines, *(f"{name} = laid[{number}, :part]" for number, name in enumerate(names))]
+
+
+def _in_window(mem: Symbol) -> Symbol:
+    """What a membrane adds to a column's count: MANY if it is in the window."""
+    distance = make("abs", make("sub", mem, leaf("value", "near_center")))
+    return make("select", make("le", distance, leaf("value", "near_radius")), float(numba_near.MANY), 0.0)
+
+
+def _forward_step(out: _Frame, body: Body, dynamics: Dynamics, use: ForwardUse, near: list[Symbol]) -> None:
+    """One column's step; near: `_in_window`, in order, or nothing."""
+    out.load(in_order([*out.step, *near]))
     if use.recurrent:
         out("x = x + pushed[j]")
     if use.store_input:
         out("input_row[j] = x")
     outputs = {f"{name}_row[j]": symbol for name, symbol in body.rows.items()}
     outputs |= {f"{name}_column[j]": symbol for name, symbol in body.columns.items()}
+    if use.counting:
+        one = make("select", body.rows["spk"] > 0, 1.0, 0.0) if dynamics.high_spikes else body.rows["spk"]
+        outputs["count"] = make("add", one, near[-1]) if near else one
     own = {symbol: name for name, symbol in body.rows.items() if name in ("mem", "spk")}
     out.assign(outputs, out.called | own)
     if use.pool and use.needed:
         out("needed_row[j] = marked(needed_row[j], spk_row[j])")
     if use.counting:
-        one = "(one if spk_row[j] > zero else zero)" if dynamics.high_spikes else "spk_row[j]"
-        out(f"counts_column[j] += {one}")
+        out("counts_column[j] += count")
 
 
 def _pooling(out: _Frame, use: ForwardUse) -> None:
@@ -348,8 +390,7 @@ def _before_again(again: _Frame, found: Iterable[str], taps: bool) -> list[str]:
     """What `_again` and what takes the gradient need before the loops."""
     lines = [f"{name}_room = room(x_rows, steps * span)" for name in found]
     lines += [f"{name}_own = room(x_rows, span)" for name in again.local]
-    lines += [f"{name} = laid({name})" for name in CHANNELS]
-    lines += ["part = norm_mean.size", "shift = norm_mean[: sums.shape[2]]"]
+    lines += [*_laid(CHANNELS), "shift = norm_mean[: sums.shape[2]]"]
     if taps:
         return [*lines, "x_flat = x_rows.reshape(-1)", "pairs = room(x_rows, tap_sums.shape[1])", "pairs[:] = 0"]
     return [*lines, "x_flat, grad_x_flat = x_rows.reshape(-1), grad_x_rows.reshape(-1)"]
