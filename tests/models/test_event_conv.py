@@ -465,6 +465,22 @@ def test_limits_are_measured_on_as_few_frames_as_tell_what_a_batch_takes(monkeyp
         assert sparsity.measure(place) == limits  # outputs are of the forward product alone
 
 
+def test_a_weights_gradient_that_the_engine_sums_up_takes_no_pass_over_the_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparsity, "Trial", Clock)
+    monkeypatch.setattr(sparsity, "_page_seconds", lambda: 0.0)
+    place = sparsity.Place(2, 64, 5, 1, 0, 24, 24, 4096, "float32")
+    assert sparsity.measure(place).training == 0.19
+    assert (
+        sparsity.measure(place._replace(summed=True)).training == 0.4
+    )  # 0.1 / 8 + 0.06 (1.4 + 1.5 * 0.4) is 0.13 of 0.2
+    odd = place._replace(outputs=60)  # which fill no vectors
+    assert sparsity.measure(odd._replace(summed=True)) == sparsity.measure(odd)
+    layers = "c16k3-BN-SN-MP2-c16k3-BN-SN-MP2-FC10-SN", "c16k3-SN-MP2-FC10-SN", "BN-c16k3-BN-SN-AP2-FC10-SN"
+    made = [make_network(spec, make_info(), build={"channels_last": True}) for spec in layers]
+    assert [net.get_submodule("conv1").summed for net in made] == [True, False, True]
+    assert not made[0].get_submodule("conv2").summed
+
+
 def test_the_dense_convolution_is_not_computed_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     conv = make_conv()
     conv.rule = sparsity.Rule("conv1", sparsity.ALWAYS)

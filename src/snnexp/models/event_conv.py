@@ -132,12 +132,18 @@ class Packing:
             to[:] = np.pad(values, (0, room)).reshape(self.tiles, 1, self.tile)
         return norm.x, found.reshape(-1)
 
+    @property
+    def may_be_summed(self) -> bool:
+        """Whether the sums of `Taps` may be taken, and stay in a first-level cache."""
+        sums = self.size**2 * self.channels * 2 * self.outputs * self.itemsize
+        small = sums <= TAPS and self.size * self.outputs <= WIDE
+        return small and self.stride == 1 and self.outputs % self.lanes == 0
+
     def taps(self, lists: Lists) -> Taps | None:
-        """What lets the engine behind a norm take the weights' gradient; None: it can't, or they are too many."""
-        _, channels, height, width = lists.shape
-        small = self.size**2 * channels * 2 * self.outputs * self.itemsize <= TAPS and self.size * self.outputs <= WIDE
-        if self.stride != 1 or self.outputs % self.lanes or not small:
+        """What lets the engine behind a norm take the weights' gradient; None: it can't."""
+        if not self.may_be_summed:
             return None
+        _, channels, height, width = lists.shape
         return Taps(*lists[:3], (height, width, channels, self.size, self.pad, self.tile, self.outputs))
 
     def gradients(self, norm: NormGradient, like: Tensor) -> tuple[Tensor, Tensor]:

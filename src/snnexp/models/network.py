@@ -394,7 +394,7 @@ def build_network(
 
                 event_driven_weight(weights)
             if isinstance(weights, Conv2d) or binary:
-                follow_spikes(weights, layer.name, model, network.channels_last, after)
+                follow_spikes(weights, layer.name, model, network.channels_last, layers)
             network.add_module(layer.name, weights)
             analog = binary = False
         elif layer.kind == "delay":

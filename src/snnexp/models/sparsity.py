@@ -40,7 +40,8 @@ MEASURED_WORK = 1e7  # products that are measured, at least
 ENOUGH = 0.001  # seconds that following few spikes takes with as many frames as are measured; a call costs 0.1 ms
 MANY = 3  # times what one frame takes that is, too
 REPEATS, LONG = 4, 0.04  # rounds at most; seconds after which three will do
-METHOD = 4  # of measuring: what was kept by another one is not looked at
+SUMMED = 1.5  # times what each spike adds to the weights' gradient, where the engine sums that up
+METHOD = 5  # of measuring: what was kept by another one is not looked at
 
 
 class Limits(NamedTuple):
@@ -67,6 +68,7 @@ class Place(NamedTuple):
     frames: int
     dtype: str
     lists: bool = False  # the input comes as event lists
+    summed: bool = False  # what is behind may let the engine sum the weights' gradient up (`numba_taps.py`)
 
     @property
     def pixels(self) -> int:
@@ -135,7 +137,8 @@ def _place(x: Tensor | EventFrames, conv: nn.Conv2d) -> Place:
     dtype = str(conv.weight.dtype).removeprefix("torch.")
     frames = 1 << (max(frames, 1).bit_length() - 1)
     size, lists = conv.kernel_size[0], isinstance(x, EventFrames)
-    return Place(channels, conv.out_channels, size, stride, pad, height, width, frames, dtype, lists)
+    summed = bool(getattr(conv, "summed", False))
+    return Place(channels, conv.out_channels, size, stride, pad, height, width, frames, dtype, lists, summed)
 
 
 @cache
@@ -256,6 +259,8 @@ class Trial:
 
 
 def _measured(place: Place) -> Limits:
+    from snnexp.models.event_conv import packing_of
+
     trial, few = Trial(place), MEASURED[:1]
     (x,) = trial.inputs(1, few)
     fixed = min(trial.times(x, True)[1] for _ in range(4))  # for the call and its weights; the first one compiles
@@ -274,7 +279,11 @@ def _measured(place: Place) -> Limits:
         rounds.append([trial.times(*way) for way in ways])  # in turns: a busy moment meets all
     seconds = np.array(rounds).min(0) * place.frames / frames
     forward, step = (seconds + _touching(place, way[0])).T
-    whole, ahead, back = (_crossing(MEASURED, t[:-1], MARGIN * t[-1]) for t in (step, forward, step - forward))
+    gradient = step - forward
+    if place.summed and packing_of(trial.weight, place.stride, place.pad).may_be_summed:
+        gradient[:-1] = SUMMED * (gradient[-2] - gradient[0]) / (MEASURED[-1] - MEASURED[0]) * np.array(MEASURED)
+    times = forward + gradient, forward, gradient
+    whole, ahead, back = (_crossing(MEASURED, t[:-1], MARGIN * t[-1]) for t in times)
     return Limits(whole if place.lists else min(whole, back), ahead)
 
 

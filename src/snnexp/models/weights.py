@@ -18,7 +18,7 @@ from snnexp.data.base import EventFrames
 from snnexp.models.delays import Delay
 from snnexp.models.needed import Needed, conv2d, fits, linear, with_zeros
 from snnexp.models.sparsity import ALWAYS, Rule
-from snnexp.models.spec import DROPOUT_KINDS, NORMS, LayerPlan
+from snnexp.models.spec import DROPOUT_KINDS, NORMS, WEIGHT_KINDS, LayerPlan
 from snnexp.models.tokens import BRANCHES
 
 log = logging.getLogger(__name__)
@@ -112,6 +112,8 @@ class Conv2d(nn.Conv2d):
         None: always dense.
     zeros_behind: what follows hands back a gradient that may have zeros (not a norm, not an average).
     norm_behind: a batch norm follows.
+    summed: the engine may sum the weights' gradient up: nothing has weights before, and a batch norm, neurons and
+        pooling follow.
     """
 
     fresh: Callable[[], nn.Module]  # makes another one, drawn as this one was
@@ -121,7 +123,7 @@ class Conv2d(nn.Conv2d):
         self.sigma: float | None = None
         self.affine: Affine | None = None
         self.rule: Rule | None = None
-        self.zeros_behind = self.norm_behind = False
+        self.zeros_behind = self.norm_behind = self.summed = False
 
     def effective_weight(self) -> Tensor:
         """The weights that act, [out, in, k, k]."""
@@ -235,16 +237,20 @@ def normalised(layers: Sequence[LayerPlan], weights: LayerPlan) -> bool:
 
 
 def follow_spikes(
-    weights: Conv2d | Linear, name: str, model: ModelConf, channels_last: bool, behind: LayerPlan | None = None
+    weights: Conv2d | Linear, name: str, model: ModelConf, channels_last: bool, layers: Sequence[LayerPlan]
 ) -> None:
     """Let a convolution, or a hidden fully connected layer, follow its input spikes where that is faster.
 
-    channels_last: the network's maps are in that layout, as an event-driven convolution makes them; behind: the layer
-    that follows.
+    channels_last: the network's maps are in that layout, as an event-driven convolution makes them; layers: all that
+    there are, `name` among them.
     """
     if isinstance(weights, Conv2d):
-        weights.zeros_behind = behind is not None and behind.kind in _ZEROS_BEHIND
-        weights.norm_behind = behind is not None and behind.kind == "batch_norm"
+        kinds, at = [layer.kind for layer in layers], [layer.name for layer in layers].index(name)
+        behind = kinds[at + 1] if kinds[at + 1 :] else ""
+        weights.zeros_behind, weights.norm_behind = behind in _ZEROS_BEHIND, behind == "batch_norm"
+        followed = weights.norm_behind and kinds[at + 2 : at + 3] == ["spiking"]
+        pooled = kinds[at + 3 : at + 4] in (["max_pool"], ["avg_pool"])
+        weights.summed = followed and pooled and not WEIGHT_KINDS.intersection(kinds[:at])
         if model.sparse == "always":
             weights.rule = Rule(name, ALWAYS)
         elif model.sparse == "auto" and channels_last:
