@@ -78,8 +78,10 @@ def shifted(x: Tensor, shift: int, rng: np.random.Generator) -> Tensor:
 
 def layers(task: Task) -> nn.ModuleList:
     """The layers without state, with the initial weights that all libraries get; None stands where neurons are."""
-    first, second = task["channels"]
-    made = nn.ModuleList([nn.Conv2d(2, first, 5), nn.Conv2d(first, second, 5), nn.Linear(25 * second, 10)])
+    (first, second), bias = task["channels"], task["bias"]
+    made = nn.ModuleList([
+        nn.Conv2d(2, first, 5, bias=bias), nn.Conv2d(first, second, 5, bias=bias), nn.Linear(25 * second, 10, bias=bias)
+    ])  # fmt: skip
     for layer, state in zip(made, torch.load(task["weights"], weights_only=True), strict=True):
         layer.load_state_dict(state)
     return made

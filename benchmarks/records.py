@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parent / "records"
 DOCS = Path(__file__).parents[1] / "docs"
 ABOUT = ("command", "quick", "clock", "load", "device", "machine", "versions", "roofline", "commit", "date")
 WHOLE = {"data_path": "W7", "startup": "W8"}  # key of a run -> part; workloads have their own names
-WHOLE |= {name: name for name in ("scaling", "density", "accuracy", "accuracy_5ms")}
+WHOLE |= {name: name for name in ("scaling", "density", "accuracy", "accuracy_5ms", "accuracy_1ms")}
 
 Record = dict[str, Any]
 

@@ -158,7 +158,7 @@ def other_tables(record: Record) -> list[str]:
         parts.append(startup_table(record))
     if record.get("density"):
         parts.append(density_table(record))
-    for key in ("accuracy", "accuracy_5ms"):
+    for key in (binning.key for binning in time_to_accuracy.BINS.values()):
         if record.get(key):
             parts.append("**Time to accuracy**\n\n" + time_to_accuracy.table(record[key]))
     return parts

@@ -19,29 +19,31 @@ from snnexp.data.events.augment import augment
 from snnexp.models.network import Network, build_network
 
 INSTALLED = find_peers()
-CHANNELS = (3, 4)
+CHANNELS, BETA = (3, 4), 0.9
 
 
-def ours() -> Network:
+def ours(bias: bool) -> Network:
     info = DataInfo("nmnist", "events", (2, 34, 34), 6, tuple("0123456789"), {}, {}, True, "")
     spec = f"c{CHANNELS[0]}k5p0-SN-MP2-c{CHANNELS[1]}k5p0-SN-MP2-FC10-SN"
-    neuron = NeuronConf(name="fixed", beta=tta.BETA, surrogate=SurrogateConf(name="triangular", scale=1.0, width=1.0))
+    neuron = NeuronConf(name="fixed", beta=BETA, surrogate=SurrogateConf(name="triangular", scale=1.0, width=1.0))
     torch.manual_seed(0)
-    return build_network(ModelConf(name="", spec=spec, gain=3.0), neuron, DecoderConf(name="membrane"), info)
+    return build_network(ModelConf(name="", spec=spec, gain=3.0, bias=bias), neuron, DecoderConf(name="membrane"), info)
 
 
 @pytest.mark.filterwarnings("ignore")  # of the peers
 @pytest.mark.skipif(importlib.util.find_spec("tonic") is None, reason="tonic is not installed")
-@pytest.mark.parametrize("name", ["snntorch", "snntorch, layers folded", "spikingjelly"])
-def test_the_others_have_our_network(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "bias"), [("snntorch", True), ("snntorch, layers folded", False), ("spikingjelly", True)]
+)
+def test_the_others_have_our_network(name: str, bias: bool, tmp_path: Path) -> None:
     from benchmarks.plain_training import NETWORKS
 
     if not INSTALLED[name.partition(",")[0]]:
         pytest.skip(f"{name} is not installed")
-    network = ours()
+    network = ours(bias)
     layers = [network.get_submodule(layer) for layer in ("conv1", "conv2", "fc1")]
     torch.save([layer.state_dict() for layer in layers], tmp_path / "w.pt")
-    theirs = NETWORKS[name]({"channels": CHANNELS, "weights": tmp_path / "w.pt", "beta": tta.BETA})
+    theirs = NETWORKS[name]({"channels": CHANNELS, "weights": tmp_path / "w.pt", "beta": BETA, "bias": bias})
     x = (torch.rand(6, 2, 2, 34, 34) < 0.1).float()
     labels = torch.tensor([1, 2])
     for forward in (lambda x: network(x).mem, theirs):
