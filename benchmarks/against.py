@@ -95,7 +95,7 @@ def turns(
     finally:
         for side in sides:
             side.process.kill()
-            side.process.wait()
+            side.process.communicate()  # and close its pipes
     return [side.seconds for side in sides]
 
 
@@ -107,7 +107,7 @@ def first_steps(trees: tuple[Path, Path], name: str, rounds: int, size: str, fol
             side = start(trees[n], name, size, folder / f"{name}-{number}-{n}")
             side.take(1)
             side.process.kill()
-            side.process.wait()
+            side.process.communicate()  # and close its pipes
             found[n] += side.seconds
     return found
 

@@ -93,6 +93,11 @@ class Sweep:
             assert [point.step for point in points] == [1, 2]
 
 
+def slurm(executor: str) -> list[str]:
+    """Words; all three jobs run at once, on however few cores."""
+    return ["hydra/launcher=slurm", f"hydra.launcher.executor={executor}", "hydra.launcher.array_parallelism=3"]
+
+
 @pytest.fixture
 def sweep(tmp_path: Path) -> Sweep:
     return Sweep(tmp_path)
@@ -100,7 +105,7 @@ def sweep(tmp_path: Path) -> Sweep:
 
 @pytest.mark.parametrize("executor", ["local", pytest.param("slurm", marks=needs_slurm)])
 def test_a_killed_and_a_cancelled_job(sweep: Sweep, executor: str) -> None:
-    words = ["hydra/launcher=slurm", f"hydra.launcher.executor={executor}"]
+    words = slurm(executor)
     process = sweep.start(*words)
     running = sweep.wait_for(3, process)
     os.kill(running[0], signal.SIGKILL)
@@ -127,7 +132,7 @@ def test_a_killed_and_a_cancelled_job(sweep: Sweep, executor: str) -> None:
 
 @pytest.mark.parametrize("executor", ["local", pytest.param("slurm", marks=needs_slurm)])
 def test_ctrl_c_cancels_the_jobs(sweep: Sweep, executor: str) -> None:
-    process = sweep.start("hydra/launcher=slurm", f"hydra.launcher.executor={executor}")
+    process = sweep.start(*slurm(executor))
     sweep.wait_for(2, process)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait() == 130, sweep.out
@@ -140,7 +145,7 @@ def test_ctrl_c_cancels_the_jobs(sweep: Sweep, executor: str) -> None:
 @pytest.mark.parametrize("executor", ["local", pytest.param("slurm", marks=needs_slurm)])
 def test_a_dead_launcher(sweep: Sweep, executor: str) -> None:
     """Its jobs go on, and the last of them closes the sweep."""
-    process = sweep.start("hydra/launcher=slurm", f"hydra.launcher.executor={executor}")
+    process = sweep.start(*slurm(executor))
     sweep.wait_for(3, process)
     process.kill()
     process.wait()
