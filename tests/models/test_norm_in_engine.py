@@ -176,6 +176,32 @@ def test_of_vectors_of_channels_the_engine_sums_up_its_weights_gradient(
 
 
 @pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("watched", ["", "conv1", "sn1"])
+@pytest.mark.parametrize("spec", ["c6k3-SN-MP2-FC10-SN", "c9k5p0-SN-AP2-c6k3-SN-FC10-SN", "c17k3p2-SN-MP3-FC10-SN"])
+def test_without_a_norm_it_does_so_for_any_number_of_channels(
+    monkeypatch: pytest.MonkeyPatch, spec: str, watched: str
+) -> None:
+    made, gradients = list[bool](), Packing.gradients_alone
+
+    def spy(self: Packing, products: Any, like: Tensor) -> Any:
+        made.append(True)
+        return gradients(self, products, like)
+
+    monkeypatch.setattr(Packing, "gradients_alone", spy)
+    monkeypatch.setattr(numba_engine, "GROUPS", 2)
+    x = (frames(size=9) > 0.8) * frames(size=9)
+    x[1] = 0
+    expected = trained(network("reference", spec=spec, build={"channels_last": False}, shape=(2, 9, 9)).double(), x)
+    ours = network(spec=spec, shape=(2, 9, 9), sparse="always").double()
+    if watched:
+        ours.get_submodule(watched).register_forward_pre_hook(lambda *_: None)
+    found = trained(ours, as_events(x))
+    assert made == [True] * (not watched)
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).abs().max() <= 1e-10 * max(1.0, float(b.abs().max()))
+
+
+@pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("watched", [False, True])
 def test_winograds_weight_gradient_works_the_norms_gradient_out(
     left: dict[str, bool], monkeypatch: pytest.MonkeyPatch, watched: bool

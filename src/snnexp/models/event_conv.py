@@ -139,12 +139,26 @@ class Packing:
         small = sums <= TAPS and self.size * self.outputs <= WIDE
         return small and self.stride == 1 and self.outputs % self.lanes == 0
 
-    def taps(self, lists: Lists) -> Taps | None:
-        """What lets the engine behind a norm take the weights' gradient; None: it can't."""
-        if not self.may_be_summed:
+    @property
+    def line(self) -> int:
+        """Numbers in a row of the kernel, rounded up to whole vectors."""
+        return -(-self.size * self.outputs // self.lanes) * self.lanes
+
+    def taps(self, lists: Lists, alone: bool) -> Taps | None:
+        """What lets the engine, behind a norm or alone, take the weights' gradient; None: it can't."""
+        small = self.stride == 1 and self.size * self.channels * self.line * self.itemsize <= TAPS
+        if not (small if alone else self.may_be_summed):
             return None
         _, channels, height, width = lists.shape
-        return Taps(*lists[:3], (height, width, channels, self.size, self.pad, self.tile, self.outputs))
+        shape = (height, width, channels, self.size, self.pad, self.tile.bit_length() - 1, self.outputs)
+        return Taps(*lists[:3], shape, self.line)
+
+    def gradients_alone(self, products: NDArray[np.float64], like: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients of the weight `like` and of the bias, of the products of `Taps` without a norm."""
+        lines = products[: -self.outputs].reshape(self.channels, self.size, self.line)[:, :, : self.size * self.outputs]
+        by_tap = lines.reshape(self.channels, self.size, self.size, self.outputs)[:, :, ::-1].transpose(3, 0, 1, 2)
+        weight = torch.empty_like(gapless(like)).copy_(torch.from_numpy(by_tap.copy()))
+        return weight, torch.from_numpy(products[-self.outputs :].copy()).to(like.dtype)
 
     def gradients(self, norm: NormGradient, like: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients of the weight `like` and of the bias, of the products of `Taps`."""
@@ -232,7 +246,7 @@ class _EventConv(torch.autograd.Function):
         ctx.lists, ctx.packing, ctx.needed = None if dense else lists, packing, needed
         ctx.takes_norm, ctx.norm_behind = not (ctx.needs_input_grad[0] or dense), None
         ctx.shape, ctx.biased = torch.Size(lists.shape), bias is not None
-        ctx.taps = packing.taps(lists) if ctx.takes_norm else None
+        ctx.taps, ctx.alone = (packing.taps(lists, alone) if ctx.takes_norm else None for alone in (False, True))
         ctx.save_for_backward(weight, x if dense else None)
         frames, _, height, width = lists.shape
         shape = packing.out_shape(frames, height, width)
@@ -263,8 +277,11 @@ class _EventConv(torch.autograd.Function):
         frames, _, height, width = ctx.shape
         grad_x = grad_weight = grad_bias = None
         norm, ctx.norm_behind = ctx.norm_behind, None
-        if norm is not None and norm.products is not None:  # and x needs no gradient
-            found = packing.gradients(norm, weight)
+        products = None if ctx.alone is None else ctx.alone.products
+        if products is not None or (norm is not None and norm.products is not None):  # and x needs no gradient
+            found = packing.gradients_alone(products, weight) if norm is None else packing.gradients(norm, weight)
+            if ctx.alone is not None:
+                ctx.alone.products = None
             return None, *(g if asked else None for g, asked in zip(found, wanted, strict=True)), *[None] * 5
         grad = grad.contiguous(memory_format=torch.channels_last)
         if lists is None:

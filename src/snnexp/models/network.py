@@ -25,7 +25,7 @@ from snnexp.models.flow import Flow, count_steps
 from snnexp.models.layers import TimeDropout, build_stateless
 from snnexp.models.memory_estimate import step_memory_bytes
 from snnexp.models.needed import KEEPS, asks, needed_of
-from snnexp.models.norm_in_engine import leave_to_engine
+from snnexp.models.norm_in_engine import leave_to_engine, tapped
 from snnexp.models.observer import Observer
 from snnexp.models.residual import BRANCHES, inputs_behind
 from snnexp.models.segments import Memory, recomputed, split_time
@@ -227,14 +227,14 @@ class Network(nn.Module):
             needed = private and not flow.reads_spikes and asks(self, layer, pool)
             seen, near = flow.looked_at(layer.name, neuron, current, recurrent is not None)
             within = Within(pool, counts, private, needed, flow.norm, not seen, near)
+            current = tapped(self, layer, flow, current, private)
             out = cast(LayerRun, neuron(current, recurrent=recurrent, within=within))
         else:  # the last membranes go on, and gradients come back through them: not private, and nothing is fused
             spk, mem, after = neuron(current, state, recurrent, last=flow.last)
             out = LayerRun(spk, mem, spikes_over_time(spk, neuron.dynamics.high_spikes) if counts else None)
             if not flow.last:
                 flow.memory.remember(layer.name, after)
-        asked = flow.observer is not None or flow.sums is not None
-        if asked and isinstance(weights, RecurrentLinear) and weights.delay is None:
+        if (flow.observer or flow.sums) and isinstance(weights, RecurrentLinear) and weights.delay is None:
             first = torch.zeros_like(out.spk[0]) if state is None else state.spk.to(out.spk.dtype)
             previous = torch.cat([first.unsqueeze(0), out.spk[:-1]]).flatten(0, 1)
             if flow.observer:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
 from torch.nn.modules.module import _has_any_global_hook
 
 from snnexp.models.batch_norm import BatchNorm2d
@@ -49,3 +50,17 @@ def _made_for_it(network: Any, layer: LayerPlan) -> bool:
         return False
     conv = network.get_submodule(before.name)
     return isinstance(conv, Conv2d) and conv.affine is None and not any(getattr(conv, hooks) for hooks in HOOKS)
+
+
+def tapped(network: Any, layer: LayerPlan, flow: Flow, current: Tensor, private: bool) -> Tensor:
+    """A spiking layer's input, which lets the engine sum up the weights' gradient of a convolution that made it.
+
+    If nobody else sees that, nor its gradient, which is not made then; see `neurons/engines/numba_taps.py`.
+    private: the layer's membranes are nobody's.
+    """
+    neuron = network.neurons[layer.name]
+    if private and flow.norm is None and not flow.constant and _made_for_it(network, layer):
+        hooked = _has_any_global_hook() or any(getattr(neuron, hooks) for hooks in HOOKS)  # type: ignore[no-untyped-call]
+        found = None if hooked else getattr(flow.folded().grad_fn, "alone", None)
+        current.taps = found  # type: ignore[attr-defined]
+    return current

@@ -36,7 +36,7 @@ class PoolGrid:
 
 @dataclass
 class Taps:
-    """What a convolution, with stride 1, in front of a norm has in place of its output's gradient: see `numba_taps.py`.
+    """What a convolution with stride 1 has in the place of its output's gradient: see `numba_taps.py`.
 
     Its input [T * B, C, H, W] is listed, as in `models.event_lists`.
     """
@@ -44,8 +44,10 @@ class Taps:
     first: NDArray[np.int32]
     entries: NDArray[np.int32]
     values: NDArray[Any]
-    shape: tuple[int, ...]  # H, W, C, size and padding of the kernel, what entries are multiplied by, and O
-    products: NDArray[np.float64] | None = None  # made by backward: [C, ky, kx from right to left] of 2 O + 1 each
+    shape: tuple[int, ...]  # H, W, C, size and padding of the kernel, by how many bits entries are moved, and O
+    line: int  # numbers in size * O, rounded up to whole vectors
+    products: NDArray[np.float64] | None = None  # made by backward: [C, ky, kx from right to left] of 2 O + 1 each;
+    # without a norm [C, ky, line], and [O] for the bias
 
 
 @dataclass

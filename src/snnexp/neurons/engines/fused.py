@@ -20,7 +20,7 @@ from snnexp.arrays import share_memory
 from snnexp.layout import memory_order
 from snnexp.neurons.compiler.plan import Backward, Forward, backward_plan, derived_values, forward_plan, where_needed
 from snnexp.neurons.compiler.symbols import Symbol, evaluate
-from snnexp.neurons.engines.calls import BackwardCall, ForwardCall, InputNorm, Near, PoolGrid
+from snnexp.neurons.engines.calls import BackwardCall, ForwardCall, InputNorm, Near, PoolGrid, Taps
 from snnexp.neurons.engines.recurrence import Backend, backward_recurrent
 from snnexp.neurons.equation import Dynamics, Pool, State, state_names, state_of, value_dict
 
@@ -40,6 +40,7 @@ class _Options(NamedTuple):
     norm: InputNorm | None = None  # what x is normalised by
     unseen: bool = False  # nobody looks at the membranes
     near: Near | None = None
+    taps: Taps | None = None  # nobody needs the gradient of x, which is not normalised, but who made it these of it
     states: bool = True  # somebody asks for the last state
     learns: bool = True  # there may be a backward pass
 
@@ -126,7 +127,8 @@ def _run(
     needed = needed and where_needed(dynamics, tuple(values)) is not None
     options = _Options(dynamics, tuple(values), backend, overwrite_input, counts, private, grid, flat_noise)
     options = options._replace(needed=needed, norm=norm, unseen=unseen, near=near, states=states)
-    options = options._replace(learns=torch.is_grad_enabled())
+    taps = getattr(x, "taps", None) if private and recurrent is None and norm is None else None
+    options = options._replace(learns=torch.is_grad_enabled(), taps=taps)
     flat_values = (_permute_value(v, order) for v in values.values())
     outputs = _Fused.apply(flat_x, recurrent, options, *flat_values, *given)  # type: ignore[no-untyped-call]
     back = [order.index(d) for d in range(len(order))]
@@ -240,8 +242,8 @@ class _Fused(torch.autograd.Function):
         values, saved = dict(zip(names, saved, strict=False)), saved[len(names) :]
         kept = (*ctx.row_names, *ctx.first_names)
         given, rows = saved[: len(saved) - len(kept)], dict(zip(kept, saved[len(saved) - len(kept) :], strict=True))
-        in_place = options.private and ctx.input_dtype == mem.dtype and recurrent is None and not ctx.again
-        taps = options.norm.taps if options.norm is not None and ctx.again and options.pool is not None else None
+        taps = None if options.pool is None else options.norm.taps if ctx.again and options.norm else options.taps
+        in_place = options.private and ctx.input_dtype == mem.dtype and recurrent is None and not (ctx.again or taps)
         nothing = None if taps is None else mem.new_zeros(1).expand(mem.shape)  # in the place of a gradient
         grad_x = mem if in_place else buffers.empty_like(mem, ctx.input_dtype) if nothing is None else nothing
         steps = mem.shape[0]

@@ -58,21 +58,21 @@ class NumbaBackend(Backend):
 
     def backward(self, call: BackwardCall) -> None:
         kernel, arguments = self._backward_kernel(call), _backward_arguments(call)
-        steps, columns = call.mem.shape
-        if call.norm is None:
-            self._launch(kernel, arguments, call.pool, steps, columns)
-            return
-        stored = forward_plan(call.dynamics, call.names, call.wants).stored
-        block = _block_again(call.mem, call.pool, call.norm.mean.size, len(stored))
-        sums = np.zeros((_count_blocks(block, call.pool, columns), 2, call.norm.mean.size))
-        arguments |= _norm_arguments(call.norm) | {"x_rows": _array(call.mem), "sums": sums}
-        arguments["past"] = call.grad_x.numel() * call.grad_x.element_size() >= PAST
-        group = 1
-        if call.taps is not None:
-            group = -(-len(sums) // GROUPS)
-            arguments |= _taps_arguments(call.taps, -(-len(sums) // group)) | {"group": group}
+        (steps, columns), block, sums, group = call.mem.shape, None, np.zeros(0), 1
+        if call.norm is not None:
+            stored = forward_plan(call.dynamics, call.names, call.wants).stored
+            block = _block_again(call.mem, call.pool, call.norm.mean.size, len(stored))
+            sums = np.zeros((_count_blocks(block, call.pool, columns), 2, call.norm.mean.size))
+            arguments |= _norm_arguments(call.norm) | {"x_rows": _array(call.mem), "sums": sums}
+            arguments["past"] = call.grad_x.numel() * call.grad_x.element_size() >= PAST
+        if call.taps is not None and call.pool is not None:
+            block = _bands(call.pool, BLOCK) if block is None else block
+            blocks = _count_blocks(block, call.pool, columns)
+            group = -(-blocks // GROUPS)
+            arguments |= _taps_arguments(call.taps, -(-blocks // group), call.norm is None) | {"group": group}
         self._launch(kernel, arguments, call.pool, steps, columns, block=block, group=group)
-        call.norm.summed = call.grad_x.data_ptr(), sums.sum(0)
+        if call.norm is not None:
+            call.norm.summed = call.grad_x.data_ptr(), sums.sum(0)
         if call.taps is not None:
             call.taps.products = arguments["tap_sums"].sum(0)
 
@@ -148,9 +148,7 @@ class NumbaBackend(Backend):
                 block = min(BLOCK, -(-share // 64) * 64) if self.compiled else columns
         else:
             arguments += [pool.height, pool.row, pool.inner, pool.size]
-            bands = -(-pool.height // pool.size)
-            if block is None:
-                block = max(1, min(bands, (NORM_BLOCK if pixel else BLOCK) // (pool.size * pool.row)))
+            block = _bands(pool, NORM_BLOCK if pixel else BLOCK) if block is None else block
         blocks = _count_blocks(block, pool, columns)
         run = kernel.compiled if self.compiled else kernel.plain
         totals = [] if near is None else list(arguments[near])
@@ -178,6 +176,11 @@ def _block_again(x: Tensor, pool: PoolGrid | None, channels: int, stored: int) -
         return 0 if most < band else max(min(most // 2 // band, -(-pool.height // pool.size)), 1)
     shortest = -(-min(AGAIN_BLOCK, columns) // channels) * channels
     return 0 if most < shortest else max(min(most // 2, columns // LEAST_BLOCKS) // channels * channels, shortest)
+
+
+def _bands(pool: PoolGrid, columns: int) -> int:
+    """Bands of a block of about so many columns."""
+    return max(1, min(-(-pool.height // pool.size), columns // (pool.size * pool.row)))
 
 
 def _count_blocks(block: int, pool: PoolGrid | None, columns: int) -> int:
@@ -233,10 +236,12 @@ def _norm_arguments(norm: InputNorm) -> dict[str, Any]:
     return {f"norm_{name}": repeated(getattr(norm, name)) for name in ("mean", "scale", "bias")}
 
 
-def _taps_arguments(taps: Taps, groups: int) -> dict[str, Any]:
+def _taps_arguments(taps: Taps, groups: int, alone: bool) -> dict[str, Any]:
+    """alone: without a norm."""
     _, _, channels, size, _, _, outputs = taps.shape
+    numbers = channels * size * taps.line + outputs if alone else size * size * channels * (2 * outputs + 1)
     found = {f"tap_{name}": getattr(taps, name) for name in ("first", "entries", "values", "shape")}
-    return found | {"tap_sums": np.zeros((groups, size * size * channels * (2 * outputs + 1)))}
+    return found | {"tap_sums": np.zeros((groups, numbers))}
 
 
 def _shared_arguments(call: ForwardCall | BackwardCall, steps: int, rows: dict[str, Tensor]) -> dict[str, Any]:

@@ -46,7 +46,9 @@ NAMES = "block_at, compiled, exp_of_negative, pool, push, room, spread, unpool"
 NEEDED = "from snnexp.neurons.engines.numba_needed import marked, pool_needed  # {by}\n"
 NORM = "from snnexp.neurons.engines.numba_norm import ahead, beside, hand_back, normal, sum_up  # {by}\n"
 NEAR = "from snnexp.neurons.engines.numba_near import find_place, pick, take_apart  # {by}\n"
-TAPS = "from snnexp.neurons.engines.numba_taps import add_taps, keep_taps  # {by}\n"
+TAPS = """from snnexp.neurons.engines.numba_taps import add_taps, add_taps_alone, add_up, keep_taps  # {by}
+from snnexp.neurons.engines.numba_taps import keep_total, with_margins
+"""
 TAPPED = ("tap_first", "tap_entries", "tap_values", "tap_shape", "tap_sums", "group")  # arguments of one that uses them
 CHANNELS = ("norm_mean", "norm_scale", "norm_bias")  # arguments of a kernel that normalises
 
@@ -83,7 +85,7 @@ class BackwardUse(NamedTuple):
     has_grad_spk: bool = True
     has_grad_mem: bool = False
     again: bool = False  # membranes are worked out again of an input that is normalised, and sums for its norm taken
-    taps: bool = False  # with `again`: the gradient goes into the products of `Taps`, and is not written
+    taps: bool = False  # the gradient goes into the products of `Taps`, and is not written
     local: Names = ()  # columns that begin at zero; as in `ForwardUse`
     single: Names = ()
 
@@ -301,6 +303,8 @@ def backward_kernel(
     read = [s.name for s in (*out.step, *spikes) if s.op == "row"]
     rows = list(dict.fromkeys(["mem", *read, "grad_x"]))
     local_rows = {"grad_x": "mem_row"} if use.in_place or use.again else {}
+    if use.taps and not use.again:
+        local_rows["grad_x"] = "grad_room[:width]"
     local_rows["grad_spk"] = "routed[:width]" if use.pool else "grad_spk_rows[t * grad_step, c : c + width]"
     like, scratch, found = "x_rows" if use.again else "mem_rows", list[str](), list[str]()
     if use.pool:
@@ -309,6 +313,10 @@ def backward_kernel(
         again, found = _again(dynamics, names, wants, use, out)
         local_rows |= {name: f"{name}_room[t * span : t * span + width]" for name in found}
         scratch += _before_again(again, found, use.taps)
+    elif use.taps:
+        scratch += ["grad_room = room(mem_rows, span)", "total = room(mem_rows, span)", "total[:] = 0"]
+        scratch += ["pairs = room(mem_rows, tap_sums.shape[1])", "pairs[:] = 0"]
+        scratch += ["wider = with_margins(grad_room, row, tap_shape)"]
     out.begin(like, scratch)
     with out.block("for index in range(start, stop):"):
         out.block_begins()
@@ -320,8 +328,10 @@ def backward_kernel(
         with out.block("for t in range(steps - 1, -1, -1):"):
             _backward_step(out, plan, use, rows, local_rows, spikes)
         out(*["keep_taps(pairs, tap_sums[index // group])"] * use.taps)
+        out(*["keep_total(total[:width], tap_sums[index // group], inner)"] * (use.taps and not use.again))
     frame = ["grad_step"] if "grad_spk" in rows and not use.pool else []
-    frame += [*CHANNELS, "sums", *(TAPPED if use.taps else ["past"])] if use.again else []
+    frame += [*CHANNELS, "sums"] if use.again else []
+    frame += TAPPED if use.taps else ["past"] if use.again else []
     kept = not (use.in_place or use.taps)
     rows = [*["x"] * use.again, *(r for r in rows if r not in found and (r != "grad_x" or kept))]
     return out.finish("backward", rows, frame, on_disk)
@@ -357,10 +367,13 @@ def _backward_step(
             outputs = {f"{name}_column[j]": symbol for name, symbol in plan.body.columns.items()}
             out.assign(outputs | {"grad_x_row[j]": plan.body.rows["grad_x"]}, out.called)
     if use.taps:
-        out("sum_up(mem_row, x_flat, t * columns + c, shift, sums[index])")
-        out("frame, top = t * (columns // (height * row)) + c // (height * row), c % (height * row) // row")
-        listed = "tap_first, tap_entries, tap_values, tap_shape"
-        out(f"add_taps(mem_row, x_flat, t * columns + c, norm_mean, pairs, {listed}, row, frame, top)")
+        out("batch, sample, top = columns // (height * row), c // (height * row), c % (height * row) // row")
+        listed = "tap_first, tap_entries, tap_values, tap_shape, row, t * batch + sample, top"
+        if use.again:
+            out("sum_up(mem_row, x_flat, t * columns + c, shift, sums[index])")
+            out(f"add_taps(mem_row, x_flat, t * columns + c, norm_mean, pairs, {listed})")
+        else:
+            out("add_up(grad_x_row, total)", f"add_taps_alone(grad_x_row, wider, pairs, {listed})")
     elif use.again:
         out("hand_back(mem_row, x_flat, grad_x_flat, t * columns + c, shift, sums[index], past)")
 
