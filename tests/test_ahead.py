@@ -95,6 +95,12 @@ def test_none_where_it_would_be_in_the_way(cache: Path, monkeypatch: pytest.Monk
     assert not ahead._may_help(conf)
 
 
+def test_none_where_nothing_can_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert ahead._note(composed(*WORDS)) is None
+
+
 def test_a_python_that_cannot_be_started_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     helper = ahead._started(composed(*WORDS))

@@ -89,7 +89,6 @@ def compiling_ahead(conf: Config, wanted: bool) -> Iterator[Helper]:
     try:
         yield helper
         with contextlib.suppress(OSError):
-            note.parent.mkdir(parents=True, exist_ok=True)
             note.touch()
     finally:
         helper.end()
@@ -104,18 +103,23 @@ def _may_help(conf: Config) -> bool:
 
 
 def _note(conf: Config) -> Path | None:
-    """A file whose presence says that these kernels were compiled: its name stands for all that they hang on."""
-    folder = Path(__file__).parents[1]
-    stats = [path.stat() for pattern in SOURCES for path in sorted(folder.glob(pattern))]
+    """A file whose presence says that these kernels were compiled: its name stands for all that they hang on.
+
+    None where nothing can be kept.
+    """
+    source = Path(__file__).parents[1]
+    stats = [path.stat() for pattern in SOURCES for path in sorted(source.glob(pattern))]
     sources = [(stat.st_mtime_ns, stat.st_size) for stat in stats]
     kinds = (conf.dataset, conf.model, conf.neuron, conf.encoder, conf.decoder, conf.rescue, conf.trainer)
     shapes = NUMBER.sub("#", PLACE.sub("", repr(kinds)))
     variables = [os.environ.get(name) for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "NUMBA_CACHE_DIR")]
     given = repr((shapes, sources, sys.version, _numba(), variables))
     try:
-        return user_cache() / "kernels" / "compiled" / hashlib.sha256(given.encode()).hexdigest()[:24]
-    except OSError:  # no home
+        folder = user_cache() / "kernels" / "compiled"
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # no home, or none that keeps what is compiled
         return None
+    return folder / hashlib.sha256(given.encode()).hexdigest()[:24]
 
 
 def _numba() -> str:

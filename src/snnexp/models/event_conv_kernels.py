@@ -13,6 +13,7 @@ import numpy as np
 from snnexp.vectors import add as _add
 from snnexp.vectors import add_product as _add_product
 from snnexp.vectors import add_scaled as _add_scaled
+from snnexp.vectors import copied as _copied
 from snnexp.vectors import load as _load
 from snnexp.vectors import moved as _moved
 from snnexp.vectors import nonzero as _nonzero
@@ -206,7 +207,7 @@ def forward(first, entries, values, weights, bias, out, sums, past, shape, outpu
         held = min(tile, outputs - o)
         fits = (held == tile or outputs < tile) and out_width >= pixels
         for v in range(pixels):
-            part[v * tile : (v + 1) * tile] = bias[o : o + tile]
+            _copied(part, v * tile, bias, o, tile)
         begin = _take(part, 0, side)
         last = end * out_height * out_width * outputs - places[2] - lanes
         for above in range(0, size, step):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from snnexp.vectors import BYTES, add, add_scaled, load, nonzero, one, put_eight, store, zeros
+from snnexp.vectors import BYTES, add, add_scaled, copied, load, nonzero, one, put_eight, store, zeros
 
 END = 255  # of a pixel's list, which has bytes
 
@@ -92,7 +92,7 @@ def listed_gradient(grad, weights, out, picks, counts, shape, sizes, start, stop
         for f in range(some):
             for y in range(rows):
                 at, source = ((frame + f) * height + top + y) * width * channels, (f * band + y) * row + pad * channels
-                out[at : at + width * channels] = sums[source : source + width * channels]
+                copied(out, at, sums, source, width * channels)
 
 
 @_inline

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from snnexp.vectors import BYTES, add_product, load, total, zeros
+from snnexp.vectors import BYTES, add_product, copied, load, total, zeros
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -55,7 +55,7 @@ def _copy_rows(grad, copy, frame, low, high, geometry):
             continue
         source = (frame * out_height + oy) * wide
         copy[at : at + left] = 0
-        copy[at + left : at + left + held] = grad[source : source + held]
+        copied(copy, at + left, grad, source, held)
         copy[at + left + held : at + row] = 0
 
 

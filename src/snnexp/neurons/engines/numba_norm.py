@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snnexp.neurons.engines.numba_helpers import compiled, room
-from snnexp.vectors import BYTES, add, add_product, fetch, load, store, store_past, subtract, zeros
+from snnexp.vectors import BYTES, add, add_product, copied, fetch, load, store, store_past, subtract, zeros
 
 WIDE = 512  # values of a loop, about
 SHORT = 32  # pixels whose sums are taken in the gradient's precision
@@ -49,11 +49,11 @@ def beside(mean, scale, bias, more):
     """
     lanes = BYTES // mean.itemsize
     size = (mean.size + lanes - 1) // lanes * lanes
-    out = room(mean, (3 + more) * size).reshape(3 + more, size)
-    out[0, : mean.size] = mean
-    out[1, : mean.size] = scale
-    out[2, : mean.size] = bias
-    return out
+    out = room(mean, (3 + more) * size)
+    copied(out, 0, mean, 0, mean.size)
+    copied(out, size, scale, 0, mean.size)
+    copied(out, 2 * size, bias, 0, mean.size)
+    return out.reshape(3 + more, size)
 
 
 @numba.njit(error_model="numpy")
