@@ -14,6 +14,7 @@ from snnexp.errors import TrackingError
 from snnexp.tracking import healing, network_disk, sweep_folder
 from snnexp.tracking.healing import after_job, heal_all, heal_runs
 from snnexp.tracking.mlflow_store import connect
+from snnexp.tracking.queries import search_all
 from snnexp.tracking.runs import RunFolder, read_record
 from snnexp.tracking.sweep import FOLDER_TAG, Sweep
 
@@ -113,6 +114,33 @@ def test_the_last_job_closes_a_sweep_whose_launcher_is_gone(
     heal_all(store)  # task=report: a child ended after its parent was closed
     parent = store.client.get_run(sweep.parent_run_id)
     assert (parent.info.status, parent.data.metrics["children/finished"]) == ("FINISHED", 2)
+
+
+def test_a_sweep_is_not_killed_because_its_last_job_ends_while_another_looks(
+    open_run: Open, config: Any, store: Any, sweep: Sweep, start_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep_folder.note_jobs(sweep.folder, 2, [])
+    opened = [open_run({**config, "seed": seed}, parent_run_id=sweep.parent_run_id, sweep_id="abc") for seed in (0, 1)]
+
+    def finish(number: int) -> None:
+        tracker, folder = opened[number]
+        tracker.finish("FINISHED")
+        folder.finish("FINISHED")
+
+    def search(store: Any, words: str) -> Any:
+        found = search_all(store, words)
+        if "RUNNING" not in words:
+            finish(1)
+        return found
+
+    finish(0)
+    monkeypatch.setattr(healing, "search_all", search)
+    conf = TrackingConf(**config["tracking"])
+    after_job(conf, sweep, start_dir)
+    assert status(store, sweep.parent_run_id) == "RUNNING"
+    monkeypatch.undo()
+    after_job(conf, sweep, start_dir)
+    assert status(store, sweep.parent_run_id) == "FINISHED"
 
 
 def test_a_sweep_with_jobs_in_the_queue_goes_on(

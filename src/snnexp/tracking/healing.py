@@ -66,9 +66,9 @@ def _heal(store: Store, folder: Path, run: Any) -> bool:
 
 
 def refresh_parent(store: Store, parent: Any) -> bool:
-    """Write the summary and status of a sweep whose launcher is gone, from its children; returns whether it was done.
+    """Write the summary and status of a sweep whose launcher is gone, from its children; returns whether it is gone.
 
-    parent: its MLflow run.
+    While a job of it runs the sweep does so, too: the last one's end closes it. parent: its MLflow run.
     """
     folder = Path(parent.data.tags.get(FOLDER_TAG, "/no/such/folder"))
     if sweep_folder.launcher_lives(folder):
@@ -78,11 +78,14 @@ def refresh_parent(store: Store, parent: Any) -> bool:
         heal_runs(store, run_id)
         children = search_all(store, f"tags.`{PARENT_TAG}` = '{run_id}'")
         counts = Counter(str(run.info.status) for run in children)
+        total = sweep_folder.size(folder)
+        if counts["RUNNING"] and total is not None and parent.info.status == "RUNNING":
+            return True
         opened = {"run_id": run_id, "sweep_id": parent.data.tags.get("sweep_id", ""), "folder": str(folder)}
         opened |= {"uri": store.uri, "experiment": store.experiment}
         done = counts["FINISHED"] + _skipped(folder, {run.info.run_id for run in children})
         # nobody asks for the trials of a search that are left, and nobody else knows how many there are
-        total = None if SEARCH_TAG in parent.data.tags else sweep_folder.size(folder)
+        total = None if SEARCH_TAG in parent.data.tags else total
         close_parent(opened, complete=total is not None and done >= total, jobs=Counter(started=len(children)))
     return True
 
