@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from benchmarks.peers import BUILDERS, WithoutNeurons
 from benchmarks.workloads import Inputs, Workload, as_read, make_events, make_inputs, our_network, real_events
 from snnexp.analysis.activity import ActivityMeter
-from snnexp.config import OptimizerConf
+from snnexp.config import OptimizerConf, TrainerConf
 from snnexp.encoders import Input
 from snnexp.neurons.layer import SpikingLayer
 from snnexp.training.optimisation import build_optimizer
@@ -114,7 +114,7 @@ def build(name: str, w: Workload, inputs: Inputs, device: torch.device) -> Train
         w = replace(w, reset="zero")
     sparse = "never" if name == UNSPARSE else "auto"
     network = our_network(w, engine="reference" if name == REFERENCE else "auto", sparse=sparse).to(device)
-    meter = ActivityMeter(network) if name == COUNTED else None
+    meter = ActivityMeter(network, TrainerConf(name="bench").gradient_eps) if name == COUNTED else None
     optimizer = build_optimizer(OptimizerConf(name="adam"), network.parameter_groups())
     x = inputs.events if lists and inputs.events is not None else as_read(w, inputs.dense)
     return Training(network, x, inputs.labels, optimizer, _spikes_of(network, meter))

@@ -1,4 +1,4 @@
-"""What is counted of spikes and inputs on the CPU: once through memory, where torch goes five times.
+"""What is counted of a layer's spikes on the CPU: once through memory, where torch goes five times.
 
 Whole numbers: sums do not hang on the number of threads.
 """
@@ -41,17 +41,4 @@ def _count_spikes(counts, sums, silent, loud, start, stop):
                 silent[part, 1] += without[j]
 
 
-def _not_zero(x, rows, start, stop):
-    """Which of the rows of x, flat, have anything in them but zeros, for those in a range: rows [N] of yes and no."""
-    size = x.size // rows.size
-    for row in range(start, stop):
-        found = False
-        for at in range(row * size, (row + 1) * size):
-            if x[at] != 0:
-                found = True
-                break
-        rows[row] = found
-
-
 count_spikes = compiled(_count_spikes)
-not_zero = compiled(_not_zero)
