@@ -30,9 +30,9 @@ EPS = 0.05
 
 def network_of(spec: str, shape: tuple[int, int, int], steps: int = 5, **neuron: Any) -> Network:
     info = DataInfo("made", "events", shape, steps, ("a", "b", "c"), {}, {}, complete=True, split_hash="")
-    conf = NeuronConf(name="n", **{"engine": "numba", "beta": 0.6, "threshold": 0.4} | neuron)
     torch.manual_seed(0)
-    model = ModelConf(name="m", spec=spec, gain=2.0)
+    model = ModelConf(name="m", spec=spec, gain=2.0, sparse=neuron.pop("sparse", "auto"))
+    conf = NeuronConf(name="n", **{"engine": "numba", "beta": 0.6, "threshold": 0.4} | neuron)
     return build_network(model, conf, DecoderConf(name="rate"), info, channels_last=True)
 
 
@@ -144,12 +144,14 @@ def test_numbers_are_those_of_a_pass_over_membranes(
 
 
 @pytest.mark.usefixtures("plain")
-@pytest.mark.parametrize("spec", SPECS)
-def test_nobodys_counting_moves_a_bit(spec: str) -> None:
+@pytest.mark.parametrize(
+    ("spec", "sparse"), [*((spec, "auto") for spec in SPECS), (SPECS[0], "always"), (SPECS[1], "always")]
+)
+def test_nobodys_counting_moves_a_bit(spec: str, sparse: str) -> None:
     """Losses and weights after some steps: watched by nobody, counted, and with all membranes looked at."""
     shape, results = (2, 7, 6), []
     for watch in (lambda _: None, lambda made: ActivityMeter(made, EPS), lambda made: ActivityMeter(made), Looking):
-        network = network_of(spec, shape, threshold_per="channel", learn_threshold=True)
+        network = network_of(spec, shape, threshold_per="channel", learn_threshold=True, sparse=sparse)
         results.append(passed(network, batches(shape), watch(network)))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
