@@ -49,7 +49,7 @@ def test_it_ends_with_the_pipe_whatever_it_does() -> None:
     assert process.wait() == 0
 
 
-def test_event_networks_are_rehearsed_densely() -> None:
+def test_event_networks_are_rehearsed() -> None:
     from snnexp.ahead.helper import _experiment, rehearse
     from snnexp.experiment import Experiment
 

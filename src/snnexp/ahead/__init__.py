@@ -1,7 +1,7 @@
 """Kernels compiled ahead: where none are in the cache, a second process compiles those of later while a run begins.
 
 numba compiles under one lock, so threads would wait for each other. The helper is a process that builds the same
-network and takes one evaluating and one training step of random input: it compiles what these call, and numba's files
+network and takes one training and one evaluating step of random input: it compiles what these call, and numba's files
 hand it over (`kernel_locks.py`: no kernel is compiled twice). Meanwhile the run imports, reads its data, and compiles
 what its first batch needs. Nothing of the helper reaches the run but those files; without it the same kernels are
 compiled one after the other.

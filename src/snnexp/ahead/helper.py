@@ -57,34 +57,37 @@ def _experiment(kind: type[Experiment], conf: Any, described: dict[str, Any]) ->
 
 
 def rehearse(experiment: Experiment) -> None:
-    """Evaluate one batch of random input, and train on it: compiles what these call, but for what follows events.
+    """Train on one batch of random input, then evaluate it, the other way round than the run: compiles what these call.
 
-    That is what the run itself compiles first.
+    A first convolution follows events, since what the engine does behind it hangs on that; later ones are dense: what
+    they measure is the run's to compile.
     """
     import torch
 
     from snnexp.analysis.activity import ActivityMeter, counted_eps
+    from snnexp.data.base import EventFrames
     from snnexp.models import sparsity
 
     network, trainer = experiment.network, experiment.conf.trainer
-    for rule in sparsity.rules(network):
-        rule.limits = sparsity.Limits(0.0, 0.0)
-    batch = _batch(experiment)
-    network.eval()
-    with torch.no_grad():
-        meter = ActivityMeter(network, counted_eps(trainer, "val"))
-        experiment.predict(experiment.forward(batch, meter))
+    batch, rules = _batch(experiment), sparsity.rules(network)
+    for number, rule in enumerate(rules):
+        follows = number == 0 and isinstance(batch.frames, EventFrames)
+        rule.limits = sparsity.ALWAYS if follows else sparsity.Limits(0.0, 0.0)
     network.train()
     network.set_epoch(1, trainer.max_epochs)
     _, loss = experiment.trained_on(batch, ActivityMeter(network, counted_eps(trainer, "train")))
     loss.backward()  # type: ignore[no-untyped-call]
+    network.eval()
+    with torch.no_grad():
+        meter = ActivityMeter(network, counted_eps(trainer, "val"))
+        experiment.predict(experiment.forward(batch, meter))
 
 
 def _batch(experiment: Experiment) -> Any:
     """As many samples as the run's batches have, or as memory allows: few may go another way than many."""
     import torch
 
-    from snnexp.data.base import Batch
+    from snnexp.data.base import Batch, EventFrames
 
     info, size = experiment.source.info, experiment.conf.dataset.batch_size
     while size > 1 and experiment.network.step_memory_bytes(size) > MEMORY:
@@ -92,4 +95,10 @@ def _batch(experiment: Experiment) -> Any:
     labels = torch.arange(size) % info.num_classes
     if info.kind == "image":
         return Batch(torch.randint(0, 256, (size, *info.shape), dtype=torch.uint8), labels)
-    return Batch((torch.rand(info.num_steps, size, *info.shape) < DENSITY).float(), labels)
+    frames = (torch.rand(info.num_steps, size, *info.shape) < DENSITY).float()
+    if not (experiment.network.wants_events and experiment.network.layers[0].kind == "conv"):
+        return Batch(frames, labels)
+    rows = frames.flatten(0, 1).flatten(1)
+    indices, counts = rows.nonzero()[:, 1].int(), rows.count_nonzero(1).cumsum(0)
+    offsets, values = torch.cat([counts.new_zeros(1), counts]), torch.ones(len(indices))
+    return Batch(EventFrames(indices, offsets, values, info.num_steps, size, info.shape), labels)
