@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from snnexp.models.batch_norm import BatchNorm2d
+from snnexp.models.batch_norm import BatchNorm2d, with_sums
 
 
 def maps(*shape: int, dtype: torch.dtype = torch.float64, mean: float = 0.0) -> Tensor:
@@ -36,6 +36,20 @@ def test_is_torchs(shape: tuple[int, ...]) -> None:
     for key, value in theirs.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[key], value, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+
+
+@pytest.mark.parametrize(("mean", "again"), [(24.0, False), (60.0, True), (3e4, True)])
+def test_sums_that_a_convolution_took_far_from_the_mean_are_taken_again(mean: float, again: bool) -> None:
+    x = maps(6, 5, 9, 8, mean=mean)  # standard deviations of 3
+    rows = x.permute(0, 2, 3, 1).reshape(-1, 5)
+    rough = torch.stack([rows.sum(0), rows.square().sum(0) * (1 + 1e-6)])  # of six digits
+    with_sums(x, torch.zeros(5, dtype=torch.float64).numpy(), rough.numpy())
+    _, ours = pair(5)
+    ours.momentum = 1.0
+    ours(x)
+    assert ours.running_var is not None
+    error = (ours.running_var / rows.var(0) - 1).abs().max()
+    assert error < 1e-9 if again else 1e-6 < error < 1e-4
 
 
 def test_statistics_can_be_switched_off_as_torchs() -> None:

@@ -6,8 +6,8 @@
 torch's takes three readings of the input forward and writes its gradient to fresh memory. These take two, and may put
 the gradient where the gradient of the output came in. Sums are taken over pieces of a fixed size, each in the input's
 precision over few rows and then in float64, so that threads change nothing, and shifted by a row of the input, so that
-a mean far from zero costs no digits. (An event-driven convolution that takes them as it writes its output shifts them
-by its bias, `event_conv.py`: a mean of thirty standard deviations costs three digits there.)
+a mean far from zero costs no digits. A convolution that takes them as it writes its output (`event_conv.py`,
+`winograd.py`) can shift them by its bias only; where that costs more than two digits they are taken again.
 Source: Ioffe & Szegedy, arXiv:1502.03167; over time as well as batch.
 
 In front of a spiking layer of the numba engine only the sums of x are taken here, and the engine normalises as it loads
@@ -34,6 +34,7 @@ from snnexp.neurons.engines.calls import InputNorm
 from snnexp.parallel import run_parallel
 
 PIECE = 8192  # rows that one sum is taken over
+FAR = 10.0  # standard deviations from the shift, beyond which a mean costs more than two digits of the variance
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -152,17 +153,25 @@ def with_sums(x: Tensor, shift: NDArray[np.float64], sums: NDArray[np.float64]) 
     x.channel_sums = (x._version, shift, sums)  # type: ignore[attr-defined]
 
 
+def _mean_and_var(shift: NDArray[Any], sums: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Of the means of x - shift and of its square, [2, C]."""
+    first, second = sums
+    with np.errstate(invalid="ignore"):  # inf - inf is the nan that torch gives
+        return shift + first, np.maximum(second - first * first, 0)
+
+
 def _moments(x: Tensor, eps: float) -> _Moments:
     """Of x [N, C, H, W] in channels_last, and of what other processes have of the same batch."""
     from snnexp.models.batch_norm_kernels import sums_of  # numba takes 0.2 s to import
 
     flat, rows, channels = flat_maps(x), x.numel() // x.shape[1], x.shape[1]
-    version, shift, sums = getattr(x, "channel_sums", (None, flat[:channels].copy(), None))
-    if sums is None or version != x._version:
+    version, shift, sums = getattr(x, "channel_sums", (None, None, None))
+    found = None if sums is None or version != x._version else _mean_and_var(shift, sums / rows)
+    if found is None or (np.square(found[0] - shift) > FAR**2 * found[1]).any():
+        shift = flat[:channels].astype(np.float64)
         sums = _over_pieces(sums_of, rows, channels, flat, None, shift.astype(flat.dtype))
-    first, second = sums / rows
-    with np.errstate(invalid="ignore"):  # inf - inf is the nan that torch gives
-        mean, var = shift + first, np.maximum(second - first * first, 0)
+        found = _mean_and_var(shift, sums / rows)
+    mean, var = found
     if collectives.rows() is not None:
         rows, *joint = shared_norm.moments(rows, torch.from_numpy(mean), torch.from_numpy(var))
         mean, var = (values.numpy() for values in joint)
