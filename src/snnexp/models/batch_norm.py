@@ -153,6 +153,16 @@ def with_sums(x: Tensor, shift: NDArray[np.float64], sums: NDArray[np.float64]) 
     x.channel_sums = (x._version, shift, sums)  # type: ignore[attr-defined]
 
 
+def _carried(x: Tensor, rows: int) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Mean and variance by the sums that x's maker took; None: it took none, x has changed, or they are too rough."""
+    kept: Any = getattr(x, "channel_sums", None)
+    if kept is None or kept[0] != x._version:
+        return None
+    _, shift, sums = kept
+    mean, var = _mean_and_var(shift, sums / rows)
+    return None if (np.square(mean - shift) > FAR**2 * var).any() else (mean, var)
+
+
 def _mean_and_var(shift: NDArray[Any], sums: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Of the means of x - shift and of its square, [2, C]."""
     first, second = sums
@@ -165,12 +175,10 @@ def _moments(x: Tensor, eps: float) -> _Moments:
     from snnexp.models.batch_norm_kernels import sums_of  # numba takes 0.2 s to import
 
     flat, rows, channels = flat_maps(x), x.numel() // x.shape[1], x.shape[1]
-    version, shift, sums = getattr(x, "channel_sums", (None, None, None))
-    found = None if sums is None or version != x._version else _mean_and_var(shift, sums / rows)
-    if found is None or (np.square(found[0] - shift) > FAR**2 * found[1]).any():
-        shift = flat[:channels].astype(np.float64)
-        sums = _over_pieces(sums_of, rows, channels, flat, None, shift.astype(flat.dtype))
-        found = _mean_and_var(shift, sums / rows)
+    found = _carried(x, rows)
+    if found is None:
+        shift = flat[:channels].copy()
+        found = _mean_and_var(shift, _over_pieces(sums_of, rows, channels, flat, None, shift) / rows)
     mean, var = found
     if collectives.rows() is not None:
         rows, *joint = shared_norm.moments(rows, torch.from_numpy(mean), torch.from_numpy(var))
