@@ -20,7 +20,7 @@ from snnexp.config_files import read
 from snnexp.errors import ConfigError
 from snnexp.overrides import arranged
 from snnexp.terminal import HANDLER, prepare_terminal, says_ascii
-from snnexp.variables import check_variables, threads
+from snnexp.variables import check_variables, switched_on, threads
 from snnexp.words import all_keys, is_word, kinds_of, parse
 
 
@@ -232,6 +232,17 @@ def test_a_number_of_threads_must_be_one(value: str) -> None:
     with pytest.raises(ConfigError, match="SNNEXP_THREADS="):
         threads({"SNNEXP_THREADS": value})
     assert threads({"SNNEXP_THREADS": "2"}) == 2 and threads({}) is None
+
+
+@pytest.mark.parametrize("name", ["SNNEXP_AHEAD", "SNNEXP_ALLOC"])
+def test_a_switch_is_0_or_1(name: str) -> None:
+    for value in ("false", "off", "2", " 0"):
+        with pytest.raises(ConfigError, match=f"{name}={value}: must be 0"):
+            check_variables({name: value})
+    for value in ("0", "1", ""):
+        check_variables({name: value})
+        assert switched_on(name, {name: value}) == (value != "0")
+    assert switched_on(name, {})
 
 
 def test_the_folder_of_data_is_a_folder(tmp_path: Path) -> None:

@@ -17,8 +17,7 @@ from snnexp.config import Config
 from snnexp.errors import ConfigError, TrainingError
 from snnexp.experiment import Experiment, assemble
 from snnexp.tasks.out_of_memory import is_out_of_memory, memory_errors_in_words
-from snnexp.training import foresight
-from snnexp.training.foresight import available_bytes, check_training, memory, small_batch, step_bytes
+from snnexp.training.foresight import available_bytes, check_training, has_room_beside, memory, small_batch, step_bytes
 from snnexp.training.optimisation import build_optimizer
 from snnexp.training.passes import train_pass
 from snnexp.validation import validate
@@ -96,6 +95,9 @@ def test_what_is_available_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None
     assert there is None or there > 0
     experiment = assembled()
     check_training(experiment)
+    for available, room in ((4 * step_bytes(experiment, 32), True), (4 * step_bytes(experiment, 32) - 1, False)):
+        monkeypatch.setattr("snnexp.training.foresight.available_bytes", lambda _, bytes=available: bytes)
+        assert has_room_beside(experiment) == room
     monkeypatch.setattr("snnexp.training.foresight.available_bytes", lambda _: 1000)
     with pytest.raises(ConfigError, match="and 1000 B of memory are available on cpu"):
         check_training(experiment)
@@ -140,7 +142,7 @@ def test_an_error_of_memory_says_what_to_lower(fail: Any) -> None:
 def test_files_in_memory_do_not_count_as_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, limit: str, used: str, prefix: str
 ) -> None:
-    monkeypatch.setattr(foresight, "CGROUP", tmp_path)
+    monkeypatch.setattr("snnexp.machine.CGROUP", tmp_path)
     group = tmp_path / folder
     group.mkdir(exist_ok=True)
     for name, text in (

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 from collections.abc import Iterator
 from math import prod
-from pathlib import Path
 
 import torch
 
 from snnexp import ranks
 from snnexp.errors import ConfigError
 from snnexp.experiment import Experiment
+from snnexp.machine import free_memory
 from snnexp.models.spec import LayerPlan, constant_layers, why_not_in_segments
 from snnexp.training.callbacks import Callbacks
 from snnexp.training.optimisation import build_optimizer, build_scheduler
@@ -24,8 +22,6 @@ log = logging.getLogger(__name__)
 REFUSED_ABOVE = 1.25
 WARNED_ABOVE = 0.9
 FITS_BELOW = 0.8  # share of what is available that an advised batch size may need
-
-CGROUP = Path("/sys/fs/cgroup")
 
 
 def check_training(experiment: Experiment) -> None:
@@ -162,48 +158,14 @@ def available_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
-    limits = [_machine(), _container(), _process()]
-    return min((limit for limit in limits if limit is not None), default=None)
+    return free_memory()
 
 
-def _machine() -> int | None:
-    """Linux: what can be had without swapping, and the free swap."""
-    with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        values = {line.partition(":")[0]: int(line.split()[1]) * 1024 for line in lines}
-        return values["MemAvailable"] + values.get("SwapFree", 0)
-    return None
-
-
-def _container() -> int | None:
-    """The limit of the control group (containers, clusters), less what cannot be given back.
-
-    Files that were read stay in its memory, a packed data set that was read twice on the active list; the kernel takes
-    them out before it ends a process.
-    """
-    for root, limit, used, prefix in (
-        ("", "memory.max", "memory.current", ""),
-        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
-    ):
-        with contextlib.suppress(OSError, ValueError):
-            folder = CGROUP / root
-            most = int((folder / limit).read_text())  # "max" is no number
-            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            free = sum(int(stat.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
-            return max(most - int((folder / used).read_text()) + free, 0)
-    return None
-
-
-def _process() -> int | None:
-    """`ulimit -v`, less what is taken."""
-    with contextlib.suppress(ImportError, OSError, ValueError, IndexError):
-        import resource
-
-        soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-        if soft != resource.RLIM_INFINITY:
-            pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-            return max(soft - pages * os.sysconf("SC_PAGE_SIZE"), 0)
-    return None
+def has_room_beside(experiment: Experiment) -> bool:
+    """Whether training leaves most of the memory to others: a step takes a quarter of it at most."""
+    size = min(experiment.conf.dataset.batch_size, experiment.source.info.counts["train"])
+    available = available_bytes(experiment.device)
+    return available is None or 4 * step_bytes(experiment, size) <= available
 
 
 def as_size(count: float) -> str:
