@@ -35,7 +35,7 @@ def measure_startup(rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="snnexp-bench-") as folder:
 
         def run(arguments: list[str]) -> None:
-            environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+            environment = {**os.environ, "PYTHONWARNINGS": "ignore", "SNNEXP_AHEAD": "0"}  # kernels are there
             environment.pop("PYTHONDONTWRITEBYTECODE", None)  # as a user's own shell has it
             subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, check=True)
 

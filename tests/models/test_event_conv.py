@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from snnexp.models.batch_norm import _moments
 from snnexp.models.event_conv import dense_input_gradient, event_conv
 from snnexp.models.event_lists import dense_maps, density, list_maps
 from snnexp.models.weights import Conv2d
+from snnexp.quiet import resting_by
 from snnexp.ranks import Rows
 
 
@@ -463,6 +464,28 @@ def test_limits_are_measured_on_as_few_frames_as_tell_what_a_batch_takes(monkeyp
     for kept, limits in ((True, (0.19, 0.4)), (False, (0.0, 0.0))):  # only the dense output's memory goes, or both's
         monkeypatch.setattr(sparsity.allocator, "prepared", kept)
         assert sparsity.measure(place) == limits  # outputs are of the forward product alone
+
+
+def test_others_rest_while_limits_are_measured_and_not_while_that_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments: list[str] = []
+
+    class Timed(Clock):
+        def times(self, x: Any, follows: bool) -> tuple[float, float]:
+            moments.append("dense" if not follows else "following")
+            return super().times(x, follows)
+
+    @contextmanager
+    def rest() -> Iterator[None]:
+        moments.append("rest")
+        yield
+        moments.append("go on")
+
+    monkeypatch.setattr(sparsity, "Trial", Timed)
+    with resting_by(rest):
+        sparsity.measure(sparsity.Place(8, 64, 5, 1, 0, 24, 24, 4096, "float32"))
+    assert moments[:3] == ["following", "dense", "rest"] and moments[-1] == "go on" and len(moments) > 20
+    sparsity.measure(sparsity.Place(8, 64, 5, 1, 0, 24, 24, 4096, "float32"))
+    assert moments.count("rest") == 1
 
 
 def test_a_weights_gradient_that_the_engine_sums_up_takes_no_pass_over_the_map(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import queue
@@ -11,35 +12,76 @@ import threading
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from snnexp import ahead
+
 if TYPE_CHECKING:
     from snnexp.experiment import Experiment
+
+log = logging.getLogger(__name__)
 
 MEMORY = 128 << 20  # bytes that a step of the helper may take
 DENSITY = 0.03  # of the random events: as sparse as real ones, so that backward goes the same way
 
 
 def main() -> None:
-    """Compile for the configuration and the data that come through the pipe; its end is this process's end."""
+    """Compile for the configuration and the data that come through the pipe; its end is this process's end.
+
+    Exit codes: `ahead.DONE`, `FAILED`, `LEFT`.
+    """
+    code = ahead.FAILED
+    try:
+        code = _work()
+    except Exception:
+        log.debug("kernels are not compiled ahead", exc_info=True)
+    finally:
+        os._exit(code)  # the other thread sits in a read, where Python's own way out would abort
+
+
+def _work() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the run decides how it ends
     messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(messages,), daemon=True).start()
+    turn = _Turn()
+    threading.Thread(target=_listen, args=(messages, turn), daemon=True).start()
     from snnexp.ahead.kernel_locks import share_kernels
 
     conf = messages.get()
     from snnexp.experiment import Experiment  # while the run imports it, too
 
-    if share_kernels():
-        rehearse(_experiment(Experiment, conf, messages.get()))
-    os._exit(0)
+    if not share_kernels(before=turn.wait):
+        return ahead.LEFT
+    rehearse(_experiment(Experiment, conf, messages.get()))
+    return ahead.DONE
 
 
-def _listen(messages: queue.SimpleQueue[Any]) -> None:
+class _Turn:
+    """Whether this process may go on, or the run measures something."""
+
+    def __init__(self) -> None:
+        self.free = threading.Event()
+        self.free.set()
+        self._answers = os.dup(1)
+        os.dup2(2, 1)  # what else is printed is no answer
+
+    def wait(self) -> None:
+        """Between two kernels, where no lock is held: if the run measures, tell it that it may, and wait."""
+        if not self.free.is_set():
+            os.write(self._answers, b".")
+            self.free.wait()
+
+
+def _listen(messages: queue.SimpleQueue[Any], turn: _Turn) -> None:
     """Hand messages on until the run ends or closes the pipe."""
     try:
         while True:
-            messages.put(pickle.load(sys.stdin.buffer))
+            message = pickle.load(sys.stdin.buffer)
+            if message == ahead.REST:
+                turn.free.clear()
+            elif message == ahead.GO_ON:
+                turn.free.set()
+            else:
+                messages.put(message)
     except Exception:
-        os._exit(0)
+        os._exit(ahead.LEFT)
 
 
 def _experiment(kind: type[Experiment], conf: Any, described: dict[str, Any]) -> Experiment:

@@ -5,10 +5,12 @@ numba's own cache is safe to read while others write, but two processes that mis
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,14 @@ POLL_S = 0.01
 _shared = False
 
 
-def share_kernels() -> bool:
+def _at_once() -> None:
+    """Compile without asking anybody."""
+
+
+def share_kernels(before: Callable[[], None] = _at_once) -> bool:
     """From here on, let this process wait for kernels that another one compiles, and the other way round.
+
+    before: called before each kernel that is compiled or loaded, except within another one.
 
     Returns: whether numba's cache is what we know, and a folder for the locks can be written.
     """
@@ -31,8 +39,10 @@ def share_kernels() -> bool:
         return True
     try:
         from numba.core.caching import FunctionCache
+        from numba.core.compiler_lock import global_compiler_lock
+        from numba.core.dispatcher import Dispatcher
 
-        load, save = FunctionCache.load_overload, FunctionCache.save_overload
+        load, compile_kernel = FunctionCache.load_overload, Dispatcher.compile
         folder = user_cache() / "kernels" / "locks"
         folder.mkdir(parents=True, exist_ok=True)
     except (ImportError, AttributeError, OSError):
@@ -41,19 +51,19 @@ def share_kernels() -> bool:
 
     def load_overload(cache: Any, sig: Any, target: Any) -> Any:
         found = load(cache, sig, target)
-        if found is None and locks.take(path := _path(cache)):
+        if found is None and locks.depth and locks.take(_path(cache)):
             found = load(cache, sig, target)  # somebody may have compiled it meanwhile
-            if found is not None:
-                locks.give(path)
         return found
 
-    def save_overload(cache: Any, sig: Any, data: Any) -> None:
-        try:
-            save(cache, sig, data)
-        finally:
-            locks.give(_path(cache))
+    def compile_or_load(dispatcher: Any, sig: Any) -> Any:
+        if not locks.depth:
+            before()
+        with global_compiler_lock, locks.held_within():  # numba's own is taken first: one thread at a time is here
+            return compile_kernel(dispatcher, sig)
 
-    FunctionCache.load_overload, FunctionCache.save_overload = load_overload, save_overload
+    cache_kind: Any = FunctionCache
+    dispatcher_kind: Any = Dispatcher
+    cache_kind.load_overload, dispatcher_kind.compile = load_overload, compile_or_load
     _shared = True
     return True
 
@@ -64,11 +74,24 @@ def _path(cache: Any) -> str:
 
 
 class _Locks:
-    """Files in `folder`, held from a miss until the kernel is kept; kernels that a kernel calls are held with it."""
+    """Files in `folder`, held from a miss until the kernel is kept, or cannot be compiled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.held: dict[str, int] = {}
+        self.depth = 0  # of kernels that are compiled or loaded within each other
+
+    @contextlib.contextmanager
+    def held_within(self) -> Iterator[None]:
+        """Around one kernel: what it has taken is given up at its end, and what was taken before it stays."""
+        before = set(self.held)
+        self.depth += 1
+        try:
+            yield
+        finally:
+            self.depth -= 1
+            for name in self.held.keys() - before:
+                self.give(name)
 
     def take(self, name: str) -> bool:
         """Wait for the lock; False if it is held here already, or cannot be had."""

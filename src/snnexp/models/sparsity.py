@@ -29,6 +29,8 @@ from snnexp.atomic import write_atomically
 from snnexp.data.base import EventFrames
 from snnexp.folders import user_cache
 from snnexp.locks import file_lock
+from snnexp.machine import processor_name
+from snnexp.quiet import quiet
 
 log = logging.getLogger(__name__)
 
@@ -177,7 +179,7 @@ def _key(place: Place) -> str:
     kernels = b"".join(path.read_bytes() for path in sources)
     variables = [os.environ.get(name) for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "ONEDNN_MAX_CPU_ISA")]
     machine = (torch.backends.cpu.get_cpu_capability(), torch.__version__, torch.backends.mkldnn.enabled, variables)
-    given = (METHOD, place, machine, _processor(), allocator.prepared)
+    given = (METHOD, place, machine, processor_name(), allocator.prepared)
     return hashlib.sha256(repr(given).encode() + kernels).hexdigest()[:24]
 
 
@@ -187,25 +189,15 @@ _SOURCES = (
 )
 
 
-@cache
-def _processor() -> str:
-    """The processor's name: a cache in a home folder may serve many machines."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line
-    import platform
-
-    return platform.processor()
-
-
 def measure(place: Place) -> Limits:
     """Find the highest of DENSITIES at which following the spikes takes at most MARGIN of the dense time."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
-            limits = _measured(place)
+            _compile(place)
+            with quiet():
+                limits = _measured(place)
     finally:
         torch.set_num_threads(threads)
     name = f"{place.channels} to {place.outputs}, {place.height}x{place.width}, {place.size}x{place.size}"
@@ -256,6 +248,17 @@ class Trial:
         if not winograd.fits(*given):
             return False, False
         return winograd.pays(*given), winograd.weight_gradient_pays(*given)
+
+
+def _compile(place: Place) -> None:
+    """Call both ways once, so that they are compiled before a process beside this one has to rest."""
+    trial, frames = Trial(place), min(2, place.frames)
+    way = trial.dense_way(place.frames)
+    while frames < place.frames and (frames * place.products < MEASURED_WORK or trial.dense_way(frames) != way):
+        frames *= 2
+    (x,) = trial.inputs(frames, MEASURED[:1])
+    for follows in (True, False):
+        trial.times(x, follows)
 
 
 def _measured(place: Place) -> Limits:

@@ -13,8 +13,9 @@ from snnexp.config import Config
 from snnexp.search.trial import Trial, current_trial
 from snnexp.tracking.sweep import Sweep, current_sweep
 
+ONE_BY_ONE = "BasicLauncher"
 OWN_TERMINAL = (
-    "BasicLauncher",
+    ONE_BY_ONE,
     "submitit",
     "snnexp_launchers",
 )  # one job after the other, or each into a file of its own
@@ -29,6 +30,7 @@ class Environment:
     in_sweep: bool
     sweep: Sweep | None
     beside_others: bool = False  # other jobs of the sweep print to the same terminal meanwhile
+    alone: bool = False  # no other job of the sweep runs meanwhile
     number: int = 0  # of the job in its sweep
     trial: Trial | None = None  # in a search
 
@@ -36,15 +38,17 @@ class Environment:
 def environment(cfg: DictConfig) -> Environment:
     """Read it from Hydra's state; outside a Hydra job (tests) there is no sweep and the folder is the current one."""
     if not HydraConfig.initialized():
-        return Environment(Path.cwd(), (), False, None)
+        return Environment(Path.cwd(), (), False, None, alone=True)
     hydra = HydraConfig.get()
     in_sweep = hydra.mode == RunMode.MULTIRUN
+    launcher = str(hydra.launcher.get("_target_"))
     return Environment(
         start_dir=Path(hydra.runtime.cwd),
         overrides=tuple(hydra.overrides.task),
         in_sweep=in_sweep,
         sweep=current_sweep(Path(hydra.sweep.dir)) if in_sweep else None,
-        beside_others=in_sweep and not any(word in str(hydra.launcher.get("_target_")) for word in OWN_TERMINAL),
+        beside_others=in_sweep and not any(word in launcher for word in OWN_TERMINAL),
+        alone=not in_sweep or ONE_BY_ONE in launcher,
         number=int(hydra.job.num) if in_sweep else 0,
         trial=current_trial(hydra.runtime.cwd, cfg) if in_sweep else None,
     )

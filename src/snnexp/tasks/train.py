@@ -47,7 +47,7 @@ def train(conf: Config, cfg: DictConfig) -> float | Outcome | None:
     if ranks.leads():
         before_job(conf.tracking, env.sweep, env.start_dir)
     try:
-        folder, value = train_run(conf, cfg, env, ahead=not env.beside_others)
+        folder, value = train_run(conf, cfg, env, ahead=env.alone)
         if env.trial is None:
             return value
         return env.trial.outcome(folder, _measured(conf, folder) if env.trial.lacks(folder) else None)
@@ -175,7 +175,7 @@ def _train(
     with waiting.telling(LOADING), importing(freeze=True):
         from snnexp.experiment import assemble, processor
         from snnexp.training.display import Display
-        from snnexp.training.foresight import check_training
+        from snnexp.training.foresight import check_training, has_room_beside
         from snnexp.training.loop import fit
         from snnexp.training.outcome import close
 
@@ -184,7 +184,10 @@ def _train(
         waiting.watch_compilation()
         with waiting.telling("reading the data"):
             experiment = ranks.first_here_first(lambda: assemble(conf, data.source))
-        helper.build(experiment.source.info.as_input(), experiment.device.type)
+        if experiment.device.type == "cpu" and has_room_beside(experiment):
+            helper.build(experiment.source.info.as_input())
+        else:
+            helper.end()
         check_training(experiment)
     except BaseException:
         folder.discard()
