@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -202,6 +203,47 @@ def test_without_a_norm_it_does_so_for_any_number_of_channels(
 
 
 @pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("steps", [1, 4])
+def test_of_one_frame_for_all_steps_it_does_so_only_if_that_is_one_step(
+    monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    """Its lists have one frame per sample, and kernels would go on behind them."""
+    made, gradients = list[bool](), Packing.gradients_alone
+    monkeypatch.setattr(Packing, "gradients_alone", lambda *given: (made.append(True), gradients(*given))[1])
+    x, spec = ConstantInput(frames(size=9)[0], steps), "c6k3-SN-MP2-FC10-SN"
+    expected = trained(network("reference", spec=spec, build={"channels_last": False}, shape=(2, 9, 9)).double(), x)
+    found = trained(network(spec=spec, shape=(2, 9, 9), sparse="always").double(), x)
+    assert made == [True] * (steps == 1)
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).abs().max() <= 1e-10 * max(1.0, float(b.abs().max()))
+
+
+@pytest.mark.usefixtures("plain")
+def test_lists_of_another_number_of_frames_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    taps = Packing.taps
+
+    def fewer(self: Packing, lists: Any, alone: bool) -> Any:
+        found = taps(self, lists, alone)
+        return found and replace(found, first=found.first[: len(found.first) // 2])
+
+    monkeypatch.setattr(Packing, "taps", fewer)
+    loss = network(spec="c8k3-BN-SN-MP2-FC10-SN", sparse="always").double()(frames()).mem.sum()
+    with pytest.raises(ValueError, match="6 frames are listed, but there are 4 x 3"):
+        loss.backward()
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("kind", ["MP1", "AP1"])
+def test_maps_of_one_pixel_pool_alike(kind: str) -> None:
+    spec, results = f"c6k3p0-BN-SN-{kind}-FC10-SN", []
+    for engine in ("reference", "numba"):
+        made = network(engine, spec=spec, shape=(2, 3, 3), build={"channels_last": engine == "numba"}).double()
+        results.append(trained(made, frames(size=3)))
+    for a, b in zip(*results, strict=True):
+        assert (a - b).abs().max() <= 1e-10 * max(1.0, float(b.abs().max()))
+
+
+@pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("watched", [False, True])
 def test_winograds_weight_gradient_works_the_norms_gradient_out(
     left: dict[str, bool], monkeypatch: pytest.MonkeyPatch, watched: bool
@@ -311,6 +353,22 @@ def test_bits_are_those_of_the_two_apart_whatever_the_threads(left: dict[str, bo
     assert all(torch.equal(a, b) for a, b in zip((*one[:3], one[-1]), (*two[:3], two[-1]), strict=True))
     for a, b in zip(two, by_itself, strict=True):  # sums for batch norm's gradient are taken in another order
         torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.usefixtures("threads")
+def test_without_a_norm_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, gradients, found = list[bool](), Packing.gradients_alone, []
+    monkeypatch.setattr(Packing, "gradients_alone", lambda *given: (made.append(True), gradients(*given))[1])
+    info = make_info((2, 35, 33), kind="image")
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        neuron = NeuronConf(name="fixed", engine="numba", beta=0.6, threshold=0.4, learn_threshold=True)
+        spec, build = "c12k5-SN-MP2-FC10-SN", {"channels_last": True}
+        net = make_network(spec, info, neuron=neuron, build=build, gain=2.0, sparse="always")
+        x = torch.rand(4, 3, *info.shape, generator=torch.Generator().manual_seed(2))
+        found.append(trained(net, torch.where(x > 0.9, x, 0)))
+    assert made == [True, True] and found[0][0].sum() > 0
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def hooked(name: str) -> Callable[[Network], None]:

@@ -59,8 +59,9 @@ def tapped(network: Any, layer: LayerPlan, flow: Flow, current: Tensor, private:
     private: the layer's membranes are nobody's.
     """
     neuron = network.neurons[layer.name]
-    if private and flow.norm is None and not flow.constant and _made_for_it(network, layer):
+    if private and flow.norm is None and _made_for_it(network, layer):
         hooked = _has_any_global_hook() or any(getattr(neuron, hooks) for hooks in HOOKS)  # type: ignore[no-untyped-call]
         found = None if hooked else getattr(flow.folded().grad_fn, "alone", None)
-        current.taps = found  # type: ignore[attr-defined]
+        every = found is not None and found.frames == flow.steps * flow.batch  # not one frame for all steps
+        current.taps = found if every else None  # type: ignore[attr-defined]
     return current

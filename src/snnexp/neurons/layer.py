@@ -16,6 +16,7 @@ from torch.nn import functional
 from snnexp import collectives
 from snnexp.config import NeuronConf
 from snnexp.errors import ConfigError, unknown_choice
+from snnexp.layout import memory_order
 from snnexp.neurons.custom import OURS, Equation, Param, load_equation
 from snnexp.neurons.engines import (
     LayerRun,
@@ -304,7 +305,7 @@ class SpikingLayer(SpikingNeuron):  # type: ignore[misc]
 
         Channels must lie next to each other in memory: over single pixels torch's own pooling is faster.
         """
-        channels_last = x.shape[2] >= 4 and x.stride(2) == 1 and x.stride(4) == x.shape[2]
+        channels_last = x.shape[2] >= 4 and memory_order(x)[2:] == [3, 4, 2]  # which maps of one pixel never are
         seen = self._forward_hooks or (self.initial_mem is not None and self.training)
         return channels_last and not seen and can_pool(*self._choose(x), x.dtype)
 

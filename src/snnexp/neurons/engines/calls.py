@@ -49,6 +49,12 @@ class Taps:
     products: NDArray[np.float64] | None = None  # made by backward: [C, ky, kx from right to left] of 2 O + 1 each;
     # without a norm [C, ky, line], and [O] for the bias
 
+    @property
+    def frames(self) -> int:
+        """How many are listed."""
+        height, width = self.shape[:2]
+        return self.first.size // (height * (width + 1))
+
 
 @dataclass
 class InputNorm:

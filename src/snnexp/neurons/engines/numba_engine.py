@@ -69,6 +69,8 @@ class NumbaBackend(Backend):
             block = _bands(call.pool, BLOCK) if block is None else block
             blocks = _count_blocks(block, call.pool, columns)
             group = -(-blocks // GROUPS)
+            if call.taps.frames != steps * call.pool.outer:  # kernels would read beyond the lists
+                raise ValueError(f"{call.taps.frames} frames are listed, but there are {steps} x {call.pool.outer}")
             arguments |= _taps_arguments(call.taps, -(-blocks // group), call.norm is None) | {"group": group}
         self._launch(kernel, arguments, call.pool, steps, columns, block=block, group=group)
         if call.norm is not None:

@@ -4,10 +4,10 @@ Between the convolution and the neurons is a batch norm, whose gradient of x, it
 
     g scale - offset - (x - mean) slope
 
-with values of a channel that are known once all of g is. So the products of the convolution's input with g, and with
-x - mean, are summed apart, and so is the input: the three make the weights' gradient in the end (`Taps.weights`), and
-g, as large as x, is never written. Each spike adds what is above it to the taps that see it, while that is in a cache.
-Without a norm there are only products with g, and what the bias gets. An edit here makes new kernels.
+with values of a channel that are known once all of g is. So the products of the convolution's input with g, and with x
+- mean, are summed apart, and so is the input: the three make the weights' gradient in the end (`Packing.gradients`),
+and g, as large as x, is never written. Each spike adds what is above it to the taps that see it, while that is in a
+cache. Without a norm there are only products with g, and what the bias gets. An edit here makes new kernels.
 """
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
