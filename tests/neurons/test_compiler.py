@@ -1,10 +1,12 @@
 """The compiler of neuron equations: operations and their gradients against torch, what a kernel holds, its files."""
 
+import ast
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from snnexp.neurons.compiler import source
 from snnexp.neurons.compiler.gradient import gradients, summed
 from snnexp.neurons.compiler.plan import backward_plan, forward_plan
 from snnexp.neurons.compiler.symbols import evaluate, leaf, make, value_of
+from snnexp.neurons.custom import Equation, Param, kernels_own
 from snnexp.neurons.engines import numba_source
 from snnexp.neurons.engines.numba_source import CALLS, BackwardUse, ForwardUse, backward_kernel, forward_kernel
 from snnexp.neurons.equation import Dynamics
@@ -116,6 +119,64 @@ def test_a_kernel_holds_only_what_its_options_need():
 def test_frames_keep_their_names_to_themselves():
     lines = source.body_lines({"out": leaf("value", "row") + leaf("value", "c") * 3}, {}, CALLS, repr)
     assert lines == ["out = row_ + c_ * 3.0"]
+
+
+def strange(x, mem, spk, qq, *, spike, pp=Param(0.5, learn=True), threshold):  # noqa: B008
+    qq = pp * qq + torch.exp(-pp) * mem
+    mem = mem * (1 - spk) + x - qq
+    return mem, spike(mem - threshold), qq
+
+
+STRANGE = Equation("strange", strange, ("mem", "spk", "qq"), ("pp", "threshold"), (("pp", Param(0.5)),), True)
+FRAMED = [
+    (replace(PLAIN, equation=STRANGE), ("pp", "threshold", "derived0")),
+    (replace(PLAIN, noisy=True, force_last_spike=True, fire_once=True), (*NAMES, "alpha")),
+    (replace(PLAIN, relative_surrogate=True), NAMES),
+]
+OURS = {"mem", "spk", "qq", "pp", "cur", "fired", *NAMES, "alpha"}  # states and values of these
+
+
+def numba_kernels():
+    """Of every frame that there is."""
+    for (dynamics, names), wants in product(FRAMED, (True, False)):
+        wanted, single = frozenset(n for n in names if wants), () if wants else names
+        for pool, norm, counting, needed in product(("", "max"), (False, True), (False, True), (False, True)):
+            use = ForwardUse(not norm, counting, pool, needed=needed, norm=norm, single=single)
+            use = use._replace(unseen=norm and not use.near(dynamics))
+            yield forward_kernel(dynamics, names, wanted, use, False)
+        yield forward_kernel(
+            dynamics, names, wanted, ForwardUse(recurrent=True, store_input=True, counting=True), False
+        )
+        for pool, again, taps in product(("", "max"), (False, not dynamics.fire_once), (False, True)):
+            plan = backward_plan(dynamics, names, wanted, True, True)
+            local = tuple(c for c in plan.body.columns if c.removeprefix("grad_") not in wanted)
+            use = BackwardUse(not again, pool, True, True, again, taps and pool != "", local, single)
+            yield backward_kernel(dynamics, names, wanted, use, False)
+
+
+def triton_kernels():
+    triton_source = pytest.importorskip("snnexp.neurons.engines.triton_source")
+    pytest.importorskip("triton")
+    for dynamics, names in FRAMED:
+        yield triton_source.forward_kernel(dynamics, names, frozenset(names), False)
+        yield triton_source.backward_kernel(dynamics, names, frozenset(names), True, True, False)
+
+
+@pytest.mark.parametrize("kernels", [numba_kernels, triton_kernels])
+def test_no_name_of_an_equation_is_a_frames_as_well(kernels):
+    """A state or value that is called as any variable of a kernel is called otherwise there, or refused."""
+    found = set()
+    for kernel in kernels():
+        for function in (f for f in ast.parse(kernel.source).body if getattr(f, "name", "") in ("forward", "backward")):
+            found |= {n.id for n in ast.walk(function) if isinstance(n, ast.Name)}
+            found |= {n.arg for n in ast.walk(function) if isinstance(n, ast.arg)}
+    taken = {n for n in found - OURS if not kernels_own(n) and source.local(leaf("value", n)) == n}
+    assert not taken  # belong into source.RESERVED
+    parts = [name.rpartition("_") for name in found]
+    begins = {begin for begin, _, end in parts if begin and end in (*source.OF_STATES, *source.OF_VALUES)}
+    assert {"mem", "pp"} <= begins
+    assert not {begin for begin in begins - OURS if not kernels_own(begin)}  # belong into custom.ARRAYS_OWN
+    assert source.local(leaf("value", "row_")) == "row__"  # beside a `row`
 
 
 def test_several_processes_write_one_module_at_once(tmp_path):

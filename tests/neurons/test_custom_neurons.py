@@ -207,6 +207,9 @@ def test_signatures_that_do_not_fit_are_refused(tmp_path):
         ("x, mem, spk, **more", "name each state and value"),
         ("x, mem, spk, *, alpha", "neuron.alpha: .* needs it"),
         ("x, mem, spk, *, later", "have a `later` of their own"),
+        ("x, mem, spk, counts, *, beta", "have a `counts` of their own"),
+        ("x, mem, spk, *, near_radius", "have a `near_radius` of their own"),
+        ("current, mem, spk, *, x", "have a `x` of their own"),
     ):
         with pytest.raises(ConfigError, match=words):
             layer_of(write(tmp_path, "pass", signature), params={}, learn_beta=False, learn_threshold=False)

@@ -28,6 +28,13 @@ from snnexp.registry import EQUATIONS, load
 
 OURS = ("threshold", "beta", "alpha")  # values with keys of their own in the configuration
 KERNELS_OWN = ("grad_", "first_", "kept", "last_", "later", "value", "derived")  # how names in kernels begin
+_ARRAYS = "before counts input near_center near_radius needed noise pooled tap x"
+ARRAYS_OWN = frozenset(_ARRAYS.split())  # whose arrays would be called as some of the kernels' own
+
+
+def kernels_own(name: str) -> bool:
+    """Whether no state or value may have this name."""
+    return name.startswith(KERNELS_OWN) or name in ARRAYS_OWN
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,7 @@ def _described(reference: str, key: str, function: Callable[..., Any], params: M
     if unknown := sorted(set(params) - set(has)):
         words = f"the values {', '.join(has)}" if has else "no values of its own"
         raise ConfigError(f"neuron.params.{unknown[0]}: the equation {reference} has {words}.")
-    if taken := [n for n in (*states, *named) if n.startswith(KERNELS_OWN)]:
+    if taken := [n for n in (*states, *named) if kernels_own(n)]:
         raise ConfigError(f"{key}: kernels have a `{taken[0]}` of their own; give it another name.")
     own = {name: _param(key, named[name], params.get(name, {})) for name in named if name not in OURS}
     return Equation(reference, function, tuple(states), tuple(named), tuple(own.items()), takes_spike)

@@ -25,12 +25,19 @@ LONGEST = 60  # characters of an expression, beyond which its parts get names
 _INFIX = {"add": ("+", 2), "sub": ("-", 2), "mul": ("*", 3), "div": ("/", 3)}
 _COMPARISON = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 _ATOM = 5
-_FRAMES = """add_taps ahead at bands before beside block block_at column columns count end find_place free group
-hand_back height index inner keep_taps laid last math near norm_bias norm_mean norm_scale normal now number one part
-past pairs pick picked place places pool pooled push pushed room routed row shift size span spikes spread start steps
-stop sum_up sums take_apart times tl triton unpool unpooled weight wide width written zero"""
+_FRAMES = """abs active add_taps add_taps_alone add_up ahead at bands batch before beside BLOCK block block_at chunk
+column columns count divide DOUBLE end exp_of_negative find_place free group hand_back height index inner inside
+keep_taps keep_total laid last marked math max min near norm_bias norm_mean norm_scale normal now number one pairs
+part past pick picked place places pool pool_needed pooled pooled_needed push pushed range room routed row sample
+shift size span spikes SPK_CONSTANT spread start steps stop sum_up sums take_apart tap_entries tap_first tap_shape
+tap_sums time times tl top total triton unpool unpooled unpooled_needed UNROLL weight wide wider width with_margins
+written x_flat zero"""
 RESERVED = frozenset(_FRAMES.split())
-"""Variables of the engines' frames beside those of the equation; single letters are theirs as well."""
+"""Variables of the engines' frames beside those of the equation, and what they call."""
+OF_STATES = ("row", "rows", "column", "columns", "whole", "own", "room", "scratch", "next", "out", "ahead")
+OF_VALUES = ("values", "block", "spread", "period")
+"""How frames go on after the name of a state, or of a value, to call what they have of it."""
+_THEIRS = re.compile(rf"\w|\w+_|v\d+|(new|c|surrogate|SURROGATE)_\w+|\w+_({'|'.join((*OF_STATES, *OF_VALUES))})")
 Call = Callable[..., str]  # the operands' texts -> the text of a call or a bracketed expression
 
 
@@ -116,7 +123,7 @@ def local(leaf: Symbol) -> str:
     name: str = leaf.name
     if leaf.op in ("step", "flag", "scalar") or name == "x":
         return name
-    return f"{name}_" if re.fullmatch(r"\w|v\d+|(new|c)_\w+", name) or name in RESERVED or iskeyword(name) else name
+    return f"{name}_" if _THEIRS.fullmatch(name) or name in RESERVED or iskeyword(name) else name
 
 
 def _expression(symbol: Symbol, args: list[tuple[str, int]], calls: Mapping[str, Call]) -> tuple[str, int]:

@@ -304,7 +304,7 @@ def backward_kernel(
     rows = list(dict.fromkeys(["mem", *read, "grad_x"]))
     local_rows = {"grad_x": "mem_row"} if use.in_place or use.again else {}
     if use.taps and not use.again:
-        local_rows["grad_x"] = "grad_room[:width]"
+        local_rows["grad_x"] = "grad_x_room[:width]"
     local_rows["grad_spk"] = "routed[:width]" if use.pool else "grad_spk_rows[t * grad_step, c : c + width]"
     like, scratch, found = "x_rows" if use.again else "mem_rows", list[str](), list[str]()
     if use.pool:
@@ -314,9 +314,9 @@ def backward_kernel(
         local_rows |= {name: f"{name}_room[t * span : t * span + width]" for name in found}
         scratch += _before_again(again, found, use.taps)
     elif use.taps:
-        scratch += ["grad_room = room(mem_rows, span)", "total = room(mem_rows, span)", "total[:] = 0"]
+        scratch += ["grad_x_room = room(mem_rows, span)", "total = room(mem_rows, span)", "total[:] = 0"]
         scratch += ["pairs = room(mem_rows, tap_sums.shape[1])", "pairs[:] = 0"]
-        scratch += ["wider = with_margins(grad_room, row, tap_shape)"]
+        scratch += ["wider = with_margins(grad_x_room, row, tap_shape)"]
     out.begin(like, scratch)
     with out.block("for index in range(start, stop):"):
         out.block_begins()

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from snnexp.neurons.compiler.plan import Body, Names, backward_plan, forward_plan
 from snnexp.neurons.compiler.source import StepWriter, body_lines, load, local
-from snnexp.neurons.compiler.symbols import Symbol
+from snnexp.neurons.compiler.symbols import Symbol, leaf
 from snnexp.neurons.equation import Dynamics
 
 CALLS: dict[str, Callable[..., str]] = {
@@ -70,7 +70,7 @@ class _Frame(StepWriter):
         self("column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)", "inside = column < columns")
         self(*(f"{self.names[n]} = tl.load({n}_values + column % {n}_period)" for n in self.values))
         for name in self.columns:
-            self.names.setdefault(name, name)
+            self.names.setdefault(name, local(leaf("column", name)))
             self(f"{self.names[name]} = tl.load({name}_columns + column, mask=inside, other=0.0)")
 
     def place(self, t: str, active: str) -> None:
