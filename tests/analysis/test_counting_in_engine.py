@@ -203,6 +203,24 @@ def test_membranes_are_there_for_who_reads_them(trains: bool) -> None:
 
 
 @pytest.mark.usefixtures("plain")
+def test_a_meter_may_be_used_again_after_a_batch_that_stopped_between_two_layers() -> None:
+    network, (x, *_) = network_of("c6k3-BN-SN-MP2-c5k3-BN-SN-FC-SN", (2, 7, 6)), batches((2, 7, 6))
+    meter, other = ActivityMeter(network, EPS), ActivityMeter(network, EPS)
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    stopped = network.get_submodule("conv2").register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        network(x, meter)
+    stopped.remove()
+    for one in (meter, other):
+        network(x, one)
+        one.metrics("train")
+    assert all(torch.equal(meter.last[name].peaks, other.last[name].peaks) for name in ("sn2", "sn3"))
+
+
+@pytest.mark.usefixtures("plain")
 def test_a_pass_goes_on_where_it_was_left() -> None:
     shape, spec = (2, 7, 6), SPECS[1]
     whole, first = (ActivityMeter(network_of(spec, shape), EPS) for _ in range(2))

@@ -103,8 +103,9 @@ class ActivityMeter:
 
     @property
     def reads_membranes(self) -> bool:
-        """For the peaks of the first batch."""
-        return not self._counters or any(counter.batches == 0 for counter in self._counters.values())
+        """For the peaks of each layer's first batch: one that was stopped halfway has told of some layers only."""
+        layers = {*getattr(self.network, "spiking_layers", ()), *self._counters} or {""}
+        return any(name not in self._counters or self._counters[name].batches == 0 for name in layers)
 
     def __init__(self, network: nn.Module, eps: float | None = None) -> None:
         self.network = network
