@@ -18,7 +18,7 @@ from snnexp.data.base import EventFrames
 from snnexp.models.delays import Delay
 from snnexp.models.needed import Needed, conv2d, fits, linear, with_zeros
 from snnexp.models.sparsity import ALWAYS, Rule
-from snnexp.models.spec import DROPOUT_KINDS, NORMS, WEIGHT_KINDS, LayerPlan
+from snnexp.models.spec import DROPOUT_KINDS, NORMS, LayerPlan
 from snnexp.models.tokens import BRANCHES
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class Conv2d(nn.Conv2d):
         None: always dense.
     zeros_behind: what follows hands back a gradient that may have zeros (not a norm, not an average).
     norm_behind: a batch norm follows.
-    summed: the engine may sum the weights' gradient up: nothing has weights before, and a batch norm, neurons and
+    summed: the engine may sum the weights' gradient up: nothing before it learns, and a batch norm, neurons and
         pooling follow.
     """
 
@@ -250,7 +250,8 @@ def follow_spikes(
         weights.zeros_behind, weights.norm_behind = behind in _ZEROS_BEHIND, behind == "batch_norm"
         followed = weights.norm_behind and kinds[at + 2 : at + 3] == ["spiking"]
         pooled = kinds[at + 3 : at + 4] in (["max_pool"], ["avg_pool"])
-        weights.summed = followed and pooled and not WEIGHT_KINDS.intersection(kinds[:at])
+        learned = any(layer.params or layer.kind == "spiking" for layer in layers[:at])  # from its input's gradient
+        weights.summed = followed and pooled and not learned
         if model.sparse == "always":
             weights.rule = Rule(name, ALWAYS)
         elif model.sparse == "auto" and channels_last:
