@@ -47,13 +47,22 @@ def test_the_page_is_short() -> None:
     assert len(PAGE.splitlines()) <= 60
 
 
+def copied(tree: Path) -> Path:
+    for folder in ("src", "conf"):
+        shutil.copytree(ROOT / folder, tree / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    return tree
+
+
+@pytest.mark.parametrize("name", WALKS)
+def test_what_a_walk_changes_is_there(name: str, tmp_path: Path) -> None:
+    assert follow(walk(name), copied(tmp_path / "tree"))
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name == "preset" else pytest.mark.slow) for name in WALKS]
 )
 def test_walk(name: str, tmp_path: Path) -> None:
-    tree = tmp_path / "tree"
-    for folder in ("src", "conf"):
-        shutil.copytree(ROOT / folder, tree / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    tree = copied(tmp_path / "tree")
     words = follow(walk(name), tree)
     environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
