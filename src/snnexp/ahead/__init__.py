@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 VARIABLE = "SNNEXP_AHEAD"
 ENGINES = ("auto", "numba")
-LEAST = 2 << 30  # bytes of free memory: a helper takes 0.7 of them, and the run begins meanwhile
+LEAST = 2 << 30  # bytes of free memory: a helper takes up to half a GiB, and the run begins meanwhile
 DONE, FAILED, LEFT = 0, 1, 3  # how a helper ends: left is one whose run has ended, or where nothing can be shared
 REST, GO_ON = "rest", "go on"
 PATIENCE_S = 30.0  # until a helper rests: the longest kernel takes a few seconds
