@@ -150,7 +150,8 @@ class _Moments(NamedTuple):
 
 def with_sums(x: Tensor, shift: NDArray[np.float64], sums: NDArray[np.float64]) -> None:
     """Let maps x [N, C, H, W] carry the sums of x - shift [C] and of its square, [2, C]: their maker took them."""
-    x.channel_sums = (x._version, shift, sums)  # type: ignore[attr-defined]
+    if not x.is_inference():  # they go with a version of x, which such tensors do not have
+        x.channel_sums = (x._version, shift, sums)  # type: ignore[attr-defined]
 
 
 def _carried(x: Tensor, rows: int) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:

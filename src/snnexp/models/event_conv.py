@@ -156,8 +156,7 @@ class Packing:
     def gradients_alone(self, products: NDArray[np.float64], like: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients of the weight `like` and of the bias, of the products of `Taps` without a norm."""
         lines = products[: -self.outputs].reshape(self.channels, self.size, self.line)[:, :, : self.size * self.outputs]
-        by_tap = lines.reshape(self.channels, self.size, self.size, self.outputs)[:, :, ::-1].transpose(3, 0, 1, 2)
-        weight = torch.empty_like(gapless(like)).copy_(torch.from_numpy(by_tap.copy()))
+        weight = self._as_weight(lines.reshape(self.channels, self.size, self.size, self.outputs), like)
         return weight, torch.from_numpy(products[-self.outputs :].copy()).to(like.dtype)
 
     def gradients(self, norm: NormGradient, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,9 +167,14 @@ class Packing:
         of_g, of_x, of_one = np.split(norm.products, [half, 2 * half])
         found = of_g.reshape(*taps, -1) * norm.scale - of_x.reshape(*taps, -1) * norm.slope
         found -= of_one.reshape(*taps, 1) * norm.offset
-        by_tap = torch.from_numpy(found[:, :, ::-1].transpose(3, 0, 1, 2).copy())
         bias = torch.from_numpy(norm.total * norm.scale - norm.rows * norm.offset)
-        return torch.empty_like(gapless(like)).copy_(by_tap), bias.to(like.dtype)
+        return self._as_weight(found, like), bias.to(like.dtype)
+
+    @staticmethod
+    def _as_weight(by_tap: NDArray[np.float64], like: Tensor) -> Tensor:
+        """[C, ky, kx from right to left, O] in the shape and memory of the weight `like`."""
+        turned = torch.from_numpy(by_tap[:, :, ::-1].transpose(3, 0, 1, 2).copy())
+        return torch.empty_like(gapless(like)).copy_(turned)
 
     def shape(self, height: int, width: int) -> tuple[int, ...]:
         """What the kernels ask of the input and the weights."""
@@ -217,7 +221,7 @@ def event_conv(
     found: list[NDArray[np.float64]] | None = [] if sums else None
     dense = dense_gradient and maps is not None
     y: Tensor = _EventConv.apply(maps, weight, bias, lists, packing, needed, found, dense)  # type: ignore[no-untyped-call]
-    if found and not y.is_inference():  # the sums go with a version of y, which such tensors do not have
+    if found:
         start = np.zeros(packing.outputs) if bias is None else bias.detach().double().numpy()
         with_sums(y, start, found[0])
     return y
@@ -277,11 +281,9 @@ class _EventConv(torch.autograd.Function):
         frames, _, height, width = ctx.shape
         grad_x = grad_weight = grad_bias = None
         norm, ctx.norm_behind = ctx.norm_behind, None
-        products = None if ctx.alone is None else ctx.alone.products
+        products = None if ctx.alone is None else ctx.alone.taken()
         if products is not None or (norm is not None and norm.products is not None):  # and x needs no gradient
             found = packing.gradients_alone(products, weight) if norm is None else packing.gradients(norm, weight)
-            if ctx.alone is not None:
-                ctx.alone.products = None
             return None, *(g if asked else None for g, asked in zip(found, wanted, strict=True)), *[None] * 5
         grad = grad.contiguous(memory_format=torch.channels_last)
         if lists is None:

@@ -55,6 +55,11 @@ class Taps:
         height, width = self.shape[:2]
         return self.first.size // (height * (width + 1))
 
+    def taken(self) -> NDArray[np.float64] | None:
+        """The products, if the engine made them; they are there once."""
+        found, self.products = self.products, None
+        return found
+
 
 @dataclass
 class InputNorm:
@@ -76,10 +81,7 @@ class InputNorm:
 
     def products(self) -> NDArray[np.float64] | None:
         """Of `taps`, if the engine took them in the place of a gradient."""
-        if self.taps is None:
-            return None
-        found, self.taps.products = self.taps.products, None
-        return found
+        return None if self.taps is None else self.taps.taken()
 
 
 @dataclass
