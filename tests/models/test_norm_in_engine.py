@@ -151,6 +151,18 @@ def test_a_first_convolution_works_the_norms_gradient_out_itself(
             assert (a - b).abs().max() <= 1e-10 * max(1.0, float(b.abs().max()))
 
 
+def calls_of(monkeypatch: pytest.MonkeyPatch, name: str) -> list[bool]:
+    """For each call of that method of a `Packing`, which makes a weights' gradient of the engine's sums: True."""
+    made, method = list[bool](), getattr(Packing, name)
+
+    def spy(*given: Any) -> Any:
+        made.append(True)
+        return method(*given)
+
+    monkeypatch.setattr(Packing, name, spy)
+    return made
+
+
 @pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("spec", ["c8k3-BN-SN-MP2-FC10-SN", "c16k5p0-BN-SN-AP2-FC10-SN", "c8k3p2-BN-SN-MP3-FC10-SN"])
 @pytest.mark.parametrize("values", [False, True])
@@ -158,13 +170,7 @@ def test_of_vectors_of_channels_the_engine_sums_up_its_weights_gradient(
     left: dict[str, bool], monkeypatch: pytest.MonkeyPatch, spec: str, values: bool
 ) -> None:
     """Rows and columns that no window reaches, frames without spikes, and inputs that are not 1."""
-    made, gradients = list[bool](), Packing.gradients
-
-    def spy(self: Packing, norm: Any, like: Tensor) -> Any:
-        made.append(True)
-        return gradients(self, norm, like)
-
-    monkeypatch.setattr(Packing, "gradients", spy)
+    made = calls_of(monkeypatch, "gradients")
     monkeypatch.setattr(numba_engine, "GROUPS", 2)
     x = (frames(size=9) > 0.8) * (frames(size=9) if values else torch.ones(()).double())
     x[1] = 0
@@ -182,13 +188,7 @@ def test_of_vectors_of_channels_the_engine_sums_up_its_weights_gradient(
 def test_without_a_norm_it_does_so_for_any_number_of_channels(
     monkeypatch: pytest.MonkeyPatch, spec: str, watched: str
 ) -> None:
-    made, gradients = list[bool](), Packing.gradients_alone
-
-    def spy(self: Packing, products: Any, like: Tensor) -> Any:
-        made.append(True)
-        return gradients(self, products, like)
-
-    monkeypatch.setattr(Packing, "gradients_alone", spy)
+    made = calls_of(monkeypatch, "gradients_alone")
     monkeypatch.setattr(numba_engine, "GROUPS", 2)
     x = (frames(size=9) > 0.8) * frames(size=9)
     x[1] = 0
@@ -208,8 +208,7 @@ def test_of_one_frame_for_all_steps_it_does_so_only_if_that_is_one_step(
     monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
     """Its lists have one frame per sample, and kernels would go on behind them."""
-    made, gradients = list[bool](), Packing.gradients_alone
-    monkeypatch.setattr(Packing, "gradients_alone", lambda *given: (made.append(True), gradients(*given))[1])
+    made = calls_of(monkeypatch, "gradients_alone")
     x, spec = ConstantInput(frames(size=9)[0], steps), "c6k3-SN-MP2-FC10-SN"
     expected = trained(network("reference", spec=spec, build={"channels_last": False}, shape=(2, 9, 9)).double(), x)
     found = trained(network(spec=spec, shape=(2, 9, 9), sparse="always").double(), x)
@@ -357,8 +356,7 @@ def test_bits_are_those_of_the_two_apart_whatever_the_threads(left: dict[str, bo
 
 @pytest.mark.usefixtures("threads")
 def test_without_a_norm_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, gradients, found = list[bool](), Packing.gradients_alone, []
-    monkeypatch.setattr(Packing, "gradients_alone", lambda *given: (made.append(True), gradients(*given))[1])
+    made, found = calls_of(monkeypatch, "gradients_alone"), []
     info = make_info((2, 35, 33), kind="image")
     for count in (1, 2):
         torch.set_num_threads(count)
